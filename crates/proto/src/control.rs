@@ -1,0 +1,215 @@
+//! The files and messages by which engine and shim work together beside containerd's Task API.
+//!
+//! A bundle is a folder with OCI's `config.json` and, when the engine made it, [`ContainerBundle::FILE_NAME`]. The shim
+//! writes [`UtilityVmReport::FILE_NAME`] into it once a utility VM runs. A bundle without our file is a foreign
+//! containerd's: process isolation, root file system from the Create request.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Digest, Isolation, TemplateId};
+
+/// What the engine tells the shim about a container beyond OCI's `config.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerBundle {
+    /// The wall around it.
+    pub isolation: Isolation,
+    /// The image's layers as EROFS files, lowest first, at least one.
+    pub layers: Vec<LayerFile>,
+    /// Where the container's changes go.
+    pub writable: Writable,
+    /// The cgroup for everything of this container on the host, relative to each hierarchy's root, such as
+    /// `/bulkhead/<id>`. The OCI spec's `cgroupsPath` is below it or equal to it.
+    pub cgroup: String,
+    /// Needed for [`Isolation::Hyperv`], absent otherwise.
+    pub utility_vm: Option<UtilityVmRequest>,
+}
+
+impl ContainerBundle {
+    /// Name of the file in the bundle.
+    pub const FILE_NAME: &'static str = "bulkhead.json";
+}
+
+/// One layer, converted and committed by the image store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerFile {
+    /// The layer's diffID: the digest of its uncompressed tar stream.
+    pub diff_id: Digest,
+    /// The EROFS file, a multiple of 4096 bytes long.
+    pub path: PathBuf,
+}
+
+/// Where a container's changes go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Writable {
+    /// Process isolation: overlayfs on the host. `merged` is an existing empty folder to mount on.
+    Upper {
+        /// Holds the changes.
+        upper: PathBuf,
+        /// overlayfs' work folder, same file system as `upper`.
+        work: PathBuf,
+        /// Mount point of the whole.
+        merged: PathBuf,
+    },
+    /// Hyperv isolation: a sparse disk file with an ext4 file system, given to the utility VM.
+    Scratch {
+        /// The disk file.
+        disk: PathBuf,
+    },
+}
+
+/// What a hyperv container asks of its utility VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UtilityVmRequest {
+    /// Folder of the template store.
+    pub template_store: PathBuf,
+    /// Folder with the guest image (`vmlinux`, `initramfs.cpio`, `manifest.json`).
+    pub guest_image: PathBuf,
+    /// Which backend to use.
+    pub backend: BackendChoice,
+    /// Memory that the container may use, bytes; `None` is the nominal size.
+    pub memory_bytes: Option<u64>,
+    /// Processors in thousandths, as `--cpus` times 1000; `None` is the nominal number.
+    pub cpus_milli: Option<u64>,
+    /// Refuse to start where the VM is no security boundary (software emulation).
+    pub boundary_required: bool,
+    /// 32 hexadecimal digits for `/etc/machine-id` and the guest's own identity.
+    pub machine_id: String,
+    /// How long the guest may take to personalize, milliseconds (2000 unless a test says otherwise).
+    pub personalize_timeout_ms: u64,
+}
+
+/// Which hypervisor backend to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendChoice {
+    /// Probe, and take the best that works.
+    #[default]
+    Auto,
+    /// QEMU with hardware virtualization.
+    QemuKvm,
+    /// QEMU with software emulation: no security boundary.
+    QemuTcg,
+}
+
+/// What executes a utility VM's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// Hardware virtualization through /dev/kvm.
+    Kvm,
+    /// QEMU's software emulation.
+    Tcg,
+}
+
+impl Accelerator {
+    /// What wall this accelerator makes, as `info` and `inspect` print it.
+    ///
+    /// Source: QEMU, "Security": software emulation is no isolation boundary.
+    #[must_use]
+    pub fn boundary(self) -> &'static str {
+        match self {
+            Self::Kvm => "hardware virtualization",
+            Self::Tcg => "none (software emulation)",
+        }
+    }
+
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// What the shim says about a running utility VM, written into the bundle before Start answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UtilityVmReport {
+    /// What executes it.
+    pub accelerator: Accelerator,
+    /// Backend, such as `qemu 7.2.22`.
+    pub backend: String,
+    /// The template it was forked from.
+    pub template: TemplateId,
+    /// True if this start had to boot and freeze the template first.
+    pub template_built: bool,
+    /// Process ids of the VMM's processes on the host.
+    pub vmm_pids: Vec<u32>,
+    /// The guest's boot id.
+    pub boot_id: String,
+    /// Hash of 32 bytes of the guest's generator, 64 hexadecimal digits; no two forks agree.
+    pub entropy_fingerprint: String,
+    /// Time from the fork's begin to the acknowledged personalization, microseconds.
+    pub fork_us: u64,
+    /// Difference between the guest's clock and the host's at personalization, microseconds (bounded by the round trip).
+    pub clock_error_us: i64,
+}
+
+impl UtilityVmReport {
+    /// Name of the file in the bundle.
+    pub const FILE_NAME: &'static str = "utility-vm.json";
+}
+
+/// How a container's first process ended. The shim writes it into the bundle, for both isolations, before `Wait` answers, so
+/// that an engine which was away, or whose shim is gone, can still read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// 0 to 255; killed by signal N is 128 + N.
+    pub exit_code: u32,
+    /// The kernel killed a process of the container for want of memory.
+    pub oom_killed: bool,
+    /// Why it ended, when that was not its own doing, such as a panic of the utility VM's kernel.
+    pub error: Option<String>,
+    /// Nanoseconds since the epoch.
+    pub exited_at_ns: i64,
+}
+
+impl ExitReport {
+    /// Name of the file in the bundle.
+    pub const FILE_NAME: &'static str = "exit.json";
+}
+
+/// What this host can do, printed as JSON by the shim's `probe` command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostProbe {
+    /// The accelerator that `auto` takes, if any works.
+    pub accelerator: Option<Accelerator>,
+    /// Why: one line, such as "/dev/kvm opens but interprets guest kernels (1.3 s for a loop that takes 3 ms on hardware)".
+    pub accelerator_reason: String,
+    /// QEMU's version, if it is installed.
+    pub qemu: Option<String>,
+    /// The guest image's kernel version, if the image is there.
+    pub guest_kernel: Option<String>,
+    /// What is missing for `hyperv`, each with how to get it; empty when it works.
+    pub missing: Vec<String>,
+}
+
+/// One template, printed as a JSON array by the shim's `template ls` command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateSummary {
+    /// Digest of its inputs.
+    pub id: TemplateId,
+    /// Nanoseconds since the epoch.
+    pub created_at_ns: i64,
+    /// What it executes on.
+    pub accelerator: Accelerator,
+    /// Guest kernel version.
+    pub kernel: String,
+    /// Nominal memory, bytes.
+    pub memory_bytes: u64,
+    /// Processors.
+    pub vcpus: u32,
+    /// What its files take on disk, bytes.
+    pub disk_bytes: u64,
+    /// How long the boot took that it saves each fork, milliseconds.
+    pub boot_ms: u64,
+    /// True when today's configuration would use it.
+    pub current: bool,
+}

@@ -1,0 +1,78 @@
+//! The first bytes of a substream.
+
+/// What a substream carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StreamKind {
+    /// ttrpc.
+    Control,
+    /// Host to guest: a process's standard input (or what is typed into its terminal).
+    Stdin,
+    /// Guest to host: standard output (or the terminal's output).
+    Stdout,
+    /// Guest to host: standard error. Never used with a terminal.
+    Stderr,
+}
+
+/// Says what a substream carries and for which process. Shape: 5 bytes, kind and the process number big endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StreamHeader {
+    /// What it carries.
+    pub kind: StreamKind,
+    /// The host's number for the process; 0 for [`StreamKind::Control`] and for a container's first process.
+    pub process: u32,
+}
+
+/// A first byte that names no kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("unknown kind of substream: {0}")]
+pub struct InvalidHeader(pub u8);
+
+impl StreamHeader {
+    /// Length on the wire.
+    pub const LEN: usize = 5;
+
+    /// The bytes on the wire.
+    #[must_use]
+    pub fn encode(self) -> [u8; Self::LEN] {
+        let kind = match self.kind {
+            StreamKind::Control => 0,
+            StreamKind::Stdin => 1,
+            StreamKind::Stdout => 2,
+            StreamKind::Stderr => 3,
+        };
+        let [a, b, c, d] = self.process.to_be_bytes();
+        [kind, a, b, c, d]
+    }
+
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// [`InvalidHeader`] when the first byte names no kind.
+    pub fn decode(bytes: [u8; Self::LEN]) -> Result<Self, InvalidHeader> {
+        let [kind, a, b, c, d] = bytes;
+        let kind = match kind {
+            0 => StreamKind::Control,
+            1 => StreamKind::Stdin,
+            2 => StreamKind::Stdout,
+            3 => StreamKind::Stderr,
+            other => return Err(InvalidHeader(other)),
+        };
+        Ok(Self { kind, process: u32::from_be_bytes([a, b, c, d]) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_survive_the_wire() {
+        for kind in [StreamKind::Control, StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr] {
+            for process in [0, 1, u32::MAX] {
+                let header = StreamHeader { kind, process };
+                assert_eq!(StreamHeader::decode(header.encode()), Ok(header));
+            }
+        }
+        assert_eq!(StreamHeader::decode([4, 0, 0, 0, 0]), Err(InvalidHeader(4)));
+    }
+}

@@ -1,0 +1,18 @@
+//! What crosses a process boundary in Bulkhead: identifiers, the isolation of a container, the closed set of error
+//! kinds, the protocol between host and guest ([`gcs`]), and the files by which the engine hands a container to
+//! its shim ([`control`]). It knows no file system, no socket and no process.
+//!
+//! Read first: [`Isolation`], [`ContainerId`], [`ErrorKind`], [`control::ContainerBundle`], [`gcs::StreamHeader`].
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod gcs;
+mod id;
+mod isolation;
+mod process;
+mod status;
+
+pub use id::{ContainerId, Digest, ExecId, InvalidId, TemplateId};
+pub use isolation::{Isolation, UnknownIsolation};
+pub use process::ProcessDetails;
+pub use status::{ErrorKind, Status};
