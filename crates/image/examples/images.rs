@@ -1,0 +1,46 @@
+//! Tries an image store by hand:
+//! `images ROOT load|import FILE|- [NAME]`, `images ROOT ls`, `images ROOT files NAME`, `images ROOT rm NAME`,
+//! `images ROOT scratch FILE`.
+
+use std::fs::File;
+use std::io::{Read, stdin};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use bulkhead_image::{ImageStore, ImportOptions, Scratch};
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (root, rest) = arguments.split_first().context("expected a folder")?;
+    if let ["scratch", disk] = rest {
+        let began = Instant::now();
+        Scratch::prepare(&Path::new(root).join("blank"), Path::new(disk), 20 << 30)?;
+        println!("scratch disk in {:?}", began.elapsed());
+        return Ok(());
+    }
+    let store = ImageStore::open(Path::new(root))?;
+    let began = Instant::now();
+    match rest {
+        ["load", file] => println!("{:?}", store.load(input(file)?, &mut |event| println!("{event:?}"))?),
+        ["import", file, name @ ..] => {
+            let reference = name.first().map(|name| name.parse()).transpose()?;
+            println!("{}", store.import(input(file)?, &ImportOptions { reference, ..ImportOptions::default() })?);
+        }
+        ["ls"] => store.list().iter().for_each(|image| println!("{image:?}")),
+        ["files", name] => {
+            for file in store.layer_files(&store.resolve(name)?)? {
+                println!("{} {}", file.diff_id, file.path.display());
+            }
+        }
+        ["rm", name] => println!("{:?}", store.remove(name, false, &|_| Vec::new())?),
+        _ => bail!("expected load, import, ls, files, rm or scratch"),
+    }
+    eprintln!("{:?}", began.elapsed());
+    Ok(())
+}
+
+fn input(file: &str) -> anyhow::Result<Box<dyn Read>> {
+    Ok(if file == "-" { Box::new(stdin()) } else { Box::new(File::open(file).with_context(|| file.to_owned())?) })
+}

@@ -1,0 +1,411 @@
+//! From a layer's tar stream to its EROFS file, in one pass.
+
+use std::fs::File;
+use std::io::Read;
+
+use proto::{Digest, ErrorKind};
+
+use crate::compression::{Decompressed, Hashing, StreamRefusal};
+use crate::erofs::{
+    DirectoryPlace, FileType, Inode, WriteError, Writer, Xattrs, directory_content, directory_size, whiteout,
+};
+use crate::limits::{Limits, MAX_LINK_BYTES, MAX_ROOT_XATTR_BYTES, MAX_XATTR_BYTES, MAX_XATTRS};
+use crate::tar::{Entry, EntryKind, TarError, TarStream};
+use crate::tree::{Child, EntryFault, FolderFacts, Leaf, Place, ROOT, Tree};
+
+const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
+/// Names by which overlayfs steers itself: a layer that brought them along could redirect lookups.
+const OVERLAY_XATTR_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+
+/// A layer that was not converted.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The stream is no tar stream, damaged, or cut off.
+    #[error("the layer is not a valid tar stream")]
+    Tar(#[from] TarError),
+    /// The stream passes a bound or is compressed in a way that is not supported.
+    #[error(transparent)]
+    Refused(StreamRefusal),
+    /// An entry of the stream is refused.
+    #[error("the layer's entry {path:?} is refused")]
+    Entry {
+        /// Its path, cut to 200 characters.
+        path: String,
+        /// Why.
+        #[source]
+        fault: EntryFault,
+    },
+    /// More entries than the limit.
+    #[error("the layer has more than {limit} entries")]
+    TooManyEntries {
+        /// The limit.
+        limit: u64,
+    },
+    /// The EROFS file cannot be written.
+    #[error("cannot write the converted layer")]
+    Write(#[source] std::io::Error),
+    /// The result would be larger than EROFS can be.
+    #[error("the layer is too large for one file system")]
+    TooLarge,
+}
+
+impl LayerError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Tar(_) | Self::Entry { .. } => ErrorKind::InvalidArgument,
+            Self::Refused(StreamRefusal::Unsupported { .. }) => ErrorKind::NotImplemented,
+            Self::Refused(_) | Self::TooManyEntries { .. } | Self::TooLarge | Self::Write(_) => {
+                ErrorKind::ResourceExhausted
+            }
+        }
+    }
+
+    fn from_read(error: std::io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<StreamRefusal>()) {
+            Some(refusal) => Self::Refused(refusal.clone()),
+            None => Self::Tar(TarError::Read(error)),
+        }
+    }
+
+    fn from_tar(error: TarError) -> Self {
+        match error {
+            TarError::Read(error) => Self::from_read(error),
+            other => Self::Tar(other),
+        }
+    }
+
+    fn from_write(error: WriteError) -> Self {
+        match error {
+            WriteError::Input(error) => Self::from_read(error),
+            WriteError::Output(error) => Self::Write(error),
+            WriteError::TooLarge => Self::TooLarge,
+        }
+    }
+}
+
+/// What a conversion found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Converted {
+    /// Digest of the uncompressed tar stream.
+    pub diff_id: Digest,
+    /// Sum of the lengths of the regular files, which is what Docker calls a layer's size.
+    pub content_bytes: u64,
+    /// Entries of the stream.
+    pub entries: u64,
+    /// Length of the EROFS file.
+    pub file_bytes: u64,
+    /// Hides all of the layers below: overlayfs ignores that sign on its root, so such layers must be left out.
+    pub root_opaque: bool,
+}
+
+/// Converts the layer that `input` gives, compressed or not. Shape: `output` is empty and open for reading and writing;
+/// its last bytes are not yet on the disk when this returns.
+///
+/// # Errors
+/// As the variants of [`LayerError`] say; `output` then holds rubbish.
+pub(crate) fn convert(input: impl Read, output: File, limits: &Limits) -> Result<Converted, LayerError> {
+    let (stream, _) = Decompressed::new(input, limits, limits.layer_bytes).map_err(LayerError::from_read)?;
+    let mut tar = TarStream::new(Hashing::new(stream));
+    let mut conversion = Conversion {
+        tree: Tree::new(),
+        writer: Writer::new(output).map_err(LayerError::from_write)?,
+        content_bytes: 0,
+        limits: *limits,
+    };
+    let mut entries = 0;
+    while let Some(entry) = tar.next_entry().map_err(LayerError::from_tar)? {
+        entries += 1;
+        if entries > limits.layer_entries {
+            return Err(LayerError::TooManyEntries { limit: limits.layer_entries });
+        }
+        conversion.add(&entry, &mut tar)?;
+    }
+    let (diff_id, _) = tar.finish().map_err(LayerError::from_tar)?.finish().map_err(LayerError::from_read)?;
+    conversion.finish(diff_id, entries)
+}
+
+/// The identity that a layer's superblock carries: the first half of its diffID.
+pub(crate) fn layer_uuid(diff_id: &Digest) -> [u8; 16] {
+    let mut uuid = [0; 16];
+    hex::decode_to_slice(&diff_id.hex()[..32], &mut uuid).expect("a digest is hexadecimal");
+    uuid
+}
+
+struct Conversion {
+    tree: Tree,
+    writer: Writer,
+    content_bytes: u64,
+    limits: Limits,
+}
+
+/// What all entries say alike, checked.
+struct Facts {
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    xattrs: Xattrs,
+}
+
+impl Conversion {
+    fn add(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<(), LayerError> {
+        let refuse =
+            |fault| LayerError::Entry { path: String::from_utf8_lossy(&entry.path).chars().take(200).collect(), fault };
+        let facts = Facts::of(entry).map_err(refuse)?;
+        let whiteout_file = matches!(entry.kind, EntryKind::Regular | EntryKind::HardLink);
+        self.tree.begin_entry(entry.modified);
+        match self.tree.locate(&entry.path).map_err(refuse)? {
+            Place::Ignored => Ok(()),
+            Place::Root if entry.kind == EntryKind::Directory => {
+                let folder = facts.into_folder(entry);
+                if folder.xattrs.encoded_len() > MAX_ROOT_XATTR_BYTES {
+                    return Err(refuse(EntryFault::Xattrs));
+                }
+                self.tree.put_root(folder);
+                Ok(())
+            }
+            Place::Root => Err(refuse(EntryFault::NotARoot)),
+            Place::Whiteout { .. } | Place::Opaque { .. } if !whiteout_file => Err(refuse(EntryFault::Whiteout)),
+            Place::Whiteout { folder, name } => {
+                self.tree.hide(folder, name);
+                Ok(())
+            }
+            Place::Opaque { folder } => {
+                self.tree.hide_all(folder);
+                Ok(())
+            }
+            Place::Name { folder, name } if entry.kind == EntryKind::Directory => {
+                self.tree.put_folder(folder, name, facts.into_folder(entry)).map_err(refuse)
+            }
+            Place::Name { folder, name } if entry.kind == EntryKind::HardLink => {
+                let leaf = self.tree.find_leaf(&entry.link).map_err(refuse)?;
+                self.tree.put_link(folder, name, leaf);
+                Ok(())
+            }
+            Place::Name { folder, name } => {
+                let leaf = self.write_leaf(entry, &facts, content, refuse)?;
+                self.tree.put_leaf(folder, name, leaf);
+                Ok(())
+            }
+        }
+    }
+
+    fn write_leaf(
+        &mut self,
+        entry: &Entry,
+        facts: &Facts,
+        content: &mut dyn Read,
+        refuse: impl Fn(EntryFault) -> LayerError,
+    ) -> Result<Leaf, LayerError> {
+        let file_type = match entry.kind {
+            EntryKind::Symlink => FileType::Symlink,
+            EntryKind::CharacterDevice => FileType::CharacterDevice,
+            EntryKind::BlockDevice => FileType::BlockDevice,
+            EntryKind::Fifo => FileType::Fifo,
+            EntryKind::Regular | EntryKind::HardLink | EntryKind::Directory => FileType::Regular,
+        };
+        let inode = facts.inode(file_type, entry);
+        let mut target = None;
+        let inode = match file_type {
+            FileType::Symlink => {
+                check_link(&entry.link).map_err(refuse)?;
+                target = Some(entry.link.clone().into_boxed_slice());
+                self.writer.content(&inode, entry.link.len() as u64, &mut &entry.link[..])
+            }
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                let (major, minor) = device_numbers(entry).map_err(refuse)?;
+                self.writer.device(&inode, major, minor)
+            }
+            FileType::Fifo => self.writer.device(&inode, 0, 0),
+            FileType::Regular | FileType::Directory => {
+                self.content_bytes = self.content_bytes.saturating_add(entry.size);
+                // A sparse file's holes cost no byte of the stream.
+                if self.content_bytes > self.limits.layer_bytes {
+                    return Err(LayerError::Refused(StreamRefusal::TooLong { limit: self.limits.layer_bytes }));
+                }
+                self.writer.content(&inode, entry.size, content)
+            }
+        };
+        Ok(Leaf { inode: inode.map_err(LayerError::from_write)?, file_type, target })
+    }
+
+    /// Writes the folders, whose names are all known now, and the superblock.
+    fn finish(mut self, diff_id: Digest, entries: u64) -> Result<Converted, LayerError> {
+        let order = self.tree.settle();
+        let hidden = self.write_whiteout(&order).map_err(LayerError::from_write)?;
+        self.settle_links(&order).map_err(LayerError::from_write)?;
+        self.write_folders(&order, hidden).map_err(LayerError::from_write)?;
+        let file_bytes = self.writer.finish(layer_uuid(&diff_id)).map_err(LayerError::from_write)?;
+        let root_opaque = self.tree.folders[ROOT].opaque;
+        Ok(Converted { diff_id, content_bytes: self.content_bytes, entries, file_bytes, root_opaque })
+    }
+
+    /// Writes the one inode that all whiteouts of the layer share.
+    fn write_whiteout(&mut self, order: &[usize]) -> Result<Option<u64>, WriteError> {
+        let count: usize = order.iter().map(|index| self.tree.folders[*index].hidden_names().count()).sum();
+        if count == 0 {
+            return Ok(None);
+        }
+        let no_xattrs = Xattrs::default();
+        let links = u32::try_from(count).map_err(|_| WriteError::TooLarge)?;
+        self.writer.device(&Inode { links, ..whiteout(&no_xattrs) }, 0, 0).map(Some)
+    }
+
+    /// Corrects the link count of leaves that have not exactly one name.
+    fn settle_links(&mut self, order: &[usize]) -> Result<(), WriteError> {
+        let mut links = vec![0_u32; self.tree.leaves.len()];
+        for index in order {
+            for child in self.tree.folders[*index].children.values() {
+                if let Child::Leaf(leaf) = child {
+                    links[*leaf] += 1;
+                }
+            }
+        }
+        for (leaf, count) in self.tree.leaves.iter().zip(links).filter(|(_, count)| *count > 1) {
+            self.writer.set_links(leaf.inode, count)?;
+        }
+        Ok(())
+    }
+
+    fn write_folders(&mut self, order: &[usize], hidden: Option<u64>) -> Result<(), WriteError> {
+        for index in order {
+            let folder = &mut self.tree.folders[*index];
+            if folder.opaque {
+                folder.facts.xattrs.push(OPAQUE_XATTR, b"y");
+            }
+        }
+        let mut places: Vec<Option<DirectoryPlace>> = vec![None; self.tree.folders.len()];
+        for index in order {
+            let folder = &self.tree.folders[*index];
+            let names = self.tree.names(*index);
+            let size = directory_size(names.iter().map(|(name, _)| *name));
+            places[*index] = Some(match *index {
+                ROOT => self.writer.place_root(size, &folder.facts.xattrs)?,
+                _ => self.writer.place_directory(size, &folder.facts.xattrs)?,
+            });
+        }
+        let inode_of = |index: usize| places[index].map(|place| place.inode).expect("a named folder can be reached");
+        for index in order {
+            let names = self.tree.names(*index);
+            let subfolders =
+                names.iter().filter(|(_, target)| matches!(target, Target::Child(Child::Folder(_)))).count();
+            let entries: Vec<_> = names
+                .into_iter()
+                .map(|(name, target)| match target {
+                    Target::Itself(folder) | Target::Child(Child::Folder(folder)) => {
+                        (name, inode_of(folder), FileType::Directory)
+                    }
+                    Target::Child(Child::Leaf(leaf)) => {
+                        (name, self.tree.leaves[leaf].inode, self.tree.leaves[leaf].file_type)
+                    }
+                    Target::Hidden => (name, hidden.expect("written before"), FileType::CharacterDevice),
+                })
+                .collect();
+            let content = directory_content(&entries);
+            let facts = &self.tree.folders[*index].facts;
+            let links = u32::try_from(subfolders + 2).map_err(|_| WriteError::TooLarge)?;
+            let place = places[*index].as_ref().expect("placed above");
+            self.writer.fill(place, &facts.inode(links), &content)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a name in a folder stands for, `.` and `..` and whiteouts among them.
+enum Target {
+    Itself(usize),
+    Child(Child),
+    Hidden,
+}
+
+impl Tree {
+    /// A folder's names in bytewise order.
+    fn names(&self, index: usize) -> Vec<(&[u8], Target)> {
+        let folder = &self.folders[index];
+        let mut names: Vec<(&[u8], Target)> =
+            vec![(b".", Target::Itself(index)), (b"..", Target::Itself(folder.parent))];
+        names.extend(folder.children.iter().map(|(name, child)| (&name[..], Target::Child(*child))));
+        names.extend(folder.hidden_names().map(|name| (name, Target::Hidden)));
+        names.sort_unstable_by_key(|(name, _)| *name);
+        names
+    }
+}
+
+impl FolderFacts {
+    fn inode(&self, links: u32) -> Inode<'_> {
+        Inode {
+            file_type: FileType::Directory,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            modified: self.modified,
+            links,
+            xattrs: &self.xattrs,
+        }
+    }
+}
+
+impl Facts {
+    fn of(entry: &Entry) -> Result<Self, EntryFault> {
+        Ok(Self { mode: entry.mode, uid: owner(entry.uid)?, gid: owner(entry.gid)?, xattrs: xattrs_of(entry)? })
+    }
+
+    fn inode(&self, file_type: FileType, entry: &Entry) -> Inode<'_> {
+        let (uid, gid, modified) = (self.uid, self.gid, entry.modified);
+        Inode { file_type, mode: self.mode, uid, gid, modified, links: 1, xattrs: &self.xattrs }
+    }
+
+    fn into_folder(self, entry: &Entry) -> FolderFacts {
+        FolderFacts { mode: self.mode, uid: self.uid, gid: self.gid, modified: entry.modified, xattrs: self.xattrs }
+    }
+}
+
+/// 2^32 - 1 means "nobody" to chown(2) and is no owner.
+fn owner(id: i64) -> Result<u32, EntryFault> {
+    u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or(EntryFault::Owner)
+}
+
+fn xattrs_of(entry: &Entry) -> Result<Xattrs, EntryFault> {
+    let mut xattrs = Xattrs::default();
+    if entry.xattrs.len() > MAX_XATTRS {
+        return Err(EntryFault::Xattrs);
+    }
+    for (name, value) in &entry.xattrs {
+        if name.len() > MAX_NAME_BYTES_OF_XATTR || name.contains(&0) {
+            return Err(EntryFault::Xattrs);
+        }
+        if OVERLAY_XATTR_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
+        if value.len() + xattrs.encoded_len() > MAX_XATTR_BYTES {
+            return Err(EntryFault::Xattrs);
+        }
+        if !xattrs.push(name, value) {
+            tracing::debug!(name = %String::from_utf8_lossy(name), "attribute has no place in EROFS and is dropped");
+        }
+    }
+    Ok(xattrs)
+}
+
+/// Source: Linux, `XATTR_NAME_MAX`.
+const MAX_NAME_BYTES_OF_XATTR: usize = 255;
+
+fn check_link(target: &[u8]) -> Result<(), EntryFault> {
+    if target.is_empty() || target.len() > MAX_LINK_BYTES {
+        return Err(EntryFault::SymlinkTarget);
+    }
+    if target.contains(&0) { Err(EntryFault::NulCharacter) } else { Ok(()) }
+}
+
+/// Linux has 12 bits of major and 20 bits of minor number.
+fn device_numbers(entry: &Entry) -> Result<(u32, u32), EntryFault> {
+    let (major, minor) = entry.device;
+    let major = u32::try_from(major).ok().filter(|major| *major < 1 << 12);
+    let minor = u32::try_from(minor).ok().filter(|minor| *minor < 1 << 20);
+    match (major, minor) {
+        (Some(0), Some(0)) if entry.kind == EntryKind::CharacterDevice => Err(EntryFault::Device),
+        (Some(major), Some(minor)) => Ok((major, minor)),
+        _ => Err(EntryFault::Device),
+    }
+}

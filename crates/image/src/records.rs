@@ -1,0 +1,158 @@
+//! What the store knows, on disk: images, their names, their layers. All changes of one operation are one transaction.
+
+use std::path::Path;
+
+use proto::Digest;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+/// Image id -> [`ImageRecord`] as JSON.
+const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
+/// Full reference -> image id.
+const NAMES: TableDefinition<'_, &str, &str> = TableDefinition::new("names");
+/// diffID -> [`LayerRecord`] as JSON.
+const LAYERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("layers");
+
+/// The records cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordsError {
+    /// The database failed.
+    #[error("the image records cannot be read or written")]
+    Database(#[source] Box<redb::Error>),
+    /// A record is not what was written.
+    #[error("the image record of {key} is damaged")]
+    Damaged {
+        /// Whose.
+        key: String,
+    },
+}
+
+impl RecordsError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> proto::ErrorKind {
+        proto::ErrorKind::Internal
+    }
+
+    fn damaged(key: &str) -> Self {
+        Self::Damaged { key: key.to_owned() }
+    }
+}
+
+impl<E: Into<redb::Error>> From<E> for RecordsError {
+    fn from(error: E) -> Self {
+        Self::Database(Box::new(error.into()))
+    }
+}
+
+/// What is kept of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageRecord {
+    /// The configuration, byte for byte.
+    pub config: String,
+    /// Nanoseconds since the epoch.
+    pub added_at_ns: i64,
+    /// Removed by name and id, and kept for containers that still use it.
+    pub detached: bool,
+}
+
+/// What is kept of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerRecord {
+    /// Length of its EROFS file.
+    pub file_bytes: u64,
+    /// Length of its regular files.
+    pub content_bytes: u64,
+    /// Entries of its tar stream.
+    pub entries: u64,
+    /// Hides all that is below it.
+    pub root_opaque: bool,
+}
+
+/// One step of a transaction.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    PutImage(Digest, ImageRecord),
+    DropImage(Digest),
+    PutName(String, Digest),
+    DropName(String),
+    PutLayer(Digest, LayerRecord),
+    DropLayer(Digest),
+}
+
+/// All that is recorded.
+#[derive(Debug, Default)]
+pub(crate) struct Everything {
+    pub images: Vec<(Digest, ImageRecord)>,
+    pub names: Vec<(String, Digest)>,
+    pub layers: Vec<(Digest, LayerRecord)>,
+}
+
+/// The database.
+pub(crate) struct Records {
+    database: Database,
+}
+
+impl Records {
+    pub fn open(path: &Path) -> Result<Self, RecordsError> {
+        let database = Database::create(path)?;
+        let transaction = database.begin_write()?;
+        transaction.open_table(IMAGES)?;
+        transaction.open_table(NAMES)?;
+        transaction.open_table(LAYERS)?;
+        transaction.commit()?;
+        Ok(Self { database })
+    }
+
+    pub fn read(&self) -> Result<Everything, RecordsError> {
+        let transaction = self.database.begin_read()?;
+        let mut everything = Everything::default();
+        for row in transaction.open_table(IMAGES)?.iter()? {
+            let (key, value) = row?;
+            everything.images.push((digest(key.value())?, decode(key.value(), value.value())?));
+        }
+        for row in transaction.open_table(NAMES)?.iter()? {
+            let (key, value) = row?;
+            everything.names.push((key.value().to_owned(), digest(value.value())?));
+        }
+        for row in transaction.open_table(LAYERS)?.iter()? {
+            let (key, value) = row?;
+            everything.layers.push((digest(key.value())?, decode(key.value(), value.value())?));
+        }
+        Ok(everything)
+    }
+
+    /// All changes or none; they are on the disk when this returns.
+    pub fn commit(&self, changes: &[Change]) -> Result<(), RecordsError> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut images = transaction.open_table(IMAGES)?;
+            let mut names = transaction.open_table(NAMES)?;
+            let mut layers = transaction.open_table(LAYERS)?;
+            for change in changes {
+                match change {
+                    Change::PutImage(id, record) => drop(images.insert(id.as_str(), &encode(record)[..])?),
+                    Change::DropImage(id) => drop(images.remove(id.as_str())?),
+                    Change::PutName(name, id) => drop(names.insert(name.as_str(), id.as_str())?),
+                    Change::DropName(name) => drop(names.remove(name.as_str())?),
+                    Change::PutLayer(id, record) => drop(layers.insert(id.as_str(), &encode(record)[..])?),
+                    Change::DropLayer(id) => drop(layers.remove(id.as_str())?),
+                }
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+fn encode(record: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).expect("texts and numbers are always JSON")
+}
+
+fn decode<T: for<'de> Deserialize<'de>>(key: &str, json: &[u8]) -> Result<T, RecordsError> {
+    serde_json::from_slice(json).map_err(|_| RecordsError::damaged(key))
+}
+
+fn digest(text: &str) -> Result<Digest, RecordsError> {
+    text.parse().map_err(|_| RecordsError::damaged(text))
+}

@@ -1,0 +1,143 @@
+//! Adding images: everything of one archive, or nothing.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::time::SystemTime;
+
+use proto::Digest;
+
+use super::{ImageStore, Index, StoreError};
+use crate::config::ParsedConfig;
+use crate::content::Staged;
+use crate::convert::{Converted, LayerError, convert};
+use crate::records::{Change, ImageRecord, LayerRecord};
+use crate::reference::Reference;
+use crate::timestamp::Timestamp;
+
+/// A layer that could not be added.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AddLayerError {
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Images that are being added. Drop without [`Batch::commit`] leaves nothing behind.
+pub(crate) struct Batch<'s> {
+    store: &'s ImageStore,
+    /// Converted and synced, not yet a layer of the store.
+    staged: BTreeMap<Digest, (Staged, LayerRecord)>,
+    /// Layers that nobody may free before this is over.
+    pinned: Vec<Digest>,
+    changes: Vec<Change>,
+}
+
+/// A name that an image lost to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NameMoved {
+    pub name: Reference,
+    pub from: Digest,
+}
+
+impl<'s> Batch<'s> {
+    pub fn new(store: &'s ImageStore) -> Self {
+        Self { store, staged: BTreeMap::new(), pinned: Vec::new(), changes: Vec::new() }
+    }
+
+    /// True if the layer need not be added; it then stays at least until the batch is over.
+    pub fn has_layer(&mut self, diff_id: &Digest) -> bool {
+        if self.staged.contains_key(diff_id) {
+            return true;
+        }
+        let mut index = self.store.index();
+        let Some(record) = index.layers.get(diff_id) else { return false };
+        // A damaged file is made anew.
+        if self.store.content.check_layer(diff_id, record.file_bytes).is_err() {
+            return false;
+        }
+        *index.pins.entry(diff_id.clone()).or_default() += 1;
+        self.pinned.push(diff_id.clone());
+        true
+    }
+
+    /// Converts a layer's tar stream, compressed or not, and puts it on the disk.
+    pub fn add_layer(&mut self, tar: impl Read) -> Result<Converted, AddLayerError> {
+        let (file, staged) = self.store.content.stage().map_err(StoreError::from)?;
+        let output = file.try_clone().map_err(LayerError::Write)?;
+        let converted = convert(tar, output, &self.store.limits)?;
+        file.sync_all().map_err(LayerError::Write)?;
+        let record = LayerRecord {
+            file_bytes: converted.file_bytes,
+            content_bytes: converted.content_bytes,
+            entries: converted.entries,
+            root_opaque: converted.root_opaque,
+        };
+        self.staged.insert(converted.diff_id.clone(), (staged, record));
+        Ok(converted)
+    }
+
+    /// Adds an image whose layers were all added or found.
+    pub fn add_image(&mut self, config_json: String, parsed: &ParsedConfig, names: &[Reference]) {
+        let now = Timestamp::from_system_time(SystemTime::now());
+        let added_at_ns = now.seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(now.nanoseconds));
+        let record = ImageRecord { config: config_json, added_at_ns, detached: false };
+        self.changes.push(Change::PutImage(parsed.id.clone(), record));
+        self.changes.extend(names.iter().map(|name| Change::PutName(name.to_string(), parsed.id.clone())));
+    }
+
+    /// Makes everything part of the store: files, then their folder, then the records.
+    pub fn commit(mut self) -> Result<Vec<NameMoved>, StoreError> {
+        let store = self.store;
+        let mut index = store.index();
+        let mut new_layers = Vec::new();
+        for (diff_id, (staged, record)) in std::mem::take(&mut self.staged) {
+            // Replaces a damaged file; one that somebody else added meanwhile has the same bytes.
+            if let Err(error) = store.content.keep(staged, &diff_id) {
+                discard(store, &index, &new_layers);
+                return Err(error.into());
+            }
+            new_layers.push(diff_id.clone());
+            self.changes.push(Change::PutLayer(diff_id, record));
+        }
+        let moved = moved_names(&index, &self.changes);
+        let changes = std::mem::take(&mut self.changes);
+        let result = store.content.sync_layers().map_err(StoreError::from);
+        if let Err(error) = result.and_then(|()| store.change(&mut index, changes)) {
+            discard(store, &index, &new_layers);
+            return Err(error);
+        }
+        drop(index);
+        Ok(moved)
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let mut index = self.store.index();
+        for diff_id in &self.pinned {
+            if let Some(pins) = index.pins.get_mut(diff_id) {
+                *pins -= 1;
+            }
+        }
+        index.pins.retain(|_, pins| *pins > 0);
+    }
+}
+
+/// Takes back files that were not recorded.
+fn discard(store: &ImageStore, index: &Index, layers: &[Digest]) {
+    for diff_id in layers.iter().filter(|diff_id| !index.layers.contains_key(*diff_id)) {
+        if let Err(error) = store.content.discard(diff_id) {
+            tracing::warn!(%diff_id, %error, "cannot take a layer back; the next start will");
+        }
+    }
+}
+
+fn moved_names(index: &Index, changes: &[Change]) -> Vec<NameMoved> {
+    let moved = |change: &Change| {
+        let Change::PutName(name, id) = change else { return None };
+        let from = index.names.get(name).filter(|from| *from != id)?;
+        Some(NameMoved { name: name.parse().ok()?, from: from.clone() })
+    };
+    changes.iter().filter_map(moved).collect()
+}
