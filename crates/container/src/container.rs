@@ -1,0 +1,557 @@
+//! One container, from its creation to its removal.
+//!
+//! ```text
+//!  create --> Created --start--> Running <--pause/resume--> Paused
+//!                |                  |                          |
+//!                +---- the process ends, or is killed ---------+--> Stopped --delete--> (gone)
+//! ```
+//!
+//! The state is the kernel's: whether the process lives, whether its cgroup is frozen. What else must be remembered is in
+//! the folder `<root>/<id>`: `record.json`, `bundle/config.json` (the specification as carried out), and libcontainer's own.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use oci_spec::runtime::{Hook, LinuxResources, Process, Spec};
+use proto::{ContainerId, ProcessDetails};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::stats::Stats;
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::error::{CommandError, CreateError, DeleteError, ExecError, LoadError, StartError};
+use crate::helper::Helper;
+use crate::init::LAUNCHING;
+use crate::processes::{self, Stat};
+use crate::rootpath::Root;
+use crate::spec::{self, HostLimits, PrepareError, SpecError, Surroundings};
+use crate::user::Accounts;
+use crate::wire::{Answer, CreateRequest, ExecRequest, Request, Streams, borrow_all};
+use crate::{exec, hooks};
+
+/// Where a process' standard streams lead.
+#[derive(Debug)]
+pub enum Stdio {
+    /// To these files; `None` is /dev/null.
+    Streams {
+        /// Read by the process.
+        stdin: Option<OwnedFd>,
+        /// Written by the process.
+        stdout: Option<OwnedFd>,
+        /// Written by the process.
+        stderr: Option<OwnedFd>,
+    },
+    /// To a terminal that is made for it; a size of 0 is left unset.
+    Terminal {
+        /// Columns.
+        width: u16,
+        /// Rows.
+        height: u16,
+    },
+}
+
+/// A process that is there. It is the caller's child: the caller reaps it.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process id, as the caller sees it.
+    pub pid: u32,
+    /// The terminal's master, if it has a terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// One container.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    folder: PathBuf,
+    /// Absent when its creation was cut off.
+    known: Option<Known>,
+    cgroup: Option<Cgroup>,
+    /// Tells how the start went; there between creation and start, in the process that created it.
+    launch: Option<fs::File>,
+}
+
+/// What a complete container has.
+#[derive(Debug)]
+struct Known {
+    record: Record,
+    spec: Spec,
+}
+
+/// `record.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    pid: u32,
+    /// When the process began, in the kernel's ticks: with the pid it names the process for good.
+    began: u64,
+    started: bool,
+    /// The bundle that the container was made from.
+    bundle: PathBuf,
+}
+
+const RECORD: &str = "record.json";
+const BUNDLE: &str = "bundle";
+const CONFIG: &str = "config.json";
+/// libcontainer's socket on which the container's process waits to be started.
+const NOTIFY_SOCKET: &str = "notify.sock";
+
+impl Container {
+    /// Creates a container from `bundle/config.json`; its process waits for [`Container::start`].
+    ///
+    /// Shape: the state goes to the folder `root/id`, which must not exist. When: `helper` is unused. Waits until the
+    /// container is set up, prestart and createRuntime hooks included. The process is the caller's child.
+    ///
+    /// # Errors
+    /// [`CreateError`]; nothing of the container is left then.
+    pub fn create(
+        helper: Helper,
+        root: &Path,
+        id: &str,
+        bundle: &Path,
+        stdio: Stdio,
+    ) -> Result<(Self, Started), CreateError> {
+        let id: ContainerId = id.parse().map_err(|error: proto::InvalidId| SpecError::Invalid(error.to_string()))?;
+        let folder = root.join(id.as_str());
+        let state = |source| CreateError::State { path: folder.clone(), source };
+        fs::create_dir_all(root).map_err(state)?;
+        match fs::DirBuilder::new().mode(0o700).create(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(CreateError::Exists { id: id.to_string() });
+            }
+            other => other.map_err(state)?,
+        }
+        let mut creation = Creation { id: id.as_str(), folder: &folder, bundle, init: None };
+        creation.run(helper, stdio).inspect_err(|_| {
+            let half_made =
+                Self { id: id.to_string(), folder: folder.clone(), known: None, cgroup: None, launch: None };
+            half_made.discard();
+            reap(creation.init);
+        })
+    }
+
+    /// Finds a container that another process created, also one that was only half made when its creator died.
+    ///
+    /// # Errors
+    /// [`LoadError::NotFound`] when there is none; [`LoadError::State`] when its state cannot be read.
+    pub fn load(root: &Path, id: &str) -> Result<Self, LoadError> {
+        let not_found = || LoadError::NotFound { id: id.to_owned() };
+        let id: ContainerId = id.parse().map_err(|_| not_found())?;
+        let folder = root.join(id.as_str());
+        if !folder.is_dir() {
+            return Err(not_found());
+        }
+        let path = folder.join(BUNDLE).join(CONFIG);
+        // Without its specification nothing was started yet; without its record it was never complete.
+        let spec = if path.exists() { spec::read(&path).ok() } else { None };
+        let cgroup = match spec.as_ref().and_then(cgroup_path) {
+            Some(path) => Some(Cgroup::locate(&path)?),
+            None => None,
+        };
+        let record = read_record(&folder.join(RECORD))?;
+        let known = record.zip(spec).map(|(record, spec)| Known { record, spec });
+        Ok(Self { id: id.to_string(), folder, known, cgroup, launch: None })
+    }
+
+    /// Lets the container's process execute its command. When: once, after creation.
+    ///
+    /// # Errors
+    /// [`StartError::Command`] when the kernel refuses the command (the process ends then); [`StartError::Ended`] when the
+    /// process is gone; [`StartError::NotCreated`] when it was started before.
+    pub fn start(&mut self) -> Result<(), StartError> {
+        let known = self.known.as_mut().filter(|known| !known.record.started).ok_or(StartError::NotCreated)?;
+        known.record.started = true;
+        let record = known.record.clone();
+        // Before it is true, so that nobody takes a running container for one that was never started.
+        write_record(&self.folder.join(RECORD), &record).map_err(StartError::Notify)?;
+        let runtime_folder = self.folder.join(&self.id);
+        notify(&runtime_folder).map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => StartError::Ended,
+            _ => StartError::Notify(error),
+        })?;
+        if let Some(launch) = self.launch.take() {
+            await_launch(launch)?;
+        }
+        self.run_hooks("running", |hooks| hooks.poststart().as_ref()).map_err(StartError::Hook)
+    }
+
+    /// Starts a further process in the running container.
+    ///
+    /// Shape: `process.user.username`, if set, is a user as typed, looked up in the container, and takes the place of the
+    /// ids. When: the container runs and is not paused; waits until the command is executed. The process is the caller's child.
+    ///
+    /// # Errors
+    /// [`ExecError`]; no process is left then.
+    pub fn exec(&self, helper: Helper, process: &Process, stdio: Stdio) -> Result<Started, ExecError> {
+        let known = self.known.as_ref().filter(|known| known.record.started).ok_or(ExecError::NotRunning)?;
+        let pidfd = open_process(&known.record).ok_or(ExecError::NotRunning)?;
+        let cgroup = self.cgroup.as_ref().ok_or(ExecError::NotRunning)?;
+        if cgroup.is_frozen() {
+            return Err(ExecError::Paused);
+        }
+        spec::check_process(process)?;
+        let mut process = process.clone();
+        let limits = HostLimits::of_this_process().map_err(gone)?;
+        let root = Root::open(Path::new(&format!("/proc/{}/root", known.record.pid))).map_err(gone)?;
+        spec::resolve_user(&mut process, &Accounts::read(&root)?, None)?;
+        spec::adjust_process(&mut process, &limits)?;
+        let linux = known.spec.linux().as_ref().ok_or(ExecError::NotRunning)?;
+        let outside_id = spec::host_id(process.user().uid(), linux.uid_mappings().as_ref());
+        let (streams, fds, (width, height)) = take_apart(stdio, outside_id);
+        let request = ExecRequest {
+            process,
+            seccomp: linux.seccomp().clone(),
+            personality: linux.personality().clone(),
+            namespaces: exec::foreign_namespaces(raw_pid(known.record.pid).ok_or(ExecError::NotRunning)?)
+                .map_err(gone)?,
+            cgroups: cgroup.folders(),
+            streams,
+            width,
+            height,
+        };
+        // What was read through the pid so far was this process' only if the process is still there.
+        if !is_running(&known.record) {
+            return Err(ExecError::NotRunning);
+        }
+        let (answer, terminal) = helper.ask(&Request::Exec(Box::new(request)), &borrow_all(&pidfd, &fds))?;
+        match answer {
+            Answer::Started { pid } => Ok(Started { pid, terminal: terminal.into_iter().next() }),
+            Answer::Command { error, pid } => {
+                reap(pid);
+                Err(ExecError::Command(error))
+            }
+            Answer::Failed { error, pid } => {
+                reap(pid);
+                // A set-up that fails because the container went away meanwhile is no fault of the set-up.
+                if is_running(&known.record) { Err(ExecError::Setup(error)) } else { Err(ExecError::NotRunning) }
+            }
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The process id of its first process, while its creation was complete.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.known.as_ref().map(|known| known.record.pid)
+    }
+
+    /// Whether its first process is alive.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.known.as_ref().is_some_and(|known| is_running(&known.record))
+    }
+
+    /// Sends a signal to every process of the container.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when the processes cannot be listed.
+    pub fn signal_all(&self, signal: i32) -> Result<(), CgroupError> {
+        self.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.signal(signal))
+    }
+
+    /// Stops all processes of the container where they are; waits until they are stopped.
+    ///
+    /// # Errors
+    /// [`CgroupError::Freezer`] when that takes too long; the processes then go on.
+    pub fn pause(&self) -> Result<(), CgroupError> {
+        self.existing_cgroup()?.set_frozen(true)
+    }
+
+    /// Lets all processes of the container go on.
+    ///
+    /// # Errors
+    /// [`CgroupError::Freezer`] when that takes too long.
+    pub fn resume(&self) -> Result<(), CgroupError> {
+        self.existing_cgroup()?.set_frozen(false)
+    }
+
+    /// What the container has used so far. When: until it is deleted, also after its process has ended.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`] when the cgroup is gone.
+    pub fn stats(&self) -> Result<Stats, CgroupError> {
+        self.existing_cgroup()?.stats()
+    }
+
+    /// Every process of the container.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`] when they cannot be listed.
+    pub fn processes(&self) -> Result<Vec<ProcessDetails>, CgroupError> {
+        let pids = self.existing_cgroup()?.processes()?;
+        processes::describe(&pids).map_err(|source| CgroupError::File { path: "/proc".into(), source })
+    }
+
+    /// Changes limits. Shape: what is `None` stays as it is.
+    ///
+    /// # Errors
+    /// [`CgroupError::Limits`] when the kernel refuses one.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        self.existing_cgroup()?.update(resources)
+    }
+
+    /// How many of its processes the kernel has killed for want of memory. When: until it is deleted.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        self.cgroup.as_ref().map_or(0, Cgroup::oom_kills)
+    }
+
+    /// Removes the container: kills what is left, removes its cgroups and its state, and runs poststop hooks.
+    ///
+    /// When: at any time with `force`; without, once its process has ended or if it was never started. After an error it
+    /// may be loaded and deleted again. Does not reap the process; and since the first process of a pid namespace ends only
+    /// when all others in it were reaped, the caller's further processes have to be reaped by somebody meanwhile.
+    ///
+    /// # Errors
+    /// [`DeleteError::Running`] without `force`; otherwise what stands in the way.
+    pub fn delete(self, force: bool) -> Result<(), DeleteError> {
+        let started = self.known.as_ref().is_some_and(|known| known.record.started);
+        if started && !force && self.is_running() {
+            return Err(DeleteError::Running);
+        }
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.empty()?;
+            cgroup.remove()?;
+        }
+        // Source: runtime-spec runtime.md#lifecycle: a failing poststop hook is logged, and the rest goes on.
+        if let Err(error) = self.run_hooks("stopped", |hooks| hooks.poststop().as_ref()) {
+            tracing::warn!(container = self.id, error = &error as &dyn std::error::Error, "poststop hook failed");
+        }
+        match fs::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(DeleteError::State { path: self.folder.clone(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn existing_cgroup(&self) -> Result<&Cgroup, CgroupError> {
+        self.cgroup.as_ref().ok_or_else(|| CgroupError::Path(self.folder.clone()))
+    }
+
+    /// Removes what a failed creation left.
+    fn discard(mut self) {
+        let path = spec::read(&self.folder.join(BUNDLE).join(CONFIG)).ok().as_ref().and_then(cgroup_path);
+        self.cgroup = path.and_then(|path| Cgroup::locate(&path).ok());
+        let id = self.id.clone();
+        if let Err(error) = self.delete(true) {
+            tracing::warn!(
+                container = id,
+                error = &error as &dyn std::error::Error,
+                "a failed creation leaves remains"
+            );
+        }
+    }
+
+    fn run_hooks(
+        &self,
+        status: &str,
+        choose: impl Fn(&oci_spec::runtime::Hooks) -> Option<&Vec<Hook>>,
+    ) -> Result<(), hooks::HookError> {
+        let Some(known) = &self.known else { return Ok(()) };
+        let Some(chosen) = known.spec.hooks().as_ref().and_then(choose) else { return Ok(()) };
+        let state = serde_json::json!({
+            "ociVersion": known.spec.version(),
+            "id": self.id,
+            "status": status,
+            "pid": if status == "stopped" { 0 } else { known.record.pid },
+            "bundle": known.record.bundle,
+            "annotations": known.spec.annotations(),
+        });
+        hooks::run(chosen, &state.to_string())
+    }
+}
+
+/// A container that is being made.
+struct Creation<'a> {
+    id: &'a str,
+    folder: &'a Path,
+    bundle: &'a Path,
+    /// Its first process, which is to be reaped here if the creation fails.
+    init: Option<u32>,
+}
+
+impl Creation<'_> {
+    fn run(&mut self, helper: Helper, stdio: Stdio) -> Result<(Container, Started), CreateError> {
+        let spec = self.write_spec(matches!(stdio, Stdio::Terminal { .. }))?;
+        let (launch, launch_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| self.state_error(error.into()))?;
+        let user_id = spec.process().as_ref().map_or(0, |process| process.user().uid());
+        let linux = spec.linux().as_ref().ok_or(SpecError::Missing("linux"))?;
+        let user_id = spec::host_id(user_id, linux.uid_mappings().as_ref());
+        let (streams, fds, (width, height)) = take_apart(stdio, user_id);
+        let request = Request::Create(CreateRequest {
+            state: self.folder.to_owned(),
+            id: self.id.to_owned(),
+            bundle: self.folder.join(BUNDLE),
+            streams,
+            user_id,
+            width,
+            height,
+        });
+        let (answer, terminal) = helper.ask(&request, &borrow_all(&launch_end, &fds))?;
+        let pid = match answer {
+            Answer::Started { pid } => pid,
+            Answer::Command { error, pid } => {
+                self.init = pid;
+                return Err(CreateError::Command(error));
+            }
+            Answer::Failed { error, pid } => {
+                self.init = pid;
+                return Err(CreateError::Setup(error));
+            }
+        };
+        self.init = Some(pid);
+        let cgroup = cgroup_path(&spec).ok_or(SpecError::Missing("linux.cgroupsPath"))?;
+        let cgroup = Cgroup::locate(&cgroup)?;
+        if let Some(resources) = linux.resources() {
+            cgroup.restrict_devices(resources)?;
+        }
+        let began = Stat::of(pid).map_err(|source| self.state_error(source))?.started;
+        let record = Record { pid, began, started: false, bundle: self.bundle.to_owned() };
+        write_record(&self.folder.join(RECORD), &record).map_err(|source| self.state_error(source))?;
+        let container = Container {
+            id: self.id.to_owned(),
+            folder: self.folder.to_owned(),
+            known: Some(Known { record, spec }),
+            cgroup: Some(cgroup),
+            launch: Some(fs::File::from(launch)),
+        };
+        Ok((container, Started { pid, terminal: terminal.into_iter().next() }))
+    }
+
+    /// Prepares the specification and writes it where libcontainer reads it.
+    fn write_spec(&self, terminal: bool) -> Result<Spec, CreateError> {
+        let limits = HostLimits::of_this_process().map_err(|source| self.state_error(source))?;
+        let around = Surroundings { id: self.id, bundle: self.bundle, terminal, limits };
+        let spec = spec::read(&self.bundle.join(CONFIG))?;
+        let spec = spec::prepare(spec, &around).map_err(|error| match error {
+            PrepareError::Spec(error) => CreateError::Spec(error),
+            PrepareError::User(error) => CreateError::User(error),
+        })?;
+        let folder = self.folder.join(BUNDLE);
+        fs::create_dir(&folder).map_err(|source| self.state_error(source))?;
+        let text = serde_json::to_vec(&spec).map_err(|error| self.state_error(error.into()))?;
+        fs::write(folder.join(CONFIG), text).map_err(|source| self.state_error(source))?;
+        Ok(spec)
+    }
+
+    fn state_error(&self, source: io::Error) -> CreateError {
+        CreateError::State { path: self.folder.to_owned(), source }
+    }
+}
+
+fn cgroup_path(spec: &Spec) -> Option<PathBuf> {
+    spec.linux().as_ref()?.cgroups_path().clone()
+}
+
+type TakenApart = (Option<Streams>, Vec<OwnedFd>, (u16, u16));
+
+/// What the request says of the streams, the streams themselves, and a terminal's size. Pipes are given to the process'
+/// user, who could otherwise not open `/dev/stdout`. Source: runc `fixStdioPermissions`.
+fn take_apart(stdio: Stdio, user_id: u32) -> TakenApart {
+    match stdio {
+        Stdio::Streams { stdin, stdout, stderr } => {
+            let streams = Streams { stdin: stdin.is_some(), stdout: stdout.is_some(), stderr: stderr.is_some() };
+            let fds: Vec<OwnedFd> = [stdin, stdout, stderr].into_iter().flatten().collect();
+            fds.iter().for_each(|fd| give_to(fd, user_id));
+            (Some(streams), fds, (0, 0))
+        }
+        Stdio::Terminal { width, height } => (None, Vec::new(), (width, height)),
+    }
+}
+
+fn give_to(stream: &OwnedFd, user_id: u32) {
+    let Ok(file) = stream.try_clone().map(fs::File::from) else { return };
+    let Ok(metadata) = file.metadata() else { return };
+    let kind = metadata.file_type();
+    if metadata.uid() != user_id && (kind.is_fifo() || kind.is_socket()) {
+        // A file system that refuses this is no reason not to run: only reopening the stream fails then.
+        if let Err(error) = rustix::fs::fchown(stream, Some(rustix::process::Uid::from_raw(user_id)), None) {
+            tracing::debug!(%error, user_id, "a stream keeps its owner");
+        }
+    }
+}
+
+fn raw_pid(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+fn is_running(record: &Record) -> bool {
+    Stat::of(record.pid).is_ok_and(|stat| stat.started == record.began && stat.is_alive())
+}
+
+/// A handle on the recorded process, if it lives.
+fn open_process(record: &Record) -> Option<OwnedFd> {
+    let pidfd = pidfd_open(raw_pid(record.pid)?, PidfdFlags::empty()).ok()?;
+    // Opened first, checked then: so the handle is that of the recorded process.
+    is_running(record).then_some(pidfd)
+}
+
+/// A container whose /proc entries cannot be read has ended.
+#[allow(clippy::needless_pass_by_value)] // As map_err wants it.
+fn gone(error: io::Error) -> ExecError {
+    tracing::debug!(%error, "the container went away while a process was to be started in it");
+    ExecError::NotRunning
+}
+
+/// Reaps a child that failed to become the command; somebody else may have done so already. It has ended or was killed, so
+/// this does not wait long.
+fn reap(pid: Option<u32>) {
+    use rustix::process::{WaitOptions, waitpid};
+    let Some(pid) = pid.and_then(raw_pid) else { return };
+    for _ in 0..1000 {
+        match waitpid(Some(pid), WaitOptions::NOHANG) {
+            Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(Some(_)) | Err(_) => return,
+        }
+    }
+    tracing::warn!(pid = pid.as_raw_nonzero(), "a process of a failed set-up does not end");
+}
+
+/// Tells the waiting process to go on. Source: libcontainer, `NotifySocket`, without its change of working directory.
+fn notify(folder: &Path) -> io::Result<()> {
+    let folder = fs::File::open(folder)?;
+    // A short path, since that of the folder may be longer than a socket's address.
+    let path = format!("/proc/self/fd/{}/{NOTIFY_SOCKET}", folder.as_fd().as_raw_fd());
+    UnixStream::connect(path)?.write_all(b"start container")
+}
+
+/// Waits until the command is executed, or not. See [`LAUNCHING`].
+fn await_launch(mut launch: fs::File) -> Result<(), StartError> {
+    let mut text = Vec::new();
+    launch.read_to_end(&mut text).map_err(StartError::Notify)?;
+    match text.split_first() {
+        None => Err(StartError::Ended),
+        Some((&LAUNCHING, [])) => Ok(()),
+        Some((_, error)) => {
+            Err(serde_json::from_slice::<CommandError>(error).map_or(StartError::Ended, StartError::Command))
+        }
+    }
+}
+
+fn read_record(path: &Path) -> Result<Option<Record>, LoadError> {
+    let state = |source| LoadError::State { path: path.to_owned(), source };
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| state(error.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(state(error)),
+    }
+}
+
+/// Replaces the file as a whole, so that a reader never sees half of it.
+fn write_record(path: &Path, record: &Record) -> io::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_vec(record)?)?;
+    fs::rename(new, path)
+}

@@ -1,0 +1,340 @@
+//! What can go wrong with a container, each with its [`ErrorKind`].
+
+use std::io;
+use std::path::PathBuf;
+
+use proto::ErrorKind;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::CgroupError;
+use crate::hooks::HookError;
+use crate::spec::SpecError;
+use crate::user::UserError;
+use crate::wire::WireError;
+
+/// A command that cannot be run in the container. The texts are those that Docker's clients know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum CommandError {
+    /// There is nothing to run.
+    #[error("no command specified")]
+    Empty,
+    /// A bare name that no folder of `$PATH` has.
+    #[error("exec: {name:?}: executable file not found in $PATH")]
+    NotInPath {
+        /// The command as typed.
+        name: String,
+    },
+    /// A path that does not exist.
+    #[error("exec: {name:?}: stat {name}: no such file or directory")]
+    Missing {
+        /// The command as typed.
+        name: String,
+    },
+    /// A file without permission to execute it.
+    #[error("exec: {name:?}: permission denied")]
+    Denied {
+        /// The command as typed.
+        name: String,
+    },
+    /// A folder.
+    #[error("exec: {name:?}: is a directory")]
+    Directory {
+        /// The command as typed.
+        name: String,
+    },
+    /// The kernel refused the file when it was to be executed, such as `exec format error`.
+    #[error("exec {path}: {}", reason(*errno))]
+    Refused {
+        /// The file.
+        path: String,
+        /// The system call's error number.
+        errno: i32,
+    },
+}
+
+/// The error's name as C and Go write it.
+fn reason(errno: i32) -> String {
+    nix::errno::Errno::from_raw(errno).desc().to_ascii_lowercase()
+}
+
+impl CommandError {
+    /// [`ErrorKind::NotFound`] for what does not exist (Docker's exit code 127), [`ErrorKind::PermissionDenied`] for what is
+    /// there and cannot be invoked (126).
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Empty => ErrorKind::InvalidArgument,
+            Self::NotInPath { .. } | Self::Missing { .. } => ErrorKind::NotFound,
+            Self::Refused { errno, .. } if *errno == libc::ENOENT => ErrorKind::NotFound,
+            Self::Refused { errno, .. } if *errno == libc::ENOMEM => ErrorKind::ResourceExhausted,
+            Self::Denied { .. } | Self::Directory { .. } | Self::Refused { .. } => ErrorKind::PermissionDenied,
+        }
+    }
+}
+
+/// What the helper says about a set-up that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct SetupError {
+    /// What could be said about it.
+    pub kind: ErrorKind,
+    /// The step that failed and why, outermost first.
+    pub message: String,
+}
+
+/// The helper process did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum HelperError {
+    /// It could not be started.
+    #[error("cannot start the helper process")]
+    Spawn(#[source] io::Error),
+    /// It cannot be talked to.
+    #[error("cannot talk to the helper process")]
+    Talk(#[source] WireError),
+    /// It ended without an answer.
+    #[error("the helper process ended without an answer")]
+    Died,
+}
+
+impl HelperError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Spawn(source) if source.raw_os_error() == Some(libc::EAGAIN) => ErrorKind::ResourceExhausted,
+            Self::Spawn(_) | Self::Talk(_) | Self::Died => ErrorKind::Internal,
+        }
+    }
+}
+
+/// A container that could not be created; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// There is one with this id.
+    #[error("container {id} exists already")]
+    Exists {
+        /// Its id.
+        id: String,
+    },
+    /// The bundle has no usable `config.json`, or asks for what cannot be given.
+    #[error("the bundle cannot be used")]
+    Spec(#[from] SpecError),
+    /// The user is not in the image.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// The command cannot be run.
+    #[error("unable to start container process: {0}")]
+    Command(CommandError),
+    /// The OCI runtime could not set the container up.
+    #[error("unable to start container process: {0}")]
+    Setup(SetupError),
+    /// The helper process failed.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
+    /// A cgroup could not be set up.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The state folder cannot be written.
+    #[error("cannot write the container's state to {path}")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl CreateError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Exists { .. } => ErrorKind::AlreadyExists,
+            Self::Spec(error) => error.kind(),
+            Self::User(error) => error.kind(),
+            Self::Command(error) => error.kind(),
+            Self::Setup(error) => error.kind,
+            Self::Helper(error) => error.kind(),
+            Self::Cgroup(error) => error.kind(),
+            Self::State { source, .. } => kind_of_io(source),
+        }
+    }
+}
+
+/// A container that is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No container has this id.
+    #[error("container {id} does not exist")]
+    NotFound {
+        /// The id asked for.
+        id: String,
+    },
+    /// Its state cannot be read.
+    #[error("cannot read the container's state from {path}")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel's cgroups cannot be found.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+impl LoadError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::State { source, .. } => kind_of_io(source),
+            Self::Cgroup(error) => error.kind(),
+        }
+    }
+}
+
+/// A created container whose process could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It is not waiting to be started.
+    #[error("the container is not in the created state")]
+    NotCreated,
+    /// The kernel refused the command.
+    #[error("unable to start container process: {0}")]
+    Command(CommandError),
+    /// The process ended before it could execute the command; a startContainer hook failed, or somebody killed it.
+    #[error("the container's process ended before it could execute its command")]
+    Ended,
+    /// The process cannot be reached.
+    #[error("cannot reach the container's process")]
+    Notify(#[source] io::Error),
+    /// A poststart hook failed.
+    #[error("poststart hook failed")]
+    Hook(#[source] HookError),
+}
+
+impl StartError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotCreated => ErrorKind::FailedPrecondition,
+            Self::Command(error) => error.kind(),
+            Self::Ended | Self::Notify(_) | Self::Hook(_) => ErrorKind::Internal,
+        }
+    }
+}
+
+/// A further process that could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// The container's first process is gone, or was not started.
+    #[error("the container is not running")]
+    NotRunning,
+    /// The container is paused.
+    #[error("the container is paused")]
+    Paused,
+    /// The process asks for what cannot be given.
+    #[error("the process cannot be started")]
+    Spec(#[from] SpecError),
+    /// The user is not in the container.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// The command cannot be run.
+    #[error("unable to start container process: {0}")]
+    Command(CommandError),
+    /// The process could not be set up.
+    #[error("unable to start container process: {0}")]
+    Setup(SetupError),
+    /// The helper process failed.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
+    /// The container's cgroups cannot be found.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+impl ExecError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotRunning | Self::Paused => ErrorKind::FailedPrecondition,
+            Self::Spec(error) => error.kind(),
+            Self::User(error) => error.kind(),
+            Self::Command(error) => error.kind(),
+            Self::Setup(error) => error.kind,
+            Self::Helper(error) => error.kind(),
+            Self::Cgroup(error) => error.kind(),
+        }
+    }
+}
+
+/// A container that could not be removed; it may be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// Its first process is alive, and force was not asked for.
+    #[error("the container is running")]
+    Running,
+    /// Its processes or cgroups do not go away.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// Its state folder cannot be removed.
+    #[error("cannot remove {path}")]
+    State {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl DeleteError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Running => ErrorKind::FailedPrecondition,
+            Self::Cgroup(error) => error.kind(),
+            Self::State { source, .. } => kind_of_io(source),
+        }
+    }
+}
+
+/// The kind for a plain system error.
+pub(crate) fn kind_of_io(error: &io::Error) -> ErrorKind {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => ErrorKind::NotFound,
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) => ErrorKind::PermissionDenied,
+        Some(libc::ENOSPC | libc::ENOMEM | libc::EAGAIN | libc::EMFILE | libc::ENFILE | libc::EDQUOT) => {
+            ErrorKind::ResourceExhausted
+        }
+        Some(libc::EEXIST) => ErrorKind::AlreadyExists,
+        _ => ErrorKind::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_errors_have_dockers_texts() {
+        let name = || "foo".to_owned();
+        let cases = [
+            (CommandError::NotInPath { name: name() }, r#"exec: "foo": executable file not found in $PATH"#, 127),
+            (CommandError::Missing { name: name() }, r#"exec: "foo": stat foo: no such file or directory"#, 127),
+            (CommandError::Denied { name: name() }, r#"exec: "foo": permission denied"#, 126),
+            (CommandError::Directory { name: name() }, r#"exec: "foo": is a directory"#, 126),
+            (CommandError::Refused { path: name(), errno: libc::ENOEXEC }, "exec foo: exec format error", 126),
+            (CommandError::Refused { path: name(), errno: libc::ENOENT }, "exec foo: no such file or directory", 127),
+        ];
+        for (error, text, exit) in cases {
+            assert_eq!(error.to_string(), text);
+            let kind = if exit == 127 { ErrorKind::NotFound } else { ErrorKind::PermissionDenied };
+            assert_eq!(error.kind(), kind, "{text}");
+        }
+    }
+}

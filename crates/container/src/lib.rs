@@ -1,0 +1,47 @@
+//! One Linux container from an OCI specification, the same way on the host and in a utility VM: namespaces, mounts, cgroups
+//! of both versions, capabilities, seccomp, terminals; and the root file system below it ([`rootfs`]).
+//!
+//! It knows no image, no network and no virtual machine, and no async runtime: its functions block.
+//!
+//! ```text
+//!   caller (threads allowed)                    helper (one thread, one request, then gone)
+//!   Container::create  -- request, streams -->  libcontainer: intermediate process, then init
+//!                      <-- pid, terminal -----       both are children of the caller
+//!   Container::start   -- notify socket ----->  init executes the command, or says why not
+//! ```
+//!
+//! Setting a container up means forking into Rust code, which must never happen in a process with threads. So the program
+//! is started again as a [`Helper`]; `main` of every program that uses this crate begins with [`serve_if_helper`].
+//!
+//! Read first: [`Container`], [`Helper`], [`Stdio`], [`Started`], [`rootfs::mount`].
+//!
+//! Source: OCI runtime-spec 1.2; docs/design/0001.
+#![deny(unsafe_code)]
+
+mod cgroup;
+mod container;
+mod diagnostics;
+mod error;
+mod exec;
+mod executable;
+mod helper;
+mod hooks;
+mod init;
+mod processes;
+pub mod rootfs;
+mod rootpath;
+mod serve;
+mod spec;
+mod sys;
+mod user;
+mod wire;
+
+pub use cgroup::stats::{BlockStats, CpuStats, MemoryStats, PidsStats, Stats};
+pub use cgroup::{CgroupError, remove_cgroup};
+pub use container::{Container, Started, Stdio};
+pub use error::{CommandError, CreateError, DeleteError, ExecError, HelperError, LoadError, SetupError, StartError};
+pub use helper::{Helper, serve_if_helper};
+pub use hooks::HookError;
+pub use spec::{GROUPS_ANNOTATION, SpecError, USER_ANNOTATION};
+pub use user::UserError;
+pub use wire::WireError;

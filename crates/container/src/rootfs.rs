@@ -1,0 +1,345 @@
+//! A container's root file system: read-only EROFS layers and a writable folder, joined by overlayfs.
+
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use proto::ErrorKind;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount as mount_fs, unmount};
+
+use crate::error::kind_of_io;
+use crate::sys::loop_device;
+
+/// Where a layer's EROFS file system is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LayerSource {
+    /// In a file: mounted directly where the kernel can do that (6.12), else through a loop device.
+    File(PathBuf),
+    /// On a block device.
+    Device(PathBuf),
+}
+
+impl LayerSource {
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Device(path) => path,
+        }
+    }
+}
+
+/// Where a container's changes go. Both folders exist, are empty or hold an earlier run's changes, and are on one file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upper {
+    /// Holds the changes.
+    pub upper: PathBuf,
+    /// overlayfs' own.
+    pub work: PathBuf,
+}
+
+/// A root file system that could not be put together; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum RootfsError {
+    /// There are none, or more than overlayfs takes.
+    #[error("{0} layers cannot be joined (1 to {MOST_LAYERS} can)")]
+    LayerCount(usize),
+    /// A folder is missing or cannot be made.
+    #[error("cannot use the folder {path}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A layer cannot be mounted.
+    #[error("cannot mount the layer {path}")]
+    Layer {
+        /// The layer's file or device.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No loop device could be set up.
+    #[error("cannot put {path} behind a loop device")]
+    Loop {
+        /// The layer's file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// overlayfs refuses.
+    #[error("cannot join the layers at {path}")]
+    Join {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is still in use.
+    #[error("cannot unmount {path}")]
+    Unmount {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl RootfsError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::LayerCount(_) => ErrorKind::InvalidArgument,
+            Self::Folder { source, .. } => kind_of_io(source),
+            Self::Layer { source, .. } => match source.raw_os_error() {
+                Some(libc::ENODEV) => ErrorKind::FailedPrecondition,
+                _ => kind_of_io(source),
+            },
+            Self::Loop { source, .. } | Self::Join { source, .. } => kind_of_io(source),
+            Self::Unmount { .. } => ErrorKind::FailedPrecondition,
+        }
+    }
+}
+
+/// Most layers: with the shortest paths their list fills the page that mount(2) takes. (Docker's images have up to 127.)
+pub const MOST_LAYERS: usize = 180;
+/// Longest list of options that mount(2) takes, its NUL not counted.
+const OPTIONS_LIMIT: usize = 4095;
+/// How long a file system that somebody is just leaving may stay busy.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A mounted root file system; dropping it unmounts it.
+#[derive(Debug)]
+pub struct MountedRootfs {
+    merged: Option<PathBuf>,
+}
+
+impl MountedRootfs {
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.merged.as_deref().unwrap_or(Path::new("/"))
+    }
+
+    /// Unmounts it, so that all changes are on their way to the disk and nobody uses its layers any more.
+    ///
+    /// # Errors
+    /// [`RootfsError::Unmount`] when it stays in use; it is then detached when the last user leaves.
+    pub fn unmount(mut self) -> Result<(), RootfsError> {
+        let Some(path) = self.merged.take() else { return Ok(()) };
+        let deadline = Instant::now() + BUSY_PATIENCE;
+        loop {
+            match unmount(&path, UnmountFlags::NOFOLLOW) {
+                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+                Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+                Err(error) => {
+                    // Detached, it goes when its last user does.
+                    let _ = unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+                    return Err(RootfsError::Unmount { path, source: error.into() });
+                }
+            }
+        }
+    }
+}
+
+impl Drop for MountedRootfs {
+    fn drop(&mut self) {
+        if let Some(path) = self.merged.take()
+            && let Err(error) = unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+        {
+            tracing::warn!(path = %path.display(), %error, "a root file system stays mounted");
+        }
+    }
+}
+
+/// Joins layers and a writable folder at `merged`.
+///
+/// Shape: `layers` lowest first, at least one. `staging` is a folder for mount points, made if missing; nothing stays in it
+/// or mounted on it. `merged` is an existing folder. When: in a mount namespace whose mounts nobody else should see.
+///
+/// # Errors
+/// [`RootfsError`]; all that was mounted is unmounted again.
+pub fn mount(
+    layers: &[LayerSource],
+    staging: &Path,
+    writable: &Upper,
+    merged: &Path,
+) -> Result<MountedRootfs, RootfsError> {
+    if layers.is_empty() || layers.len() > MOST_LAYERS {
+        return Err(RootfsError::LayerCount(layers.len()));
+    }
+    let staged = Staging::mount(layers, staging)?;
+    join(&staged, writable, merged)?;
+    // overlayfs holds the layers by itself from here on, so their mount points may go.
+    drop(staged);
+    Ok(MountedRootfs { merged: Some(merged.to_owned()) })
+}
+
+/// The layers on their temporary mount points; dropping it unmounts them and removes the mount points.
+struct Staging<'a> {
+    folder: &'a Path,
+    mounted: usize,
+}
+
+impl<'a> Staging<'a> {
+    fn mount(layers: &[LayerSource], folder: &'a Path) -> Result<Self, RootfsError> {
+        make_folder(folder)?;
+        let mut staging = Self { folder, mounted: 0 };
+        for (number, layer) in layers.iter().enumerate() {
+            let point = staging.point(number);
+            make_folder(&point)?;
+            staging.mounted = number + 1;
+            mount_layer(layer, &point)?;
+        }
+        Ok(staging)
+    }
+
+    fn point(&self, number: usize) -> PathBuf {
+        self.folder.join(number.to_string())
+    }
+}
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        for number in (0..self.mounted).rev() {
+            let point = self.point(number);
+            match unmount(&point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                // Not mounted yet when something failed.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(error) => tracing::warn!(path = %point.display(), %error, "a layer stays mounted"),
+            }
+            // A folder that is left is found and used again the next time.
+            let _ = fs::remove_dir(&point);
+        }
+        let _ = fs::remove_dir(self.folder);
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), RootfsError> {
+    fs::create_dir_all(path).map_err(|source| RootfsError::Folder { path: path.to_owned(), source })
+}
+
+fn mount_layer(layer: &LayerSource, point: &Path) -> Result<(), RootfsError> {
+    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
+    let failed = |error: Errno| RootfsError::Layer { path: layer.path().to_owned(), source: error.into() };
+    match mount_fs(layer.path(), point, "erofs", flags, None) {
+        // The kernel wants a block device.
+        Err(Errno::NOTBLK) if matches!(layer, LayerSource::File(_)) => {
+            let (device, held) = loop_behind(layer.path())?;
+            let mounted = mount_fs(&device, point, "erofs", flags, None).map_err(failed);
+            // From here on the mount keeps the device; without one it frees itself now.
+            drop(held);
+            mounted
+        }
+        other => other.map_err(failed),
+    }
+}
+
+/// Puts a file behind a free loop device. Shape: the device's path, and the handle that keeps it until it is mounted.
+fn loop_behind(path: &Path) -> Result<(PathBuf, File), RootfsError> {
+    let failed = |source| RootfsError::Loop { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control").map_err(failed)?;
+    // Somebody else may take the free one first.
+    for _ in 0..64 {
+        let number = loop_device::free_number(&control).map_err(failed)?;
+        let device = PathBuf::from(format!("/dev/loop{number}"));
+        let handle = open_device(&device, number).map_err(failed)?;
+        match loop_device::configure(&handle, &file) {
+            Ok(()) => return Ok((device, handle)),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(failed(io::Error::from_raw_os_error(libc::EBUSY)))
+}
+
+/// Opens a loop device, making its node where no udev does.
+fn open_device(device: &Path, number: u32) -> io::Result<File> {
+    const LOOP_MAJOR: u32 = 7;
+    match File::open(device) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let kind = rustix::fs::FileType::BlockDevice;
+            let node = rustix::fs::makedev(LOOP_MAJOR, number);
+            match rustix::fs::mknodat(rustix::fs::CWD, device, kind, Mode::from_raw_mode(0o660), node) {
+                Ok(()) | Err(Errno::EXIST) => File::open(device),
+                Err(error) => Err(error.into()),
+            }
+        }
+        other => other,
+    }
+}
+
+fn join(staged: &Staging<'_>, writable: &Upper, merged: &Path) -> Result<(), RootfsError> {
+    let failed = |source| RootfsError::Join { path: merged.to_owned(), source };
+    let plain = [staged.folder, &writable.upper, &writable.work].map(Path::to_owned);
+    let options = match options(staged.mounted, &plain) {
+        Some(options) => mount_overlay(&options, merged),
+        None => {
+            // Through open folders all paths are short, and free of the signs that overlayfs takes for its own.
+            let mut held = Vec::new();
+            for path in &plain {
+                let folder = open_folder(path).map_err(|source| RootfsError::Folder { path: path.clone(), source })?;
+                held.push(folder);
+            }
+            let short = [0, 1, 2].map(|at: usize| PathBuf::from(format!("/proc/self/fd/{}", held[at].as_raw_fd())));
+            let options = options(staged.mounted, &short).ok_or(RootfsError::LayerCount(staged.mounted))?;
+            mount_overlay(&options, merged)
+        }
+    };
+    options.map_err(|error| failed(error.into()))
+}
+
+fn open_folder(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// overlayfs' options for `count` layers below the first of the folders, changes in the second, work in the third. `None` when
+/// the list is too long, or a path has a sign with a meaning in it.
+fn options(count: usize, [staging, upper, work]: &[PathBuf; 3]) -> Option<CString> {
+    let text =
+        |path: &Path| path.to_str().filter(|text| !text.contains([':', ',', '\\', '"', '\0'])).map(str::to_owned);
+    let (staging, upper, work) = (text(staging)?, text(upper)?, text(work)?);
+    let lower: Vec<String> = (0..count).rev().map(|number| format!("{staging}/{number}")).collect();
+    // Both off by default on most kernels, not on all: an image could otherwise lead into other folders of its layers.
+    let options = format!("lowerdir={},upperdir={upper},workdir={work},redirect_dir=off,metacopy=off", lower.join(":"));
+    if options.len() > OPTIONS_LIMIT { None } else { CString::new(options).ok() }
+}
+
+fn mount_overlay(options: &CString, merged: &Path) -> rustix::io::Result<()> {
+    mount_fs("overlay", merged, "overlay", MountFlags::empty(), Some(options.as_c_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_refused_when_they_would_be_misread() {
+        let paths = |staging: &str| [staging, "/u", "/w"].map(PathBuf::from);
+        let text = options(3, &paths("/s")).unwrap().into_string().unwrap();
+        assert!(text.starts_with("lowerdir=/s/2:/s/1:/s/0,upperdir=/u,workdir=/w"), "{text}");
+        for bad in ["/a:b", "/a,b", "/a\\b"] {
+            assert_eq!(options(1, &paths(bad)), None, "{bad}");
+        }
+        assert_eq!(options(100, &paths(&format!("/{}", "x".repeat(90)))), None);
+        assert!(options(MOST_LAYERS, &paths("/proc/self/fd/1234")).is_some());
+    }
+
+    #[test]
+    fn no_layers_and_too_many_are_refused() {
+        let writable = Upper { upper: "/u".into(), work: "/w".into() };
+        for count in [0, MOST_LAYERS + 1] {
+            let layers = vec![LayerSource::File("/l".into()); count];
+            let error = mount(&layers, Path::new("/nonexistent"), &writable, Path::new("/m")).unwrap_err();
+            assert!(matches!(error, RootfsError::LayerCount(_)));
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What a caller and its helper say to each other, over a socket pair: one request and one answer, each a length, a body in
+//! JSON, and file descriptors.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxPersonality, LinuxSeccomp, Process};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CommandError, SetupError};
+
+/// A message that did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The socket failed.
+    #[error("socket")]
+    Socket(#[from] io::Error),
+    /// The body is not what was expected.
+    #[error("malformed message")]
+    Malformed(#[from] serde_json::Error),
+    /// The body is longer than any true one.
+    #[error("message of {0} bytes")]
+    TooLong(usize),
+}
+
+/// What a helper is asked to do. Each says which file descriptors come with it, in order.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Create a container. With it: the launch pipe's writing end, then the streams.
+    Create(CreateRequest),
+    /// Start a further process. With it: the first process' pidfd, then the streams.
+    Exec(Box<ExecRequest>),
+}
+
+/// Which standard streams have a file descriptor of their own, in the order in which they are passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streams {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// See [`Request::Create`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// Folder in which libcontainer makes a folder named as the container for its state.
+    pub state: PathBuf,
+    pub id: String,
+    /// Folder with the `config.json` to use as it is.
+    pub bundle: PathBuf,
+    /// Absent for a terminal.
+    pub streams: Option<Streams>,
+    /// Who owns the terminal.
+    pub user_id: u32,
+    pub width: u16,
+    pub height: u16,
+}
+
+/// See [`Request::Exec`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ExecRequest {
+    pub process: Process,
+    pub seccomp: Option<LinuxSeccomp>,
+    pub personality: Option<LinuxPersonality>,
+    /// Namespaces to join, as clone(2)'s flags.
+    pub namespaces: u32,
+    /// The container's cgroups, one folder per hierarchy.
+    pub cgroups: Vec<PathBuf>,
+    /// Absent for a terminal.
+    pub streams: Option<Streams>,
+    pub width: u16,
+    pub height: u16,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// The process is there. With it: the terminal's master, if there is one.
+    Started { pid: u32 },
+    /// Its command cannot be run. `pid` is a process of the caller's that has ended, or is about to.
+    Command { error: CommandError, pid: Option<u32> },
+    /// Something else went wrong.
+    Failed { error: SetupError, pid: Option<u32> },
+}
+
+/// The longest body. A seccomp profile takes tens of kilobytes, a command line up to 2 MiB.
+const BODY_LIMIT: usize = 16 << 20;
+/// Most file descriptors in one message.
+const MOST_FDS: usize = 5;
+
+/// Writes one message.
+pub fn send(socket: &UnixStream, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
+    let body = serde_json::to_vec(message)?;
+    let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= BODY_LIMIT);
+    let head = length.ok_or(WireError::TooLong(body.len()))?.to_le_bytes();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(WireError::Socket(io::Error::from(io::ErrorKind::InvalidInput)));
+    }
+    // A stream socket takes these four bytes as a whole: its buffer is empty.
+    let sent = sendmsg(socket, &[IoSlice::new(&head)], &mut control, SendFlags::NOSIGNAL).map_err(io::Error::from)?;
+    if sent != head.len() {
+        return Err(WireError::Socket(io::Error::from(io::ErrorKind::WriteZero)));
+    }
+    (&*socket).write_all(&body)?;
+    Ok(())
+}
+
+/// Reads one message; `None` when the other side is gone.
+pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
+    let mut head = [0; 4];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(&mut head)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            other => break other.map_err(io::Error::from)?.bytes,
+        }
+    };
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if received == 0 {
+        return Ok(None);
+    }
+    (&*socket).read_exact(&mut head[received..])?;
+    let length = usize::try_from(u32::from_le_bytes(head)).unwrap_or(usize::MAX);
+    if length > BODY_LIMIT {
+        return Err(WireError::TooLong(length));
+    }
+    let mut body = vec![0; length];
+    (&*socket).read_exact(&mut body)?;
+    Ok(Some((serde_json::from_slice(&body)?, fds)))
+}
+
+/// The descriptors to send with a request: the one that always comes, then the streams that are there.
+pub fn borrow_all<'a>(first: &'a OwnedFd, rest: &'a [OwnedFd]) -> Vec<BorrowedFd<'a>> {
+    std::iter::once(first).chain(rest).map(AsFd::as_fd).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn a_message_carries_its_descriptors() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let null = OwnedFd::from(File::open("/dev/null").unwrap());
+        let writer = std::thread::spawn(move || {
+            send(&here, &Answer::Started { pid: 7 }, &[null.as_fd(), null.as_fd()]).unwrap();
+        });
+        let (answer, fds) = receive::<Answer>(&there).unwrap().unwrap();
+        assert!(matches!(answer, Answer::Started { pid: 7 }));
+        assert_eq!(fds.len(), 2);
+        for fd in &fds {
+            assert!(rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        }
+        writer.join().unwrap();
+        assert!(receive::<Answer>(&there).unwrap().is_none(), "end of file is no message");
+    }
+
+    #[test]
+    fn a_long_message_arrives_whole() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let text = "x".repeat(3 << 20);
+        let copy = text.clone();
+        let writer = std::thread::spawn(move || send(&here, &copy, &[]).unwrap());
+        assert_eq!(receive::<String>(&there).unwrap().unwrap().0, text);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn an_absurd_length_is_refused() {
+        let (here, there) = UnixStream::pair().unwrap();
+        (&here).write_all(&u32::MAX.to_le_bytes()).unwrap();
+        assert!(matches!(receive::<String>(&there), Err(WireError::TooLong(_))));
+    }
+}
