@@ -1,0 +1,53 @@
+//! Utility VMs: machines with a kernel of their own, one per container, that are not booted but *forked*, copy on
+//! write, from a [template](TemplateStore) that was booted once and frozen before anything specific to a container.
+//!
+//! It knows no image, no container and no network: paths of disks come in, a connection to the guest compute service
+//! goes out.
+//!
+//! ```text
+//!  UtilityVm::start
+//!    backend   choose the hypervisor (probe /dev/kvm, find QEMU)
+//!    key       digest of every input -> template id
+//!    builder   find it in the store, or: boot -> READY -> freeze -> seal
+//!    qemu      fork: same machine, template's memory mapped private, other disks behind its slots
+//!    personalize   entropy, clock, identity; anything but the right answer in time destroys the fork
+//! ```
+//!
+//! Read first: [`UtilityVm`], [`Hypervisor`] and [`VirtualMachine`], [`TemplateStore`], [`GuestConnection`],
+//! [`MachineConfig`].
+#![deny(unsafe_code)]
+
+mod backend;
+mod builder;
+mod cgroup;
+mod connection;
+mod digest;
+mod disk;
+mod guest_image;
+mod hypervisor;
+mod key;
+mod machine;
+mod personalize;
+mod probe;
+mod qemu;
+mod qmp;
+mod spawn;
+mod store;
+mod sys;
+mod template;
+mod utility_vm;
+
+pub use connection::{GuestConnection, GuestError, GuestStream};
+pub use disk::{DiskBinding, DiskError};
+pub use guest_image::{GuestImage, GuestImageError};
+pub use hypervisor::{
+    ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine, VmExit,
+};
+pub use key::{BackendIdentity, TemplateKey};
+pub use machine::{DISK_SLOTS, MachineConfig, MachineConfigError, NETWORK_SLOTS, NOMINAL_DISK_BYTES};
+pub use personalize::PersonalizeError;
+pub use probe::probe;
+pub use qemu::Qemu;
+pub use qmp::QmpError;
+pub use store::{TemplateError, TemplateStore};
+pub use utility_vm::{StartRequest, UtilityVm, UvmError};

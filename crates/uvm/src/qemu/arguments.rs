@@ -1,0 +1,234 @@
+//! QEMU's command line. Boot and fork have the same machine; only the source of memory and the slots' backends differ.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use proto::control::Accelerator;
+use rustix::fs::MemfdFlags;
+use serde_json::{Value, json};
+
+use crate::disk::{DiskBinding, DiskError, DiskFile, PackedDisk, SlotDisk};
+use crate::guest_image::GuestImage;
+use crate::hypervisor::SlotBindings;
+use crate::machine::{DISK_SLOTS, MachineConfig, NETWORK_SLOTS, NOMINAL_DISK_BYTES};
+
+/// Name of the memory, the same when saving and loading.
+const MEMORY_ID: &str = "memory";
+/// Translated code of an emulated guest, MiB: as much as it touches becomes private memory of its QEMU.
+const TRANSLATION_CACHE_MIB: u32 = 32;
+/// Bytes of console output that are kept; a power of two.
+const CONSOLE_BYTES: u32 = 64 * 1024;
+/// Name of the console's character device.
+pub(super) const CONSOLE_ID: &str = "console";
+/// PCI device numbers on the root bus, fixed so that the guest finds its slots in order.
+const PORT_ADDRESS: u32 = 2;
+const FIRST_DISK_ADDRESS: u32 = 3;
+const FIRST_NETWORK_ADDRESS: u32 = FIRST_DISK_ADDRESS + DISK_SLOTS;
+
+/// A command line under construction, and the descriptors that it names.
+#[derive(Debug)]
+pub(super) struct Arguments {
+    list: Vec<OsString>,
+    descriptors: Vec<OwnedFd>,
+    descriptor_sets: u32,
+}
+
+impl Arguments {
+    /// The parts that are always the same.
+    pub(super) fn new(accelerator: Accelerator, config: &MachineConfig) -> Self {
+        let mut arguments = Self { list: Vec::new(), descriptors: Vec::new(), descriptor_sets: 0 };
+        arguments.flags("-nodefaults -no-user-config -display none -S -no-reboot -no-shutdown");
+        arguments.flags("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        let machine = "q35,sata=off,smbus=off,usb=off,i8042=off,hpet=off,vmport=off,smm=off,mem-merge=off,\
+                       dump-guest-core=off,memory-backend=";
+        arguments.pair("-machine", format!("{machine}{MEMORY_ID}"));
+        match accelerator {
+            Accelerator::Kvm => arguments.flags("-accel kvm -cpu host"),
+            Accelerator::Tcg => {
+                let thread = if config.vcpus() == 1 { "single" } else { "multi" };
+                arguments.pair("-accel", format!("tcg,thread={thread},tb-size={TRANSLATION_CACHE_MIB}"));
+                // Not 5-level page tables (slower walks), not nested virtualization (needless surface).
+                arguments.pair("-cpu", "max,-la57,-svm".into());
+            }
+        }
+        arguments.pair("-smp", config.vcpus().to_string());
+        arguments.pair("-m", format!("{}M", config.memory_bytes() >> 20));
+        arguments.pair("-chardev", format!("ringbuf,id={CONSOLE_ID},size={CONSOLE_BYTES}"));
+        arguments.pair("-serial", format!("chardev:{CONSOLE_ID}"));
+        for slot in 0..NETWORK_SLOTS {
+            arguments.pair("-netdev", format!("hubport,id=net{slot},hubid={slot}"));
+            let address = format!("{:#x}", FIRST_NETWORK_ADDRESS + slot);
+            arguments.json("-device", &json!({"driver": "virtio-net-pci", "id": format!("nic{slot}"),
+                "netdev": format!("net{slot}"), "addr": address, "romfile": "", "disable-legacy": "on"}));
+        }
+        arguments
+    }
+
+    /// The list for exec, and the descriptors to keep open.
+    pub(super) fn into_parts(self) -> (Vec<OsString>, Vec<OwnedFd>) {
+        (self.list, self.descriptors)
+    }
+
+    /// The guest's end of the port, and QEMU's end of QMP.
+    pub(super) fn sockets(&mut self, port: OwnedFd, control: OwnedFd) {
+        let port = self.inherit(port);
+        self.pair("-chardev", format!("socket,id=port,fd={port}"));
+        let address = format!("{PORT_ADDRESS:#x}");
+        self.json("-device", &json!({"driver": "virtio-serial-pci", "id": "ports", "max_ports": 2,
+            "addr": address, "disable-legacy": "on"}));
+        // As JSON too: QEMU makes all devices in that form after all others.
+        self.json("-device", &json!({"driver": "virtserialport", "chardev": "port", "nr": 1, "name": "dev.bulkhead.gcs"}));
+        let control = self.inherit(control);
+        self.pair("-chardev", format!("socket,id=control,fd={control}"));
+        self.flags("-mon chardev=control,mode=control");
+    }
+
+    /// Memory for a boot: what the guest writes is in the file.
+    pub(super) fn shared_memory(&mut self, memory: File, config: &MachineConfig) {
+        let path = self.inherited_path(memory.into());
+        self.json("-object", &json!({"qom-type": "memory-backend-file", "id": MEMORY_ID, "mem-path": path,
+            "size": config.memory_bytes(), "share": true, "prealloc": false}));
+    }
+
+    /// Memory for a fork: the file's, copied on write.
+    pub(super) fn private_memory(&mut self, memory: File, config: &MachineConfig, read_only_file: bool) {
+        let path = self.inherited_path(memory.into());
+        let mut object = json!({"qom-type": "memory-backend-file", "id": MEMORY_ID, "mem-path": path,
+            "size": config.memory_bytes(), "share": false, "prealloc": false});
+        if read_only_file {
+            object["readonly"] = json!(true);
+            object["rom"] = json!("off");
+        }
+        self.json("-object", &object);
+    }
+
+    /// What to boot. A fork has none of it: its guest has left the firmware and the kernel's image behind.
+    pub(super) fn kernel(&mut self, image: &GuestImage, config: &MachineConfig) {
+        self.list.extend(["-kernel".into(), image.kernel().into(), "-initrd".into(), image.initramfs().into()]);
+        self.pair("-append", config.kernel_command_line().to_owned());
+    }
+
+    /// The state to load, when told to. Returns the descriptor's number for `migrate-incoming`.
+    pub(super) fn incoming(&mut self, state: File) -> RawFd {
+        self.flags("-incoming defer");
+        self.inherit(state.into())
+    }
+
+    /// Slots with nothing behind them.
+    pub(super) fn empty_slots(&mut self, _: &MachineConfig) {
+        for slot in 0..DISK_SLOTS {
+            self.empty_slot(slot);
+        }
+    }
+
+    /// Slots with these disks behind them, the others empty.
+    pub(super) fn bound_slots(&mut self, config: &MachineConfig, slots: &SlotBindings) -> Result<(), DiskError> {
+        debug_assert!(config.vcpus() > 0);
+        let mut disks = slot_disks(slots)?.into_iter();
+        for slot in 0..DISK_SLOTS {
+            match disks.next().flatten() {
+                None => self.empty_slot(slot),
+                Some(SlotDisk::Plain { disk, read_only }) => {
+                    let path = self.descriptor_set(disk.file.into());
+                    self.disk(slot, json!({"driver": "file", "filename": path, "read-only": read_only,
+                        "discard": "unmap"}));
+                }
+                Some(SlotDisk::Packed(packed)) => {
+                    let node = self.packed(&packed)?;
+                    self.disk(slot, node);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn empty_slot(&mut self, slot: u32) {
+        // Only slot 0 is ever writable, and the driver learns that in the template.
+        self.disk(slot, json!({"driver": "null-co", "size": NOMINAL_DISK_BYTES, "read-zeroes": true,
+            "read-only": slot != 0}));
+    }
+
+    fn disk(&mut self, slot: u32, mut node: Value) {
+        node["node-name"] = json!(format!("disk{slot}"));
+        self.json("-blockdev", &node);
+        let address = format!("{:#x}", FIRST_DISK_ADDRESS + slot);
+        self.json("-device", &json!({"driver": "virtio-blk-pci", "id": format!("slot{slot}"),
+            "drive": format!("disk{slot}"), "addr": address, "disable-legacy": "on"}));
+    }
+
+    fn packed(&mut self, packed: &PackedDisk) -> Result<Value, DiskError> {
+        let mut names = vec![self.in_memory("head", &packed.head)?];
+        let mut layers = Vec::with_capacity(packed.layers.len());
+        for layer in &packed.layers {
+            layers.push(layer.file.try_clone().map_err(DiskError::Pack)?);
+        }
+        names.extend(layers.into_iter().map(|file| self.descriptor_set(file.into())));
+        names.push(self.in_memory("tail", &packed.tail)?);
+        let descriptor = self.in_memory("descriptor", packed.descriptor(&names).as_bytes())?;
+        let file = json!({"driver": "file", "filename": descriptor, "read-only": true});
+        Ok(json!({"driver": "vmdk", "read-only": true, "file": file}))
+    }
+
+    /// Puts generated bytes where QEMU can open them, with nothing left on disk.
+    fn in_memory(&mut self, name: &str, bytes: &[u8]) -> Result<String, DiskError> {
+        let make = || -> io::Result<File> {
+            let mut file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
+            file.write_all(bytes)?;
+            file.rewind()?;
+            // QEMU matches a descriptor's access mode with the one it wants.
+            File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        };
+        let file = make().map_err(DiskError::Pack)?;
+        Ok(self.descriptor_set(file.into()))
+    }
+
+    fn descriptor_set(&mut self, descriptor: OwnedFd) -> String {
+        let set = self.descriptor_sets;
+        self.descriptor_sets += 1;
+        let number = self.inherit(descriptor);
+        self.pair("-add-fd", format!("fd={number},set={set}"));
+        format!("/dev/fdset/{set}")
+    }
+
+    fn inherited_path(&mut self, descriptor: OwnedFd) -> PathBuf {
+        format!("/proc/self/fd/{}", self.inherit(descriptor)).into()
+    }
+
+    fn inherit(&mut self, descriptor: OwnedFd) -> RawFd {
+        let number = descriptor.as_raw_fd();
+        self.descriptors.push(descriptor);
+        number
+    }
+
+    fn flags(&mut self, words: &str) {
+        self.list.extend(words.split(' ').map(OsString::from));
+    }
+
+    fn pair(&mut self, flag: &str, value: String) {
+        self.list.extend([flag.into(), value.into()]);
+    }
+
+    fn json(&mut self, flag: &str, value: &Value) {
+        self.pair(flag, value.to_string());
+    }
+}
+
+/// What is behind each slot, slot 0 first.
+fn slot_disks(slots: &SlotBindings) -> Result<Vec<Option<SlotDisk>>, DiskError> {
+    let plain = |binding: &DiskBinding| -> Result<Option<SlotDisk>, DiskError> {
+        Ok(Some(SlotDisk::Plain { disk: DiskFile::open(binding)?, read_only: binding.read_only }))
+    };
+    let scratch = slots.scratch.as_ref().map_or(Ok(None), plain)?;
+    let mut disks = vec![scratch];
+    if slots.packed() {
+        disks.push(Some(SlotDisk::Packed(PackedDisk::open(&slots.layers)?)));
+        return Ok(disks);
+    }
+    for path in &slots.layers {
+        disks.push(plain(&DiskBinding { path: path.clone(), read_only: true })?);
+    }
+    Ok(disks)
+}

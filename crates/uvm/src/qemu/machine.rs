@@ -1,0 +1,370 @@
+//! One QEMU process.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::{Value, json};
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use super::arguments::{Arguments, CONSOLE_ID};
+use super::installation::QemuInstallation;
+use crate::hypervisor::{ExitReason, HypervisorError, VirtualMachine, VmExit};
+use crate::qmp::{GuestEnd, MigrationEnd, Qmp, QmpError};
+use crate::{spawn, sys};
+
+/// How long QEMU may take to save the state; it takes 0.03 s.
+const FREEZE_LIMIT: Duration = Duration::from_secs(60);
+/// How long QEMU may take for a small command. It answers at once unless the host is very busy.
+const COMMAND_LIMIT: Duration = Duration::from_secs(20);
+/// How long QEMU may take to hand out the console's last output.
+const CONSOLE_LIMIT: Duration = Duration::from_secs(2);
+/// How much of QEMU's own messages is shown in an error.
+const LAST_WORDS_BYTES: usize = 2000;
+
+/// Saving and loading leave the memory where it is (`x-ignore-shared`) and tell when they have ended (`events`).
+pub(super) fn frozen_capabilities() -> Value {
+    json!([{"capability": "x-ignore-shared", "state": true}, {"capability": "events", "state": true}])
+}
+
+/// The process, as a handle that cannot come to mean another one.
+#[derive(Debug)]
+struct Process {
+    id: u32,
+    handle: OwnedFd,
+    killed: AtomicBool,
+}
+
+impl Process {
+    fn kill(&self) {
+        self.killed.store(true, Ordering::SeqCst);
+        self.signal();
+    }
+
+    fn signal(&self) {
+        match pidfd_send_signal(&self.handle, Signal::KILL) {
+            // It has ended by itself.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => tracing::error!(pid = self.id, %error, "cannot kill qemu"),
+        }
+    }
+}
+
+/// A machine in a QEMU process of its own. Dropping it kills the process; a task reaps it.
+#[derive(Debug)]
+pub(super) struct QemuMachine {
+    process: Arc<Process>,
+    qmp: Arc<Qmp>,
+    port: Mutex<Option<StdUnixStream>>,
+    ended: watch::Receiver<Option<VmExit>>,
+    log: PathBuf,
+}
+
+impl QemuMachine {
+    /// Starts QEMU. It has not been spoken to yet.
+    pub(super) async fn start(
+        installation: &QemuInstallation,
+        mut arguments: Arguments,
+        run_dir: &Path,
+    ) -> Result<Self, HypervisorError> {
+        let io_error = |action| move |source| HypervisorError::Io { action, source };
+        let (port, guest_port) = StdUnixStream::pair().map_err(io_error("make the port's sockets"))?;
+        let (control, qemu_control) = StdUnixStream::pair().map_err(io_error("make the monitor's sockets"))?;
+        arguments.sockets(guest_port.into(), qemu_control.into());
+        let log = run_dir.join("qemu.log");
+        let (list, descriptors) = arguments.into_parts();
+        let mut command = Command::new(installation.program());
+        command.args(list).env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(open_log(run_dir, &log).map_err(io_error("open the hypervisor's log"))?);
+        sys::confine(&mut command, descriptors.iter().map(AsRawFd::as_raw_fd).collect());
+        let child = spawn::spawn(command)
+            .await
+            .map_err(|source| HypervisorError::Spawn { program: installation.program().to_owned(), source })?;
+        drop(descriptors);
+        Self::adopt(child, control, port, log).map_err(io_error("watch the hypervisor's process"))
+    }
+
+    /// Takes charge of a child that was just spawned; kills it if that fails.
+    fn adopt(mut child: Child, control: StdUnixStream, port: StdUnixStream, log: PathBuf) -> io::Result<Self> {
+        let prepare = |child: &Child| -> io::Result<(Process, AsyncFd<OwnedFd>, UnixStream)> {
+            let pid = Pid::from_raw(child.id().cast_signed()).ok_or_else(|| io::Error::other("pid 0"))?;
+            let handle = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+            let watched = sys::watch(handle.try_clone()?)?;
+            control.set_nonblocking(true)?;
+            let process = Process { id: child.id(), handle, killed: AtomicBool::new(false) };
+            Ok((process, watched, UnixStream::from_std(control)?))
+        };
+        let (process, watched, control) = match prepare(&child) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let ended = child.kill().and_then(|()| child.wait());
+                tracing::debug!(?ended, "ended qemu");
+                return Err(error);
+            }
+        };
+        let process = Arc::new(process);
+        let qmp = Arc::new(Qmp::connect(control));
+        let (sender, ended) = watch::channel(None);
+        let watcher = Watcher { child, watched, process: Arc::clone(&process), qmp: Arc::clone(&qmp), log: log.clone() };
+        tokio::spawn(async move {
+            let exit = watcher.run().await;
+            sender.send_replace(Some(exit));
+        });
+        Ok(Self { process, qmp, port: Mutex::new(Some(port)), ended, log })
+    }
+
+    pub(super) fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    /// What QEMU printed last.
+    pub(super) fn last_words(&self) -> String {
+        last_words(&self.log)
+    }
+
+    /// Gives a command without waiting for the answer.
+    pub(super) async fn begin(
+        &self,
+        during: &'static str,
+        command: &'static str,
+        arguments: Value,
+    ) -> Result<impl Future<Output = Result<Value, QmpError>> + use<>, HypervisorError> {
+        match self.qmp.send(command, arguments).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.explain(during, error).await),
+        }
+    }
+
+    /// Turns an answer's error into one that says what became of QEMU.
+    pub(super) async fn finish(
+        &self,
+        during: &'static str,
+        answer: Result<Value, QmpError>,
+    ) -> Result<Value, HypervisorError> {
+        match answer {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.explain(during, error).await),
+        }
+    }
+
+    /// Gives a command and waits for its answer.
+    pub(super) async fn command(
+        &self,
+        during: &'static str,
+        command: &'static str,
+        arguments: Value,
+    ) -> Result<Value, HypervisorError> {
+        match tokio::time::timeout(COMMAND_LIMIT, self.qmp.execute(command, arguments)).await {
+            Ok(answer) => self.finish(during, answer).await,
+            Err(_) => {
+                let limit_s = COMMAND_LIMIT.as_secs();
+                Err(HypervisorError::Deadline { during, limit_s, detail: String::new() })
+            }
+        }
+    }
+
+    async fn explain(&self, during: &'static str, source: QmpError) -> HypervisorError {
+        if matches!(source, QmpError::Refused { .. }) {
+            return HypervisorError::Command { during, source };
+        }
+        // A lost connection means that QEMU ends; how it ended says more.
+        match tokio::time::timeout(CONSOLE_LIMIT, self.wait()).await {
+            Ok(exit) => HypervisorError::Ended { during, detail: exit.detail },
+            Err(_) => HypervisorError::Command { during, source },
+        }
+    }
+
+    async fn save(&self, state: File) -> Result<(), HypervisorError> {
+        let during = "saving the template";
+        self.command(during, "stop", json!({})).await?;
+        self.command(during, "migrate-set-capabilities", json!({"capabilities": frozen_capabilities()})).await?;
+        self.command(during, "migrate-set-parameters", json!({"max-bandwidth": 1_u64 << 40})).await?;
+        let given = self.qmp.execute_with_descriptor("getfd", json!({"fdname": "state"}), state.as_fd()).await;
+        self.finish(during, given).await?;
+        self.command(during, "migrate", json!({"uri": "fd:state"})).await?;
+        match self.qmp.migration_end().await {
+            Ok(MigrationEnd::Completed) => {}
+            Ok(MigrationEnd::Failed) => {
+                let detail = self.migration_error().await.unwrap_or_else(|| self.last_words());
+                return Err(HypervisorError::State { verb: "saved", detail });
+            }
+            Err(lost) => return self.finish(during, Err(lost)).await.map(|_| ()),
+        }
+        // An orderly end, so that everything is written to the files.
+        self.command(during, "quit", json!({})).await?;
+        self.wait().await;
+        Ok(())
+    }
+
+    async fn migration_error(&self) -> Option<String> {
+        let answer = self.qmp.execute("query-migrate", json!({})).await.ok()?;
+        Some(answer["error-desc"].as_str()?.chars().take(500).collect())
+    }
+}
+
+#[async_trait]
+impl VirtualMachine for QemuMachine {
+    fn connect(&self) -> Result<UnixStream, HypervisorError> {
+        let port = self.port.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or(HypervisorError::PortTaken)?;
+        let convert = |port: StdUnixStream| {
+            port.set_nonblocking(true)?;
+            UnixStream::from_std(port)
+        };
+        convert(port).map_err(|source| HypervisorError::Io { action: "use the port's socket", source })
+    }
+
+    async fn resume(&self) -> Result<(), HypervisorError> {
+        self.command("resuming", "cont", json!({})).await.map(|_| ())
+    }
+
+    async fn pause(&self) -> Result<(), HypervisorError> {
+        self.command("pausing", "stop", json!({})).await.map(|_| ())
+    }
+
+    async fn freeze(self: Box<Self>, state: File) -> Result<(), HypervisorError> {
+        match tokio::time::timeout(FREEZE_LIMIT, self.save(state)).await {
+            Ok(saved) => saved?,
+            Err(_) => {
+                let limit_s = FREEZE_LIMIT.as_secs();
+                return Err(HypervisorError::Deadline { during: "saving the template", limit_s, detail: String::new() });
+            }
+        }
+        Ok(())
+    }
+
+    fn kill(&self) {
+        self.process.kill();
+    }
+
+    async fn wait(&self) -> VmExit {
+        let mut ended = self.ended.clone();
+        let exit = match ended.wait_for(Option::is_some).await {
+            Ok(exit) => exit.clone(),
+            // The runtime that watched it is shutting down.
+            Err(_) => None,
+        };
+        exit.unwrap_or(VmExit { reason: ExitReason::Exited(None), detail: "its end was not observed".into() })
+    }
+
+    fn process_ids(&self) -> Vec<u32> {
+        vec![self.process.id]
+    }
+
+    async fn console(&self) -> String {
+        console(&self.qmp).await
+    }
+}
+
+impl Drop for QemuMachine {
+    fn drop(&mut self) {
+        self.process.kill();
+    }
+}
+
+/// Waits for the end, whatever it is, and says what it was.
+struct Watcher {
+    child: Child,
+    watched: AsyncFd<OwnedFd>,
+    process: Arc<Process>,
+    qmp: Arc<Qmp>,
+    log: PathBuf,
+}
+
+impl Watcher {
+    async fn run(mut self) -> VmExit {
+        let mut observed = self.qmp.observe();
+        let guest_end = tokio::select! {
+            _ = self.watched.readable() => None,
+            seen = observed.wait_for(|seen| seen.guest_end.is_some()) => seen.ok().and_then(|seen| seen.guest_end),
+        };
+        let exit = match guest_end {
+            Some(GuestEnd::Reset) => {
+                VmExit { reason: ExitReason::GuestPanic, detail: panic_text(&console(&self.qmp).await) }
+            }
+            Some(GuestEnd::PowerOff) => VmExit { reason: ExitReason::Shutdown, detail: String::new() },
+            Some(GuestEnd::Host) | None => return self.reap().await,
+        };
+        // QEMU keeps the stopped machine so that its console could be read; now it may go.
+        self.process.signal();
+        let reaped = self.reap().await;
+        if self.process.killed.load(Ordering::SeqCst) && exit.reason != ExitReason::GuestPanic { reaped } else { exit }
+    }
+
+    async fn reap(&mut self) -> VmExit {
+        if let Err(error) = self.watched.readable().await {
+            tracing::error!(pid = self.process.id, %error, "cannot watch qemu");
+        }
+        // The process has ended, so this does not block. Somebody else may have reaped it: then its status is unknown.
+        let status = self.child.wait().ok();
+        if self.process.killed.load(Ordering::SeqCst) {
+            return VmExit { reason: ExitReason::Killed, detail: String::new() };
+        }
+        let said = last_words(&self.log);
+        let detail = match status {
+            Some(status) => format!("{status}: {said}"),
+            None => said,
+        };
+        VmExit { reason: ExitReason::Exited(status.map(ExitStatusExt::into_raw)), detail }
+    }
+}
+
+async fn console(qmp: &Qmp) -> String {
+    let arguments = json!({"device": CONSOLE_ID, "size": 64 * 1024, "format": "utf8"});
+    match tokio::time::timeout(CONSOLE_LIMIT, qmp.execute("ringbuf-read", arguments)).await {
+        Ok(Ok(Value::String(text))) => printable(&text),
+        _ => String::new(),
+    }
+}
+
+/// The panic message and the lines before it, which say what led to it; or the last lines.
+fn panic_text(console: &str) -> String {
+    let lines: Vec<&str> = console.lines().filter(|line| !line.trim().is_empty()).collect();
+    let end = lines.iter().position(|line| line.contains("Kernel panic")).map_or(lines.len(), |at| at + 1);
+    lines[end.saturating_sub(5)..end].join("; ").chars().take(1000).collect()
+}
+
+fn printable(text: &str) -> String {
+    text.chars().filter(|&c| c == '\n' || !c.is_control()).collect()
+}
+
+fn open_log(run_dir: &Path, log: &Path) -> io::Result<File> {
+    fs::create_dir_all(run_dir)?;
+    File::create(log)
+}
+
+fn last_words(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let end = &text[text.len().saturating_sub(LAST_WORDS_BYTES)..];
+    let text = printable(&String::from_utf8_lossy(end));
+    text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_quoted_with_what_led_to_it() {
+        let console = "1\n2\n3\n4\n5\n\nKernel panic - not syncing: sysrq triggered crash\nCPU: 0 PID: 1\n";
+        assert_eq!(panic_text(console), "2; 3; 4; 5; Kernel panic - not syncing: sysrq triggered crash");
+        assert_eq!(panic_text("1\n2\n3\n4\n5\n6\n7\n"), "3; 4; 5; 6; 7");
+        assert_eq!(panic_text("é"), "é");
+        assert_eq!(panic_text(""), "");
+    }
+
+    #[test]
+    fn hostile_console_text_cannot_steer_a_terminal() {
+        assert_eq!(printable("a\x1b[31mb\r\x07\nc"), "a[31mb\nc");
+    }
+}

@@ -1,0 +1,164 @@
+//! The contract of [`Hypervisor`] and [`VirtualMachine`], of templates and of starting utility VMs, over a real QEMU and
+//! the real guest image. Without them each test says that it was skipped.
+
+mod lab;
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::time::{Duration, Instant};
+
+use bulkhead_uvm::{ExitReason, PersonalizeError, UtilityVm, UvmError};
+use proto::ErrorKind;
+
+use lab::Lab;
+
+/// A test body that runs when there is a lab.
+macro_rules! in_lab {
+    ($name:ident, $lab:ident, $body:block) => {
+        #[tokio::test]
+        async fn $name() {
+            match Lab::open() {
+                Ok($lab) => $body,
+                Err(missing) => lab::skip(stringify!($name), &missing),
+            }
+        }
+    };
+}
+
+in_lab!(a_fork_is_paused_resumed_killed_and_waited_for, lab, {
+    let vm = lab.start("one").await.unwrap();
+    assert_eq!(vm.report().vmm_pids.len(), 1);
+    assert!(vm.report().clock_error_us.abs() <= 50_000, "{:?}", vm.report());
+    vm.guest().stats(&Default::default()).await.unwrap_err();
+
+    vm.pause().await.unwrap();
+    let nothing = Default::default();
+    let asked = tokio::time::timeout(Duration::from_millis(300), vm.guest().processes(&nothing));
+    assert!(asked.await.is_err(), "a paused guest answered");
+    vm.resume().await.unwrap();
+    let asked = tokio::time::timeout(Duration::from_secs(10), vm.guest().processes(&nothing));
+    assert_eq!(asked.await.unwrap().unwrap_err().kind(), ErrorKind::FailedPrecondition);
+
+    let (first, second) = tokio::join!(vm.wait(), async {
+        vm.kill();
+        vm.wait().await
+    });
+    assert_eq!((first.reason, second.reason), (ExitReason::Killed, ExitReason::Killed));
+    assert_eq!(vm.wait().await, first);
+    assert!(!lab::alive(vm.report().vmm_pids[0]));
+    assert_eq!(vm.guest().processes(&Default::default()).await.unwrap_err().kind(), ErrorKind::Unavailable);
+});
+
+in_lab!(a_dropped_vm_leaves_no_process, lab, {
+    let vm = lab.start("dropped").await.unwrap();
+    let pid = vm.report().vmm_pids[0];
+    drop(vm);
+    lab::until(Duration::from_secs(5), || !lab::alive(pid)).await;
+});
+
+in_lab!(a_vmm_killed_by_somebody_else_is_told_from_ours, lab, {
+    let vm = lab.start("killed").await.unwrap();
+    lab::kill(vm.report().vmm_pids[0]);
+    let exit = vm.wait().await;
+    assert_eq!(exit.reason, ExitReason::Exited(Some(9)), "{exit:?}");
+});
+
+in_lab!(forks_are_unique_and_leave_the_template_alone, lab, {
+    let first = lab.start("fork0").await.unwrap();
+    let before = lab.template_bytes();
+    let mut forks = vec![first];
+    for number in 1..4 {
+        forks.push(lab.start(&format!("fork{number}")).await.unwrap());
+    }
+    assert!(forks[1..].iter().all(|vm| !vm.report().template_built));
+    let boot_ids: HashSet<_> = forks.iter().map(|vm| &vm.report().boot_id).collect();
+    let entropy: HashSet<_> = forks.iter().map(|vm| &vm.report().entropy_fingerprint).collect();
+    assert_eq!((boot_ids.len(), entropy.len()), (4, 4));
+    for vm in &forks {
+        vm.kill();
+        vm.wait().await;
+    }
+    assert!(before == lab.template_bytes(), "the template's bytes changed");
+});
+
+in_lab!(a_truncated_and_an_altered_template_are_made_again, lab, {
+    let store = lab.private_store();
+    let first = lab.start_in(&store, "first").await.unwrap();
+    let template = store.join(first.report().template.as_str());
+    drop(first);
+    let damages: [fn(&fs::File); 2] =
+        [|file| file.set_len(1 << 20).unwrap(), |file| file.write_all_at(b"altered", 4096 * 1000).unwrap()];
+    for (damage, built) in damages.iter().zip([true, true]) {
+        let memory = template.join("memory");
+        fs::set_permissions(&memory, fs::Permissions::from_mode(0o600)).unwrap();
+        damage(&fs::File::options().write(true).open(&memory).unwrap());
+        let vm = lab.start_in(&store, "again").await.unwrap();
+        assert_eq!(vm.report().template_built, built);
+    }
+    let vm = lab.start_in(&store, "sound").await.unwrap();
+    assert!(!vm.report().template_built);
+});
+
+in_lab!(two_first_starts_make_one_template, lab, {
+    let store = lab.private_store();
+    let (one, two) = tokio::join!(lab.start_in(&store, "one"), lab.start_in(&store, "two"));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_ne!(one.report().template_built, two.report().template_built);
+    assert_eq!(one.report().template, two.report().template);
+    let templates = fs::read_dir(&store).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
+    assert_eq!(templates, 1);
+});
+
+in_lab!(a_template_is_removed_under_a_running_fork, lab, {
+    let store = lab.private_store();
+    let vm = lab.start_in(&store, "survivor").await.unwrap();
+    let opened = bulkhead_uvm::TemplateStore::open(&store).unwrap();
+    opened.remove(&vm.report().template).await.unwrap();
+    let asked = vm.guest().processes(&Default::default()).await;
+    assert_eq!(asked.unwrap_err().kind(), ErrorKind::FailedPrecondition);
+});
+
+in_lab!(a_guest_that_gets_no_time_to_answer_is_destroyed, lab, {
+    let mut request = lab.request();
+    request.personalize_timeout_ms = 1;
+    let error = lab.start_with(&request, "late").await.unwrap_err();
+    assert!(matches!(error, UvmError::Personalize(PersonalizeError::Silent(_))), "{error:?}");
+    lab::until(Duration::from_secs(5), || lab.own_children().is_empty()).await;
+});
+
+in_lab!(what_cannot_start_says_why_and_leaves_nothing, lab, {
+    let mut required = lab.request();
+    required.boundary_required = true;
+    required.backend = proto::control::BackendChoice::QemuTcg;
+    let error = lab.start_with(&required, "x").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+    assert!(error.to_string().contains("software emulation"), "{error}");
+
+    let mut huge = lab.request();
+    huge.memory_bytes = Some(1 << 50);
+    assert_eq!(lab.start_with(&huge, "x").await.unwrap_err().kind(), ErrorKind::InvalidArgument);
+
+    let mut nowhere = lab.request();
+    nowhere.guest_image = "/nonexistent".into();
+    let error = lab.start_with(&nowhere, "x").await.unwrap_err();
+    assert!(error.to_string().contains("make build"), "{error}");
+
+    let request = lab.request();
+    let mut start = lab.start_request(&request, "x");
+    start.layers = vec!["/nonexistent/layer".into()];
+    assert_eq!(UtilityVm::start(start).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(lab.own_children().is_empty());
+});
+
+in_lab!(a_fork_is_much_quicker_than_its_template, lab, {
+    let _warm = lab.start("warm").await.unwrap();
+    let began = Instant::now();
+    let vm = lab.start("quick").await.unwrap();
+    let took = began.elapsed();
+    let store = bulkhead_uvm::TemplateStore::open(&lab.request().template_store).unwrap();
+    let template = store.list(Some(&vm.report().template)).unwrap().into_iter().find(|template| template.current);
+    // The goal is 10x on an idle machine; other tests run beside this one.
+    let boot = Duration::from_millis(template.unwrap().boot_ms);
+    assert!(took * 3 < boot, "a start took {took:?}, booting the template {boot:?}");
+});

@@ -1,0 +1,128 @@
+//! What the contract tests need: QEMU, the guest image, a template store that they share, disks.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use bulkhead_uvm::{StartRequest, UtilityVm, UvmError};
+use proto::control::{BackendChoice, UtilityVmRequest};
+
+/// All tests of one build share templates, as all containers of a host do.
+static SHARED_STORE: LazyLock<PathBuf> = LazyLock::new(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates"));
+
+/// One test's own folder, and the shared template store.
+pub struct Lab {
+    folder: tempfile::TempDir,
+    guest_image: PathBuf,
+}
+
+/// Says loudly that a test did not run.
+pub fn skip(test: &str, missing: &str) {
+    eprintln!("SKIPPED {test}: {missing}");
+}
+
+impl Lab {
+    /// Opens the lab, or says what is missing.
+    pub fn open() -> Result<Self, String> {
+        let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/boot");
+        let guest_image = std::env::var_os("BULKHEAD_GUEST_IMAGE").map_or(default, PathBuf::from);
+        bulkhead_uvm::GuestImage::open(&guest_image).map_err(|error| error.to_string())?;
+        bulkhead_uvm::Qemu::find(proto::control::Accelerator::Tcg).map_err(|error| error.to_string())?;
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        for name in ["scratch", "layer"] {
+            let file = File::create(folder.path().join(name)).map_err(|error| error.to_string())?;
+            file.set_len(1 << 20).map_err(|error| error.to_string())?;
+        }
+        Ok(Self { folder, guest_image })
+    }
+
+    /// A store of this test's own.
+    pub fn private_store(&self) -> PathBuf {
+        self.folder.path().join("templates")
+    }
+
+    /// What an engine would ask for.
+    pub fn request(&self) -> UtilityVmRequest {
+        UtilityVmRequest {
+            template_store: SHARED_STORE.clone(),
+            guest_image: self.guest_image.clone(),
+            backend: BackendChoice::QemuTcg,
+            memory_bytes: None,
+            cpus_milli: None,
+            boundary_required: false,
+            machine_id: "0123456789abcdef".repeat(2),
+            // Several emulated machines share two processors here.
+            personalize_timeout_ms: 20_000,
+        }
+    }
+
+    pub fn start_request<'a>(&self, vm: &'a UtilityVmRequest, name: &str) -> StartRequest<'a> {
+        StartRequest {
+            vm,
+            scratch: self.folder.path().join("scratch"),
+            layers: vec![self.folder.path().join("layer")],
+            run_dir: self.folder.path().join(name),
+            hostname: name.to_owned(),
+            domainname: String::new(),
+            cgroup: None,
+        }
+    }
+
+    pub async fn start_with(&self, vm: &UtilityVmRequest, name: &str) -> Result<UtilityVm, UvmError> {
+        UtilityVm::start(self.start_request(vm, name)).await
+    }
+
+    pub async fn start(&self, name: &str) -> Result<UtilityVm, UvmError> {
+        self.start_with(&self.request(), name).await
+    }
+
+    pub async fn start_in(&self, store: &Path, name: &str) -> Result<UtilityVm, UvmError> {
+        let request = UtilityVmRequest { template_store: store.to_owned(), ..self.request() };
+        self.start_with(&request, name).await
+    }
+
+    /// Every byte of the shared templates that is not zero, as their digests.
+    pub fn template_bytes(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut found: Vec<_> = fs::read_dir(SHARED_STORE.as_path())
+            .unwrap()
+            .flatten()
+            .flat_map(|entry| ["memory", "state"].map(|name| entry.path().join(name)))
+            .filter_map(|path| Some((path.clone(), fs::read(&path).ok()?)))
+            .collect();
+        found.sort();
+        found
+    }
+
+    /// Hypervisors that this process started and that still run.
+    pub fn own_children(&self) -> Vec<u32> {
+        let own = std::process::id();
+        let parent = |pid: u32| -> Option<u32> {
+            let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            text.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+        };
+        let pids = fs::read_dir("/proc").unwrap().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter(|&pid| parent(pid) == Some(own)).collect()
+    }
+}
+
+/// True while there is such a process, zombies included.
+pub fn alive(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
+/// Kills a process as a stranger would.
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// Waits until something holds.
+pub async fn until(limit: Duration, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < limit, "it did not hold within {limit:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
