@@ -1,0 +1,208 @@
+//! The container's bundle inside the guest: the host's OCI spec with what the guest knows better put in its place.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Root, Spec};
+use proto::ErrorKind;
+
+/// Everything of the container lies below it, in the guest's own tmpfs.
+pub const RUN: &str = "/run/bulkhead";
+/// Where `/etc/hosts` and its like are written for the container to mount.
+const FILES: &str = "/run/bulkhead/files";
+/// The annotation with their content: a JSON object of path and text.
+const FILES_ANNOTATION: &str = "dev.bulkhead.files";
+/// The container's cgroup. It is the only one besides the root.
+const CGROUP: &str = "/container";
+
+/// A spec that the guest cannot carry out.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// It is not JSON of this form.
+    #[error("the {what} is no valid JSON")]
+    Malformed {
+        /// Which document.
+        what: &'static str,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It cannot be changed as needed.
+    #[error("the spec cannot be used")]
+    Spec(#[from] OciSpecError),
+    /// A file would be written elsewhere.
+    #[error("{path} is not below {FILES}")]
+    OutsideFiles {
+        /// The path from the annotation.
+        path: String,
+    },
+    /// A mount needs a file of the host, which no utility VM can see.
+    #[error("{source_path} cannot be mounted at {destination}: a utility VM has no files of the host")]
+    HostMount {
+        /// The mount's source.
+        source_path: PathBuf,
+        /// Where the container wants it.
+        destination: PathBuf,
+    },
+    /// The guest's memory file system took no file.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl BundleError {
+    /// What a caller can act on.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Malformed { .. } | Self::Spec(_) | Self::OutsideFiles { .. } => ErrorKind::InvalidArgument,
+            Self::HostMount { .. } => ErrorKind::NotImplemented,
+            Self::Write { .. } => ErrorKind::Internal,
+        }
+    }
+}
+
+/// The bundle's folder.
+pub fn folder() -> PathBuf {
+    Path::new(RUN).join("bundle")
+}
+
+/// Writes the bundle: `config.json`, and the small files that the spec's mounts bind.
+///
+/// # Errors
+/// See [`BundleError`]; what was written stays, in memory that dies with the fork.
+pub fn write(spec: &[u8], rootfs: &Path) -> Result<(), BundleError> {
+    let mut spec: Spec =
+        serde_json::from_slice(spec).map_err(|source| BundleError::Malformed { what: "spec", source })?;
+    for (path, text) in files(&spec)? {
+        write_file(&path, text.as_bytes())?;
+    }
+    adapt(&mut spec, rootfs)?;
+    let config = serde_json::to_vec(&spec).map_err(|source| BundleError::Malformed { what: "spec", source })?;
+    write_file(&folder().join("config.json"), &config)
+}
+
+/// Reads the process of an exec.
+///
+/// # Errors
+/// `Malformed`.
+pub fn process(json: &[u8]) -> Result<Process, BundleError> {
+    let mut process: Process =
+        serde_json::from_slice(json).map_err(|source| BundleError::Malformed { what: "process", source })?;
+    without_host_labels(&mut process);
+    Ok(process)
+}
+
+fn files(spec: &Spec) -> Result<Vec<(PathBuf, String)>, BundleError> {
+    let annotation = spec.annotations().as_ref().and_then(|annotations| annotations.get(FILES_ANNOTATION));
+    let Some(json) = annotation else { return Ok(Vec::new()) };
+    let files: HashMap<String, String> = serde_json::from_str(json)
+        .map_err(|source| BundleError::Malformed { what: "annotation dev.bulkhead.files", source })?;
+    files.into_iter().map(|(path, text)| Ok((below_files(path)?, text))).collect()
+}
+
+fn below_files(path: String) -> Result<PathBuf, BundleError> {
+    let below = Path::new(&path).strip_prefix(FILES);
+    let plain = below.is_ok_and(|name| {
+        name.components().count() > 0 && name.components().all(|part| matches!(part, Component::Normal(_)))
+    });
+    if plain { Ok(path.into()) } else { Err(BundleError::OutsideFiles { path }) }
+}
+
+fn adapt(spec: &mut Spec, rootfs: &Path) -> Result<(), BundleError> {
+    let read_only = spec.root().as_ref().and_then(Root::readonly);
+    let mut root = Root::default();
+    root.set_path(rootfs.to_path_buf()).set_readonly(read_only);
+    spec.set_root(Some(root));
+    // Hooks are programs of the host.
+    spec.set_hooks(None);
+    if let Some(mount) = spec.mounts().iter().flatten().find(|mount| binds_host(mount)) {
+        let source_path = mount.source().clone().unwrap_or_default();
+        return Err(BundleError::HostMount { source_path, destination: mount.destination().clone() });
+    }
+    if let Some(process) = spec.process_mut().as_mut() {
+        without_host_labels(process);
+    }
+    if let Some(linux) = spec.linux_mut().as_mut() {
+        linux.set_cgroups_path(Some(CGROUP.into()));
+        linux.set_mount_label(None);
+        // The guest's own network namespace has nobody else in it, and a second one would take time.
+        let kept = linux.namespaces().iter().flatten().filter(|namespace| namespace.typ() != LinuxNamespaceType::Network);
+        let kept = kept.cloned().collect();
+        linux.set_namespaces(Some(kept));
+    }
+    Ok(())
+}
+
+fn binds_host(mount: &Mount) -> bool {
+    let bind = mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
+    let own = mount.source().as_ref().is_some_and(|source| source.starts_with(FILES));
+    (bind || mount.typ().as_deref() == Some("bind")) && !own
+}
+
+/// The guest's kernel has loaded none of the host's security policies.
+fn without_host_labels(process: &mut Process) {
+    process.set_apparmor_profile(None).set_selinux_label(None);
+}
+
+fn write_file(path: &Path, content: &[u8]) -> Result<(), BundleError> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(path, content))
+        .map_err(|source| BundleError::Write { path: path.to_path_buf(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{LinuxBuilder, MountBuilder, SpecBuilder};
+
+    use super::*;
+
+    fn bind(source: &str) -> Mount {
+        MountBuilder::default().destination("/etc/hosts").source(source).options(vec!["rbind".into()]).build().unwrap()
+    }
+
+    #[test]
+    fn a_spec_is_adapted_to_the_guest() {
+        let linux = LinuxBuilder::default().cgroups_path("/bulkhead/x").mount_label("label").build().unwrap();
+        let had_network = linux.namespaces().iter().flatten().any(|space| space.typ() == LinuxNamespaceType::Network);
+        assert!(had_network);
+        let mounts = vec![bind("/run/bulkhead/files/hosts")];
+        let mut spec = SpecBuilder::default().linux(linux).mounts(mounts).build().unwrap();
+        spec.root_mut().as_mut().unwrap().set_readonly(Some(true));
+        adapt(&mut spec, Path::new("/somewhere")).unwrap();
+        let root = spec.root().as_ref().unwrap();
+        assert_eq!((root.path().as_path(), root.readonly()), (Path::new("/somewhere"), Some(true)));
+        let linux = spec.linux().as_ref().unwrap();
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new(CGROUP)));
+        assert_eq!(*linux.mount_label(), None);
+        let spaces = linux.namespaces().as_ref().unwrap();
+        assert!(!spaces.is_empty() && spaces.iter().all(|space| space.typ() != LinuxNamespaceType::Network));
+    }
+
+    #[test]
+    fn a_mount_of_the_host_is_refused() {
+        let mut spec = SpecBuilder::default().mounts(vec![bind("/srv/data")]).build().unwrap();
+        let error = adapt(&mut spec, Path::new("/r")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotImplemented);
+        assert!(error.to_string().contains("/srv/data"));
+    }
+
+    #[test]
+    fn files_are_written_below_their_folder_only() {
+        for path in ["/etc/passwd", "/run/bulkhead/files", "/run/bulkhead/files/../x", "hosts", "/run/bulkhead/filesx/y"] {
+            assert!(below_files(path.to_owned()).is_err(), "{path}");
+        }
+        assert!(below_files("/run/bulkhead/files/hosts".to_owned()).is_ok());
+        let annotations = HashMap::from([(FILES_ANNOTATION.to_owned(), r#"{"/etc/shadow": "x"}"#.to_owned())]);
+        let spec = SpecBuilder::default().annotations(annotations).build().unwrap();
+        assert!(matches!(files(&spec), Err(BundleError::OutsideFiles { .. })));
+    }
+}

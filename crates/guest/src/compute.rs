@@ -1,0 +1,300 @@
+//! The one container of this utility VM: its root file system on the slots' disks, its processes by the host's numbers.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use container::rootfs::{self, LayerSource, MountedRootfs, RootfsError, Upper};
+use container::{Container, CreateError, DeleteError, ExecError, Helper, HelperError, StartError, Started};
+use proto::ErrorKind;
+use proto::gcs::INIT_PROCESS;
+use proto::gcs::wire::{CreateContainerRequest, ExecRequest};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::bundle::{self, BundleError};
+use crate::devices::{SlotError, Slots};
+use crate::identity;
+use crate::machine::Machine;
+use crate::process::{Prepared, Process, TerminalSize};
+use crate::reaper::Reaper;
+use crate::substreams::StdioStreams;
+
+/// What must exist before the freeze point, so that no fork makes it.
+pub const FOLDERS: [&str; 6] = [
+    "/run/bulkhead/bundle",
+    "/run/bulkhead/files",
+    "/run/bulkhead/layers",
+    SCRATCH,
+    MERGED,
+    STATE,
+];
+const STAGING: &str = "/run/bulkhead/layers";
+const SCRATCH: &str = "/run/bulkhead/scratch";
+const MERGED: &str = "/run/bulkhead/rootfs";
+/// Where the container crate keeps its state.
+const STATE: &str = "/run/bulkhead/state";
+
+/// A call about the container that could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ComputeError {
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The scratch disk cannot be mounted or unmounted.
+    #[error("cannot {what} the scratch disk")]
+    Scratch {
+        /// What was to be done.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The layers cannot be put together.
+    #[error("cannot mount the container's root file system")]
+    Rootfs(#[from] RootfsError),
+    /// The spec cannot be used.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The container was not created.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// Its process was not started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A further process was not started.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// No helper process could be started.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
+    /// The container was not removed.
+    #[error("cannot remove the container")]
+    Delete(#[from] DeleteError),
+    /// The standard streams of a process.
+    #[error("cannot connect the process's standard streams")]
+    Stdio(#[source] io::Error),
+    /// A process number that is not known, or known already.
+    #[error("process {number} {problem}")]
+    Process {
+        /// The host's number.
+        number: u32,
+        /// What is wrong with it.
+        problem: &'static str,
+        /// What a caller can act on.
+        kind: ErrorKind,
+    },
+    /// The kernel refused a signal or a new size.
+    #[error("cannot {what} process {number}")]
+    Kernel {
+        /// What was to be done.
+        what: &'static str,
+        /// The host's number.
+        number: u32,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ComputeError {
+    /// What a caller can act on.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Slot(error) => error.kind(),
+            Self::Rootfs(error) => error.kind(),
+            Self::Bundle(error) => error.kind(),
+            Self::Create(error) => error.kind(),
+            Self::Start(error) => error.kind(),
+            Self::Exec(error) => error.kind(),
+            Self::Helper(error) => error.kind(),
+            Self::Delete(error) => error.kind(),
+            Self::Process { kind, .. } => *kind,
+            Self::Scratch { .. } => ErrorKind::Unavailable,
+            Self::Stdio(_) => ErrorKind::ResourceExhausted,
+            Self::Kernel { source, .. } if source.kind() == io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
+            Self::Kernel { source, .. } if source.kind() == io::ErrorKind::NotConnected => ErrorKind::NotFound,
+            Self::Kernel { .. } => ErrorKind::Internal,
+        }
+    }
+}
+
+/// The container and all it consists of.
+pub struct Compute {
+    container: Container,
+    processes: HashMap<u32, Arc<Process>>,
+    /// Waits for the next exec.
+    exec_helper: Option<Helper>,
+    /// Before the scratch: what is dropped first is unmounted first.
+    rootfs: MountedRootfs,
+    scratch: Scratch,
+}
+
+impl Compute {
+    /// Mounts layers and scratch and creates the container in them, not started.
+    ///
+    /// # Errors
+    /// See [`ComputeError`]; what was mounted is unmounted again.
+    pub fn create(
+        request: &CreateContainerRequest,
+        streams: StdioStreams,
+        machine: Machine,
+        reaper: &Reaper,
+    ) -> Result<Self, ComputeError> {
+        let Machine { mut slots, create_helper, exec_helper } = machine;
+        let (rootfs, scratch) = mount_root(request, &mut slots)?;
+        bundle::write(&request.spec, Path::new(MERGED))?;
+        identity::give_machine_id(Path::new(MERGED));
+        let size = terminal_size(request.terminal, request.width, request.height);
+        let (prepared, stdio) = Prepared::new(streams, size).map_err(ComputeError::Stdio)?;
+        let (container, started) =
+            Container::create(create_helper, Path::new(STATE), &request.id, &bundle::folder(), stdio)?;
+        let mut this =
+            Self { container, processes: HashMap::new(), exec_helper: Some(exec_helper), rootfs, scratch };
+        this.attach(INIT_PROCESS, started, prepared, reaper)?;
+        Ok(this)
+    }
+
+    /// Starts the created process.
+    ///
+    /// # Errors
+    /// `Start`.
+    pub fn start(&mut self) -> Result<(), ComputeError> {
+        Ok(self.container.start()?)
+    }
+
+    /// Starts a further process; the answer is its process id.
+    ///
+    /// # Errors
+    /// `Process` — the number is in use; `Bundle`, `Exec`, `Stdio`, `Helper`.
+    pub fn exec(&mut self, request: &ExecRequest, streams: StdioStreams, reaper: &Reaper) -> Result<u32, ComputeError> {
+        let number = request.process;
+        if self.processes.contains_key(&number) {
+            return Err(ComputeError::Process { number, problem: "exists already", kind: ErrorKind::AlreadyExists });
+        }
+        let process = bundle::process(&request.spec)?;
+        let size = terminal_size(request.terminal, request.width, request.height);
+        let (prepared, stdio) = Prepared::new(streams, size).map_err(ComputeError::Stdio)?;
+        let helper = self.exec_helper.take().map_or_else(Helper::spawn, Ok)?;
+        let started = self.container.exec(helper, &process, stdio)?;
+        let pid = started.pid;
+        self.attach(number, started, prepared, reaper)?;
+        Ok(pid)
+    }
+
+    /// Has a helper ready for the next exec.
+    pub fn warm_up(&mut self) {
+        if self.exec_helper.is_none() {
+            // Without one, the next exec tries again and says why it cannot.
+            self.exec_helper = Helper::spawn().inspect_err(|error| tracing::warn!("no warm helper: {error}")).ok();
+        }
+    }
+
+    fn attach(
+        &mut self,
+        number: u32,
+        started: Started,
+        prepared: Prepared,
+        reaper: &Reaper,
+    ) -> Result<(), ComputeError> {
+        let pid = started.pid;
+        let process = Process::attach(started, prepared, reaper.watch(pid)).map_err(|error| {
+            // Nobody could ever read from it.
+            let _ = signal_pid(pid, 9);
+            ComputeError::Stdio(error)
+        })?;
+        self.processes.insert(number, Arc::new(process));
+        Ok(())
+    }
+
+    /// The container itself, for what needs nothing else of the guest.
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// A process by the host's number.
+    ///
+    /// # Errors
+    /// `Process`.
+    pub fn process(&self, number: u32) -> Result<Arc<Process>, ComputeError> {
+        let unknown = ComputeError::Process { number, problem: "does not exist", kind: ErrorKind::NotFound };
+        self.processes.get(&number).cloned().ok_or(unknown)
+    }
+
+    /// Sends a signal to one process.
+    ///
+    /// # Errors
+    /// `Process` — unknown, or it has ended; `Kernel`.
+    pub fn signal(&self, number: u32, signal: u32) -> Result<(), ComputeError> {
+        let process = self.process(number)?;
+        if process.has_ended() {
+            return Err(ComputeError::Process { number, problem: "has already finished", kind: ErrorKind::NotFound });
+        }
+        signal_pid(process.pid(), signal).map_err(|source| ComputeError::Kernel { what: "signal", number, source })
+    }
+
+    /// Removes the container, whose processes have been killed, and leaves a clean scratch disk.
+    ///
+    /// # Errors
+    /// `Delete`, `Rootfs`, `Scratch`.
+    pub fn remove(self) -> Result<(), ComputeError> {
+        let Self { container, processes, exec_helper, rootfs, scratch } = self;
+        drop((processes, exec_helper));
+        container.delete(true)?;
+        rootfs.unmount()?;
+        scratch.unmount()
+    }
+}
+
+fn signal_pid(pid: u32, signal: u32) -> io::Result<()> {
+    let signal = i32::try_from(signal).ok().and_then(Signal::from_named_raw);
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let (Some(signal), Some(pid)) = (signal, pid) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    Ok(kill_process(pid, signal)?)
+}
+
+fn terminal_size(terminal: bool, width: u32, height: u32) -> Option<TerminalSize> {
+    let clamp = |characters: u32| u16::try_from(characters).unwrap_or(u16::MAX);
+    terminal.then(|| TerminalSize { width: clamp(width), height: clamp(height) })
+}
+
+fn mount_root(
+    request: &CreateContainerRequest,
+    slots: &mut Slots,
+) -> Result<(MountedRootfs, Scratch), ComputeError> {
+    let scratch = Scratch::mount(&slots.device(request.scratch_slot, 0)?)?;
+    // The request names the top layer first, the container crate wants the lowest first.
+    let layers = request.layers.iter().rev().map(|layer| slots.device(layer.slot, layer.partition));
+    let layers: Vec<LayerSource> = layers.map(|device| device.map(LayerSource::Device)).collect::<Result<_, _>>()?;
+    let upper = Upper { upper: Path::new(SCRATCH).join("upper"), work: Path::new(SCRATCH).join("work") };
+    let rootfs = rootfs::mount(&layers, Path::new(STAGING), &upper, Path::new(MERGED))?;
+    Ok((rootfs, scratch))
+}
+
+/// The mounted scratch disk; unmounted on drop.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn mount(device: &Path) -> Result<Self, ComputeError> {
+        mount(device, SCRATCH, "ext4", MountFlags::empty(), None)
+            .map_err(|error| ComputeError::Scratch { what: "mount", source: error.into() })?;
+        Ok(Self(SCRATCH.into()))
+    }
+
+    fn unmount(mut self) -> Result<(), ComputeError> {
+        let mounted = std::mem::take(&mut self.0);
+        unmount(&mounted, UnmountFlags::empty())
+            .map_err(|error| ComputeError::Scratch { what: "unmount", source: error.into() })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty()
+            && let Err(error) = unmount(&self.0, UnmountFlags::empty())
+        {
+            tracing::warn!("cannot unmount the scratch disk: {error}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The virtio bus: which devices there are, and binding their drivers one by one.
+//!
+//! The port's device and the disk slots are bound before the freeze point: binding a disk runs much kernel code for the
+//! first time, which every fork would pay for. In the template the slots have an empty disk of a nominal size; in a fork
+//! there are other disks behind them. Network devices stay unbound.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use proto::ErrorKind;
+
+use crate::sys;
+
+const BUS: &str = "/sys/bus/virtio";
+/// How long the kernel may take to announce the port.
+const PORT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a virtio device is. Source: virtio 1.2 §5, "Device Types".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DeviceType {
+    Block,
+    Console,
+}
+
+impl DeviceType {
+    fn id(self) -> u32 {
+        match self {
+            Self::Block => 2,
+            Self::Console => 3,
+        }
+    }
+
+    fn driver(self) -> &'static str {
+        match self {
+            Self::Block => "virtio_blk",
+            Self::Console => "virtio_console",
+        }
+    }
+}
+
+/// A disk slot that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// The machine has fewer slots.
+    #[error("no disk slot {slot}: this machine has {count}")]
+    NoSlot {
+        /// Which slot was named.
+        slot: u32,
+        /// How many there are.
+        count: usize,
+    },
+    /// The disk has no such partition.
+    #[error("no partition {partition} on the disk in slot {slot}")]
+    NoPartition {
+        /// Which slot.
+        slot: u32,
+        /// Which partition.
+        partition: u32,
+    },
+    /// The disk cannot be bound or read.
+    #[error("cannot use the disk in slot {slot}")]
+    Disk {
+        /// Which slot.
+        slot: u32,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SlotError {
+    /// What a caller can act on.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoSlot { .. } | Self::NoPartition { .. } => ErrorKind::InvalidArgument,
+            Self::Disk { .. } => ErrorKind::Unavailable,
+        }
+    }
+}
+
+/// Makes the virtio bus bind nothing by itself. Returns false while there is no such bus.
+pub fn switch_off_probing() -> io::Result<bool> {
+    match fs::write(Path::new(BUS).join("drivers_autoprobe"), "0") {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Binds the device that carries the port.
+pub fn bind_console() -> Result<()> {
+    let devices = devices_of(DeviceType::Console).context("cannot list the virtio bus")?;
+    let [device] = devices.as_slice() else { bail!("{} virtio consoles, expected one", devices.len()) };
+    bind(device, DeviceType::Console).with_context(|| format!("the driver refused {}", device.display()))
+}
+
+/// The device file of the port with this name; waits for the kernel to announce it, since the host describes ports by
+/// messages. Runs before the freeze point, so sleeping is harmless.
+pub fn find_port(name: &str) -> Result<PathBuf> {
+    let deadline = Instant::now() + PORT_DEADLINE;
+    loop {
+        if let Some(port) = port_named(name).context("cannot list the ports")? {
+            return Ok(port);
+        }
+        if Instant::now() > deadline {
+            bail!("the host offers no port {name}");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn port_named(name: &str) -> io::Result<Option<PathBuf>> {
+    for entry in entries(Path::new("/sys/class/virtio-ports"))? {
+        let found = fs::read_to_string(entry.join("name")).unwrap_or_default();
+        if found.trim_end() == name {
+            return Ok(entry.file_name().map(|device| Path::new("/dev").join(device)));
+        }
+    }
+    Ok(None)
+}
+
+/// The machine's disk slots, counted in the order of their PCI addresses.
+#[derive(Debug)]
+pub struct Slots(Vec<Slot>);
+
+#[derive(Debug)]
+struct Slot {
+    /// The virtio device's folder in sysfs.
+    device: PathBuf,
+    /// The disk's device file, once it is bound.
+    disk: Option<PathBuf>,
+    /// Its partition table belongs to the disk that is there now.
+    partitions_read: bool,
+}
+
+impl Slots {
+    /// Finds the slots and binds each. One that cannot be bound now (it may have no disk yet) is bound when it is used.
+    pub fn bind() -> io::Result<Self> {
+        let devices = devices_of(DeviceType::Block)?;
+        Ok(Self(devices.into_iter().map(Slot::bind_now).collect()))
+    }
+
+    /// The device file of the disk in a slot, with nothing of an earlier disk remembered; with `partition` above 0, of that
+    /// partition.
+    ///
+    /// # Errors
+    /// `NoSlot` and `NoPartition` — the machine or the disk has none with this number; `Disk` — the kernel refused.
+    pub fn device(&mut self, slot: u32, partition: u32) -> Result<PathBuf, SlotError> {
+        let count = self.0.len();
+        let index = usize::try_from(slot).unwrap_or(usize::MAX);
+        let found = self.0.get_mut(index).ok_or(SlotError::NoSlot { slot, count })?;
+        let disk = found.refresh(partition > 0).map_err(|source| SlotError::Disk { slot, source })?;
+        if partition == 0 {
+            return Ok(disk);
+        }
+        // Names of virtio disks end in a letter, so a partition's number follows directly.
+        let mut name = disk.into_os_string();
+        name.push(partition.to_string());
+        let partition_file = PathBuf::from(name);
+        if partition_file.exists() { Ok(partition_file) } else { Err(SlotError::NoPartition { slot, partition }) }
+    }
+}
+
+impl Slot {
+    fn bind_now(device: PathBuf) -> Self {
+        let mut slot = Self { device, disk: None, partitions_read: false };
+        if let Err(error) = slot.bound() {
+            tracing::info!("{} is bound later: {error}", slot.device.display());
+        }
+        slot
+    }
+
+    fn bound(&mut self) -> io::Result<PathBuf> {
+        if let Some(disk) = &self.disk {
+            return Ok(disk.clone());
+        }
+        // Binding adds the disk, reads its partition table and makes the device files before it returns.
+        bind(&self.device, DeviceType::Block)?;
+        let disks = entries(&self.device.join("block"))?;
+        let name = disks.first().and_then(|disk| disk.file_name()).ok_or(io::ErrorKind::NotFound)?;
+        Ok(self.disk.insert(Path::new("/dev").join(name)).clone())
+    }
+
+    fn refresh(&mut self, with_partitions: bool) -> io::Result<PathBuf> {
+        let disk = self.bound()?;
+        if self.partitions_read {
+            return Ok(disk);
+        }
+        let file = File::open(&disk)?;
+        sys::flush_buffers(&file)?;
+        if with_partitions {
+            sys::reread_partitions(&file)?;
+            // Once: it fails as soon as one of the partitions is mounted.
+            self.partitions_read = true;
+        }
+        Ok(disk)
+    }
+}
+
+/// The devices of one type in the order of their PCI addresses.
+fn devices_of(device_type: DeviceType) -> io::Result<Vec<PathBuf>> {
+    let all = entries(&Path::new(BUS).join("devices"))?;
+    let typed = all.into_iter().filter(|device| read_hex(&device.join("device")) == Some(device_type.id()));
+    // .../pci0000:00/0000:00:03.0/virtio1: numbers of fixed width, so the paths sort as the addresses do.
+    let mut devices: Vec<PathBuf> = typed.map(|device| device.canonicalize()).collect::<io::Result<_>>()?;
+    devices.sort();
+    Ok(devices)
+}
+
+fn bind(device: &Path, device_type: DeviceType) -> io::Result<()> {
+    if device.join("driver").exists() {
+        return Ok(());
+    }
+    let name = device.file_name().unwrap_or_default();
+    fs::write(Path::new(BUS).join("drivers").join(device_type.driver()).join("bind"), name.as_encoded_bytes())
+}
+
+fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_hex(file: &Path) -> Option<u32> {
+    u32::from_str_radix(fs::read_to_string(file).ok()?.trim_end().strip_prefix("0x")?, 16).ok()
+}

@@ -1,0 +1,25 @@
+//! What the freeze point leaves for a fork: the machine's parts that wait for a container.
+
+use container::{Helper, HelperError};
+
+use crate::devices::Slots;
+
+/// A machine that has no container yet.
+pub struct Machine {
+    /// The disk slots, bound.
+    pub slots: Slots,
+    /// Waits to create the container.
+    pub create_helper: Helper,
+    /// Waits to start a further process in it.
+    pub exec_helper: Helper,
+}
+
+impl Machine {
+    /// Starts the helpers.
+    ///
+    /// # Errors
+    /// When the guest has no room for them.
+    pub fn new(slots: Slots) -> Result<Self, HelperError> {
+        Ok(Self { slots, create_helper: Helper::spawn()?, exec_helper: Helper::spawn()? })
+    }
+}

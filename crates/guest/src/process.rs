@@ -1,0 +1,274 @@
+//! One process of the container: its standard streams between the kernel and the substreams, and its end.
+//!
+//! ```text
+//! substream stdin ──▶ copy_input ──▶ pipe or terminal ──▶ process ──▶ pipe or terminal ──▶ copy_output ──▶ substream
+//! ```
+//!
+//! Nothing is queued: a reader that does not read fills its substream's window, then the pipe, then stops the process.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use container::{Started, Stdio};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::reaper::Exit;
+use crate::substreams::{StdioStreams, Substream};
+use crate::sys;
+
+/// What one read takes at most; a pipe holds as much.
+const BUFFER_BYTES: usize = 64 << 10;
+/// How long after a process's end its output may still come from others that hold the same pipe, as in Docker.
+const OUTPUT_GRACE: Duration = Duration::from_secs(2);
+
+/// A terminal's size in characters; 0 is unset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+/// Our ends of a process's standard streams, before the process exists.
+pub struct Prepared {
+    streams: StdioStreams,
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+impl Prepared {
+    /// Makes the pipes, or with `terminal` leaves the streams for the terminal to come. Returns what the process gets.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn new(streams: StdioStreams, terminal: Option<TerminalSize>) -> io::Result<(Self, Stdio)> {
+        let mut prepared = Self { streams, stdin: None, stdout: None, stderr: None };
+        if let Some(TerminalSize { width, height }) = terminal {
+            return Ok((prepared, Stdio::Terminal { width, height }));
+        }
+        let mut theirs = (None, None, None);
+        if prepared.streams.stdin.is_some() {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            (theirs.0, prepared.stdin) = (Some(reader), Some(writer));
+        }
+        if prepared.streams.stdout.is_some() {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            (theirs.1, prepared.stdout) = (Some(writer), Some(reader));
+        }
+        if prepared.streams.stderr.is_some() {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            (theirs.2, prepared.stderr) = (Some(writer), Some(reader));
+        }
+        let (stdin, stdout, stderr) = theirs;
+        Ok((prepared, Stdio::Streams { stdin, stdout, stderr }))
+    }
+}
+
+/// A process that was started. Shape: `finished` holds its end once it has ended and all its output was written.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    /// Kept open by the copying of its output only.
+    terminal: Option<Weak<Channel>>,
+    ended: watch::Receiver<Option<Instant>>,
+    finished: watch::Receiver<Option<Exit>>,
+}
+
+impl Process {
+    /// Takes over a process that was just started and begins to copy its streams.
+    ///
+    /// # Errors
+    /// When its streams cannot be watched; the process then runs on without us, so the caller must end it.
+    pub fn attach(started: Started, prepared: Prepared, exit: oneshot::Receiver<Exit>) -> io::Result<Self> {
+        let Prepared { streams, stdin, stdout, stderr } = prepared;
+        let (ended, has_ended) = watch::channel(None);
+        let terminal = started.terminal.map(Channel::new).transpose()?.map(Arc::new);
+        let channel = |fd: Option<OwnedFd>| fd.map(Channel::new).transpose().map(|channel| channel.map(Arc::new));
+        let weak = terminal.as_ref().map(Arc::downgrade);
+        let (input, output) = match terminal {
+            Some(terminal) => (Some(Arc::clone(&terminal)), Some(terminal)),
+            None => (channel(stdin)?, channel(stdout)?),
+        };
+        let input = input.zip(streams.stdin).map(|(sink, source)| tokio::spawn(copy_input(source, sink)));
+        let outputs = [(output, streams.stdout), (channel(stderr)?, streams.stderr)]
+            .into_iter()
+            .filter_map(|(source, sink)| Some(tokio::spawn(copy_output(source?, sink, has_ended.clone()))))
+            .collect();
+        let (finish, finished) = watch::channel(None);
+        let ended_by_now = has_ended.clone();
+        tokio::spawn(run_to_end(exit, ended, Copies { input, outputs }, finish));
+        Ok(Self { pid: started.pid, terminal: weak, ended: ended_by_now, finished })
+    }
+
+    /// Its number in the guest's kernel.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// True once it was reaped; its number may then be another process's.
+    pub fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
+    /// Waits until it was reaped.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ended = self.ended.clone();
+        async move { drop(ended.wait_for(Option::is_some).await) }
+    }
+
+    /// Changes the terminal's size.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a process without a terminal; `NotConnected` when it has gone.
+    pub fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        let terminal = self.terminal.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+        let terminal = terminal.upgrade().ok_or(io::ErrorKind::NotConnected)?;
+        let size = Winsize { ws_col: size.width, ws_row: size.height, ws_xpixel: 0, ws_ypixel: 0 };
+        Ok(tcsetwinsize(terminal.0.get_ref(), size)?)
+    }
+
+    /// Its end, once all its output was written into its substreams and these were closed.
+    pub fn finished(&self) -> impl Future<Output = Exit> + Send + use<> {
+        let mut finished = self.finished.clone();
+        async move {
+            let lost = Exit { code: 255, at_ns: 0 };
+            // The sender cannot go before it has sent.
+            finished.wait_for(Option::is_some).await.ok().and_then(|exit| *exit).unwrap_or(lost)
+        }
+    }
+}
+
+struct Copies {
+    input: Option<JoinHandle<()>>,
+    outputs: Vec<JoinHandle<()>>,
+}
+
+async fn run_to_end(
+    exit: oneshot::Receiver<Exit>,
+    ended: watch::Sender<Option<Instant>>,
+    copies: Copies,
+    finish: watch::Sender<Option<Exit>>,
+) {
+    // The reaper lives as long as the guest.
+    let Ok(exit) = exit.await else { return };
+    ended.send_replace(Some(Instant::now()));
+    if let Some(input) = copies.input {
+        input.abort();
+    }
+    for output in copies.outputs {
+        // A copy does not panic: that would have ended the guest.
+        let _ = output.await;
+    }
+    finish.send_replace(Some(exit));
+}
+
+/// Copies to the process until the substream ends or the process closes its side. Then this end is closed, which is the
+/// process's end of file; a terminal stays open, since it is also the output.
+async fn copy_input(mut source: Substream, sink: Arc<Channel>) {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let read = match source.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(read) => read,
+        };
+        // The process does not want it: dropping the substream tells the host's writer.
+        if sink.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Copies from the process until all writers have closed their side. Output that nobody wants is read all the same, so
+/// that it stops nobody.
+async fn copy_output(source: Arc<Channel>, mut sink: Option<Substream>, mut ended: watch::Receiver<Option<Instant>>) {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let read = tokio::select! {
+            biased;
+            () = grace_is_over(&mut ended) => break,
+            read = source.read(&mut buffer) => read,
+        };
+        match read {
+            Ok(0) | Err(_) => return close(sink).await,
+            Ok(read) => pass_on(&mut sink, &buffer[..read]).await,
+        }
+    }
+    // Others hold the pipe. What is in it now may still be the process's own.
+    let mut left = source.readable_bytes();
+    while left > 0 {
+        match source.read(&mut buffer[..left.min(BUFFER_BYTES)]).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => {
+                pass_on(&mut sink, &buffer[..read]).await;
+                left -= read;
+            }
+        }
+    }
+    close(sink).await;
+}
+
+async fn grace_is_over(ended: &mut watch::Receiver<Option<Instant>>) {
+    let end = ended.wait_for(Option::is_some).await.ok().and_then(|end| *end);
+    if let Some(end) = end {
+        tokio::time::sleep_until(end + OUTPUT_GRACE).await;
+    }
+}
+
+async fn pass_on(sink: &mut Option<Substream>, bytes: &[u8]) {
+    if let Some(stream) = sink
+        && stream.write_all(bytes).await.is_err()
+    {
+        *sink = None;
+    }
+}
+
+async fn close(sink: Option<Substream>) {
+    if let Some(mut stream) = sink {
+        // The host may have closed it first.
+        let _ = stream.shutdown().await;
+    }
+}
+
+/// Our end of a pipe, or a terminal's master side.
+#[derive(Debug)]
+struct Channel(AsyncFd<OwnedFd>);
+
+impl Channel {
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Self(sys::watch(fd)?))
+    }
+
+    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = |fd: &OwnedFd| match rustix::io::read(fd, &mut *buffer) {
+            // A terminal whose last process has gone says this instead of end of file.
+            Err(Errno::IO) => Ok(0),
+            result => Ok(result?),
+        };
+        let mut read = read;
+        self.0.async_io(Interest::READABLE, |fd| read(fd)).await
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = self.0.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    fn readable_bytes(&self) -> usize {
+        rustix::io::ioctl_fionread(self.0.get_ref()).ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default()
+    }
+}

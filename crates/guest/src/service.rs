@@ -1,0 +1,357 @@
+//! The `Guest` service of `proto::gcs`, over the control substreams.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context;
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use proto::gcs::INIT_PROCESS;
+use proto::gcs::wire::{
+    CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse, PersonalizeRequest,
+    PersonalizeResponse, ProcessEntry, ProcessesResponse, ResizeRequest, SignalRequest, StartRequest, StatsResponse,
+    SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
+};
+use proto::gcs::wire_ttrpc::{Guest, create_guest};
+use proto::{ErrorKind, ProcessDetails, Status};
+use tokio::sync::mpsc;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+use ttrpc::asynchronous::transport::Listener;
+
+use crate::compute::{Compute, ComputeError};
+use crate::identity::{self, IdentityFiles};
+use crate::machine::Machine;
+use crate::port::Port;
+use crate::process::{Process, TerminalSize};
+use crate::reaper::Reaper;
+use crate::substreams::{self, Substream, Substreams};
+
+const SIGKILL: i32 = 9;
+
+/// The service, ready for the host's first byte. It is made before the freeze point, so that no fork makes it.
+pub struct Ready {
+    substreams: Substreams,
+    control: mpsc::UnboundedSender<Substream>,
+    /// Dropping it would end the connections.
+    _server: Server,
+}
+
+impl Ready {
+    /// Makes everything that serving needs and that a fork can take as it is.
+    pub async fn prepare(machine: Machine) -> anyhow::Result<Self> {
+        let (control, controls) = mpsc::unbounded_channel();
+        let incoming = futures_util::stream::unfold(controls, async |mut controls| {
+            let stream = controls.recv().await?;
+            Some((std::io::Result::Ok(stream), controls))
+        });
+        let substreams = Substreams::default();
+        let service = GuestService {
+            life: Arc::new(Mutex::new(Life::Blank(machine))),
+            identity: IdentityFiles::open().context("cannot open the identity's files")?,
+            substreams: substreams.clone(),
+            reaper: Reaper::spawn().context("cannot watch for processes that end")?,
+        };
+        let listener = Listener::new(incoming.boxed());
+        let mut server = Server::new().add_listener(listener).register_service(create_guest(Arc::new(service)));
+        server.start().await.context("cannot serve")?;
+        // Lets the tasks that were just made run up to where they wait.
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+        Ok(Self { substreams, control, _server: server })
+    }
+
+    /// Serves the host until it closes the port.
+    pub async fn serve(self, port: Port) -> anyhow::Result<()> {
+        let driven = substreams::drive(port, &self.substreams, self.control).await;
+        driven.context("the connection to the host broke")
+    }
+}
+
+/// Where the guest is in its one life.
+///
+/// ```text
+/// Blank ──Personalize──▶ Personalized ──CreateContainer──▶ Container ──Shutdown──▶ Over
+///                              └──── Shutdown, or CreateContainer fails ────────────▲
+/// ```
+enum Life {
+    Blank(Machine),
+    Personalized(Machine),
+    Container(Box<Compute>),
+    Over,
+}
+
+struct GuestService {
+    life: Arc<Mutex<Life>>,
+    identity: IdentityFiles,
+    substreams: Substreams,
+    reaper: Reaper,
+}
+
+fn lock(life: &Mutex<Life>) -> MutexGuard<'_, Life> {
+    life.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn out_of_order(message: &str) -> Status {
+    Status::new(ErrorKind::FailedPrecondition, message)
+}
+
+fn failed(error: &ComputeError) -> Status {
+    Status::from_error(error.kind(), error)
+}
+
+impl GuestService {
+    fn take_identity(&self, request: &PersonalizeRequest) -> Result<PersonalizeResponse, Status> {
+        let mut life = lock(&self.life);
+        if !matches!(*life, Life::Blank(_)) {
+            return Err(out_of_order("the guest has its identity already"));
+        }
+        if request.version != proto::gcs::VERSION {
+            return Ok(PersonalizeResponse { version: proto::gcs::VERSION, ..Default::default() });
+        }
+        let response = self.identity.take(request).map_err(|error| Status::from_error(error.kind(), &error))?;
+        if let Life::Blank(machine) = std::mem::replace(&mut *life, Life::Over) {
+            *life = Life::Personalized(machine);
+        }
+        Ok(response)
+    }
+
+    async fn create(&self, request: &CreateContainerRequest) -> Result<u32, Status> {
+        self.require_personalized()?;
+        let mut streams = self.substreams.claim(INIT_PROCESS).await;
+        if !request.stdin {
+            streams.stdin = None;
+        }
+        self.require_personalized()?;
+        let mut life = lock(&self.life);
+        let Life::Personalized(machine) = std::mem::replace(&mut *life, Life::Over) else {
+            return Err(out_of_order("the guest has had its container already"));
+        };
+        let compute = Compute::create(request, streams, machine, &self.reaper).map_err(|error| failed(&error))?;
+        let first = compute.process(INIT_PROCESS).map_err(|error| failed(&error))?;
+        *life = Life::Container(Box::new(compute));
+        tokio::spawn(kill_the_rest(Arc::clone(&self.life), Arc::clone(&first)));
+        Ok(first.pid())
+    }
+
+    fn require_personalized(&self) -> Result<(), Status> {
+        match &*lock(&self.life) {
+            Life::Personalized(_) => Ok(()),
+            Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
+            Life::Container(_) | Life::Over => Err(out_of_order("the guest has had its container already")),
+        }
+    }
+
+    /// Does something with the container, if there is one.
+    fn with_container<T>(&self, act: impl FnOnce(&mut Compute) -> Result<T, Status>) -> Result<T, Status> {
+        match &mut *lock(&self.life) {
+            Life::Container(compute) => act(compute),
+            Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
+            Life::Personalized(_) => Err(out_of_order("there is no container yet")),
+            Life::Over => Err(out_of_order("the container is gone")),
+        }
+    }
+
+    async fn exec(&self, request: &ExecRequest) -> Result<u32, Status> {
+        if request.process == INIT_PROCESS {
+            return Err(Status::new(ErrorKind::InvalidArgument, "process 0 is the container's first process"));
+        }
+        self.with_container(|_| Ok(()))?;
+        let mut streams = self.substreams.claim(request.process).await;
+        if !request.stdin {
+            streams.stdin = None;
+        }
+        let started = self.with_container(|compute| {
+            compute.exec(request, streams, &self.reaper).map_err(|error| failed(&error))
+        });
+        let life = Arc::clone(&self.life);
+        tokio::spawn(async move {
+            // After the answer, which the host waits for.
+            tokio::task::yield_now().await;
+            if let Life::Container(compute) = &mut *lock(&life) {
+                compute.warm_up();
+            }
+        });
+        started
+    }
+
+    async fn wait_for(&self, number: u32) -> Result<WaitResponse, Status> {
+        let process = self.with_container(|compute| compute.process(number).map_err(|error| failed(&error)))?;
+        let exit = process.finished().await;
+        let oom_kills = self.with_container(|compute| Ok(compute.container().oom_kills())).unwrap_or_default();
+        Ok(WaitResponse {
+            exit_code: exit.code,
+            exited_at_ns: exit.at_ns,
+            oom_killed: oom_kills > 0,
+            ..Default::default()
+        })
+    }
+
+    fn send_signal(&self, request: &SignalRequest) -> Result<(), Status> {
+        self.with_container(|compute| {
+            if !request.all {
+                return compute.signal(request.process, request.signal).map_err(|error| failed(&error));
+            }
+            let signal = i32::try_from(request.signal).unwrap_or_default();
+            compute.container().signal_all(signal).map_err(|error| Status::from_error(error.kind(), &error))
+        })
+    }
+
+    fn resize_terminal(&self, request: &ResizeRequest) -> Result<(), Status> {
+        let clamp = |characters: u32| u16::try_from(characters).unwrap_or(u16::MAX);
+        let size = TerminalSize { width: clamp(request.width), height: clamp(request.height) };
+        self.with_container(|compute| {
+            let number = request.process;
+            let process = compute.process(number).map_err(|error| failed(&error))?;
+            let resized = process.resize(size);
+            resized.map_err(|source| failed(&ComputeError::Kernel { what: "resize the terminal of", number, source }))
+        })
+    }
+
+    fn list_processes(&self) -> Result<ProcessesResponse, Status> {
+        let processes = self.with_container(|compute| {
+            compute.container().processes().map_err(|error| Status::from_error(error.kind(), &error))
+        })?;
+        Ok(ProcessesResponse { processes: processes.into_iter().map(entry).collect(), ..Default::default() })
+    }
+
+    fn measure(&self) -> Result<StatsResponse, Status> {
+        let stats = self.with_container(|compute| {
+            compute.container().stats().map_err(|error| Status::from_error(error.kind(), &error))
+        })?;
+        Ok(StatsResponse {
+            cpu_ns: stats.cpu.total_ns,
+            cpu_user_ns: stats.cpu.user_ns,
+            cpu_kernel_ns: stats.cpu.kernel_ns,
+            memory_bytes: stats.memory.usage_bytes,
+            memory_peak_bytes: stats.memory.peak_bytes,
+            memory_limit_bytes: stats.memory.limit_bytes.unwrap_or_default(),
+            memory_inactive_file_bytes: stats.memory.inactive_file_bytes,
+            pids: stats.pids.current,
+            pids_limit: stats.pids.limit.unwrap_or_default(),
+            block_read_bytes: stats.block.iter().map(|device| device.read_bytes).sum(),
+            block_write_bytes: stats.block.iter().map(|device| device.write_bytes).sum(),
+            ..Default::default()
+        })
+    }
+
+    fn change_limits(&self, request: &UpdateRequest) -> Result<(), Status> {
+        let resources = serde_json::from_slice(&request.resources)
+            .map_err(|error| Status::new(ErrorKind::InvalidArgument, format!("invalid resources: {error}")))?;
+        self.with_container(|compute| {
+            compute.container().update(&resources).map_err(|error| Status::from_error(error.kind(), &error))
+        })
+    }
+
+    async fn end(&self) -> Result<(), Status> {
+        let first = match &*lock(&self.life) {
+            Life::Blank(_) => return Err(out_of_order("the guest has no identity yet")),
+            Life::Personalized(_) | Life::Over => None,
+            Life::Container(compute) => {
+                let killed = compute.container().signal_all(SIGKILL);
+                killed.map_err(|error| Status::from_error(error.kind(), &error))?;
+                Some(compute.process(INIT_PROCESS).map_err(|error| failed(&error))?)
+            }
+        };
+        if let Some(first) = first {
+            first.ended().await;
+        }
+        let life = std::mem::replace(&mut *lock(&self.life), Life::Over);
+        match life {
+            Life::Container(compute) => compute.remove().map_err(|error| failed(&error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// When the first process has ended, nothing else of the container goes on: in a process namespace of its own the kernel
+/// has seen to that, and otherwise we must.
+async fn kill_the_rest(life: Arc<Mutex<Life>>, first: Arc<Process>) {
+    first.ended().await;
+    if let Life::Container(compute) = &*lock(&life)
+        && let Err(error) = compute.container().signal_all(SIGKILL)
+    {
+        tracing::warn!("cannot kill what is left of the container: {error}");
+    }
+}
+
+fn entry(details: ProcessDetails) -> ProcessEntry {
+    ProcessEntry {
+        pid: details.pid,
+        parent: details.parent,
+        user_id: details.user_id,
+        terminal: details.terminal,
+        started_at_ns: details.started_at_ns,
+        cpu_ms: details.cpu_ms,
+        command: details.command,
+        ..Default::default()
+    }
+}
+
+/// An answer without content.
+fn done(result: Result<(), Status>) -> ttrpc::Result<Empty> {
+    result.map(|()| Empty::new()).map_err(|status| status.to_ttrpc())
+}
+
+fn answer<T>(result: Result<T, Status>) -> ttrpc::Result<T> {
+    result.map_err(|status| status.to_ttrpc())
+}
+
+#[async_trait]
+impl Guest for GuestService {
+    async fn personalize(&self, _: &TtrpcContext, request: PersonalizeRequest) -> ttrpc::Result<PersonalizeResponse> {
+        answer(self.take_identity(&request))
+    }
+
+    async fn sync_clock(&self, _: &TtrpcContext, request: SyncClockRequest) -> ttrpc::Result<SyncClockResponse> {
+        answer(match &*lock(&self.life) {
+            Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
+            _ => identity::sync_clock(&request).map_err(|error| Status::from_error(error.kind(), &error)),
+        })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<CreateContainerResponse> {
+        let pid = answer(self.create(&request).await)?;
+        Ok(CreateContainerResponse { pid, ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, _: StartRequest) -> ttrpc::Result<Empty> {
+        done(self.with_container(|compute| compute.start().map_err(|error| failed(&error))))
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ExecResponse> {
+        let pid = answer(Self::exec(self, &request).await)?;
+        Ok(ExecResponse { pid, ..Default::default() })
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        answer(self.wait_for(request.process).await)
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
+        done(self.send_signal(&request))
+    }
+
+    async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
+        done(self.resize_terminal(&request))
+    }
+
+    async fn processes(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ProcessesResponse> {
+        answer(self.list_processes())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<StatsResponse> {
+        answer(self.measure())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
+        done(self.change_limits(&request))
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        done(self.end().await)
+    }
+}

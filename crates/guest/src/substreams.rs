@@ -1,0 +1,109 @@
+//! yamux over the port: takes the substreams that the host opens, reads their headers, and keeps stdio substreams until
+//! a process claims them.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::io::{AsyncReadExt, BufReader, BufWriter};
+use proto::gcs::{StreamHeader, StreamKind};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
+use yamux::{Config, Connection, ConnectionError, Mode};
+
+use crate::port::Port;
+
+/// A virtio console takes at most this much in one write; several frames then cost one notification of the host.
+const WRITE_BUFFER_BYTES: usize = 32 << 10;
+/// A virtio console gives at most a page in one read.
+const READ_BUFFER_BYTES: usize = 4 << 10;
+
+/// A substream as tokio's traits want it.
+pub type Substream = Compat<yamux::Stream>;
+
+/// The stdio substreams that no process has claimed.
+#[derive(Debug, Clone, Default)]
+pub struct Substreams(Arc<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    waiting: Mutex<Waiting>,
+    header_read: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    streams: HashMap<StreamHeader, yamux::Stream>,
+    /// Accepted substreams whose header has not been read yet.
+    without_header: usize,
+}
+
+/// The stdio substreams of one process; one that the host did not open is `None`.
+#[derive(Debug)]
+pub struct StdioStreams {
+    /// Standard input, or what is typed into the terminal.
+    pub stdin: Option<Substream>,
+    /// Standard output, or the terminal's output.
+    pub stdout: Option<Substream>,
+    /// Standard error.
+    pub stderr: Option<Substream>,
+}
+
+impl Substreams {
+    /// Takes a process's substreams. The host opens them before it makes the call that starts the process, and the port
+    /// keeps the order, so all of them have been accepted by now; this waits until their headers have been read.
+    pub async fn claim(&self, process: u32) -> StdioStreams {
+        loop {
+            let header_read = self.0.header_read.notified();
+            if self.lock().without_header == 0 {
+                break;
+            }
+            header_read.await;
+        }
+        let mut waiting = self.lock();
+        let mut take =
+            |kind| waiting.streams.remove(&StreamHeader { kind, process }).map(FuturesAsyncReadCompatExt::compat);
+        StdioStreams { stdin: take(StreamKind::Stdin), stdout: take(StreamKind::Stdout), stderr: take(StreamKind::Stderr) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads one substream's header and puts it where it belongs. A substream that says nothing sensible is dropped, which
+    /// resets it.
+    async fn sort(self, mut stream: yamux::Stream, control: mpsc::UnboundedSender<Substream>) {
+        let mut header = [0; StreamHeader::LEN];
+        let read = stream.read_exact(&mut header).await;
+        match read.map(|()| StreamHeader::decode(header)) {
+            Ok(Ok(StreamHeader { kind: StreamKind::Control, .. })) => {
+                // The receiver lives as long as the guest.
+                let _ = control.send(stream.compat());
+            }
+            Ok(Ok(header)) => drop(self.lock().streams.insert(header, stream)),
+            Ok(Err(error)) => tracing::warn!("substream dropped: {error}"),
+            Err(error) => tracing::warn!("substream ended within its header: {error}"),
+        }
+        self.lock().without_header -= 1;
+        self.0.header_read.notify_waiters();
+    }
+}
+
+/// Drives the connection until the host closes it. Control substreams go to `control`, the others into the table.
+///
+/// # Errors
+/// When the host breaks yamux's rules or the port fails.
+pub async fn drive(
+    port: Port,
+    substreams: &Substreams,
+    control: mpsc::UnboundedSender<Substream>,
+) -> Result<(), ConnectionError> {
+    let buffered = BufReader::with_capacity(READ_BUFFER_BYTES, BufWriter::with_capacity(WRITE_BUFFER_BYTES, port));
+    let mut connection = Connection::new(buffered, Config::default(), Mode::Server);
+    while let Some(stream) = poll_fn(|context| connection.poll_next_inbound(context)).await {
+        let stream = stream?;
+        substreams.lock().without_header += 1;
+        tokio::spawn(substreams.clone().sort(stream, control.clone()));
+    }
+    Ok(())
+}
