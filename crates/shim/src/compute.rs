@@ -1,0 +1,86 @@
+//! The seam between the Task service and what runs a container.
+
+use async_trait::async_trait;
+use containerd_shim_protos::cgroups::metrics::Metrics;
+use oci_spec::runtime::LinuxResources;
+use proto::{ProcessDetails, Status};
+
+use crate::state::Exit;
+use crate::stdio::StdioPaths;
+
+/// A container, however isolated.
+///
+/// The Task service sees only this: it calls in the order create (a constructor of the implementation), `start`, the rest,
+/// `delete`, and keeps the states of the processes itself. Every error is a [`Status`] whose kind says what a caller can do.
+#[async_trait]
+pub trait ComputeSystem: Send + Sync {
+    /// The container's first process.
+    fn init(&self) -> std::sync::Arc<dyn Process>;
+
+    /// Starts the first process. When: once, after creation.
+    async fn start(&self) -> Result<(), Status>;
+
+    /// Starts one more process. When: while the first one runs. `NotFound` and `PermissionDenied` mean the command.
+    async fn exec(&self, exec: ExecRequest) -> Result<std::sync::Arc<dyn Process>, Status>;
+
+    /// Signals every process. When: before `delete`.
+    async fn signal_all(&self, signal: i32) -> Result<(), Status>;
+
+    /// Freezes every process. When: running.
+    async fn pause(&self) -> Result<(), Status>;
+
+    /// Undoes [`ComputeSystem::pause`].
+    async fn resume(&self) -> Result<(), Status>;
+
+    /// Every process, as ps(1) shows it. When: running.
+    async fn processes(&self) -> Result<Vec<ProcessDetails>, Status>;
+
+    /// What it uses. When: before `delete`.
+    async fn stats(&self) -> Result<Metrics, Status>;
+
+    /// Changes its limits. When: before `delete`.
+    async fn update(&self, resources: LinuxResources) -> Result<(), Status>;
+
+    /// Kills what is left and gives everything back. When: after the first process's end, or before its start. May be
+    /// repeated after a failure.
+    async fn delete(&self) -> Result<(), Status>;
+}
+
+/// One process in a container.
+#[async_trait]
+pub trait Process: Send + Sync {
+    /// Its number for the outside: on the host for a process container; for a hyperv container the VMM's (first process) or
+    /// the guest's.
+    fn pid(&self) -> u32;
+
+    /// Sends a signal. `NotFound` when it has ended.
+    async fn signal(&self, signal: i32) -> Result<(), Status>;
+
+    /// Sets the size of its terminal; `FailedPrecondition` without one.
+    async fn resize(&self, width: u32, height: u32) -> Result<(), Status>;
+
+    /// Ends its input. May be repeated.
+    fn close_stdin(&self);
+
+    /// Waits for its end. When: once.
+    async fn exited(&self) -> Exit;
+
+    /// Waits until all its output has reached the caller's fifos. When: after `exited`.
+    async fn output_complete(&self);
+}
+
+/// A further process of a container.
+#[derive(Debug, Clone)]
+pub struct ExecRequest {
+    /// What to run.
+    pub process: Box<oci_spec::runtime::Process>,
+    /// Where its streams go.
+    pub stdio: StdioPaths,
+}
+
+/// The size of a process's terminal from its specification, width first; 0 is unset.
+#[must_use]
+pub fn console_size(process: &oci_spec::runtime::Process) -> (u16, u16) {
+    let side = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+    process.console_size().as_ref().map_or((0, 0), |size| (side(size.width()), side(size.height())))
+}

@@ -1,0 +1,93 @@
+//! `containerd-shim-bulkhead-v2`: owns one container, however isolated, and serves containerd's Task API for it.
+//!
+//! It knows no image, no registry and no HTTP: a bundle comes in, a task comes out. It outlives the engine that started it.
+//!
+//! ```text
+//!   engine / containerd ──ttrpc──▶ service ──▶ task ──▶ trait ComputeSystem ┬▶ ProcessSystem ──▶ crate container
+//!            ▲  fifos                            │                          └▶ HypervSystem ───▶ crate uvm ──▶ guest
+//!            └───────────── stdio ◀──────────────┘
+//! ```
+//!
+//! Read first: [`compute::ComputeSystem`], [`task::Task`], [`state::ProcessState`], [`stdio::Fifos`], [`bundle::Bundle`].
+//! Source: containerd core/runtime/v2/README.md, api/runtime/task/v3/shim.proto.
+#![deny(unsafe_code)]
+
+mod bundle;
+mod child;
+mod clock;
+mod compute;
+mod crash;
+mod events;
+mod flags;
+mod hyperv;
+mod metrics;
+mod process;
+mod rootfs;
+mod serve;
+mod service;
+mod shim;
+mod spec;
+mod start;
+mod state;
+mod stdio;
+mod sys;
+mod task;
+mod templates;
+mod terminal;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use protobuf::Message;
+
+use crate::flags::Flags;
+
+const NAME: &str = "io.containerd.bulkhead.v2";
+const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID [-bundle DIR] [-debug] start|delete|serve
+       containerd-shim-bulkhead-v2 template ls|create|rm ID|prune -store DIR -guest-image DIR [-backend auto|qemukvm|qemutcg]
+       containerd-shim-bulkhead-v2 probe -guest-image DIR [-backend auto|qemukvm|qemutcg]
+       containerd-shim-bulkhead-v2 -v|-info";
+
+fn main() -> ExitCode {
+    container::serve_if_helper();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("containerd-shim-bulkhead-v2: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let flags = Flags::parse(std::env::args_os().skip(1)).context(USAGE)?;
+    if flags.version {
+        return print(format!("{NAME}:\n  Version:  {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
+    }
+    if flags.info {
+        return print(&info()?);
+    }
+    let words: Vec<&str> = flags.words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["start"] => print(start::run(&flags)?.as_bytes()),
+        ["serve"] => serve::run(&flags),
+        ["delete"] => print(&crash::run(&flags)?.write_to_bytes()?),
+        ["template", words @ ..] => print(templates::run(&flags, words)?.as_bytes()),
+        ["probe"] => print(templates::probe(&flags)?.as_bytes()),
+        _ => bail!(USAGE),
+    }
+}
+
+fn info() -> anyhow::Result<Vec<u8>> {
+    let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() };
+    let info = RuntimeInfo { name: NAME.to_owned(), version: Some(version).into(), ..Default::default() };
+    Ok(info.write_to_bytes()?)
+}
+
+fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes)?;
+    Ok(stdout.flush()?)
+}

@@ -1,0 +1,175 @@
+//! `serve`: the process that owns a container, started by our engine or by `start`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{MountPropagationFlags, mount_change};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::LevelFilter;
+use ttrpc::asynchronous::Server;
+
+use crate::bundle::Bundle;
+use crate::events::Publisher;
+use crate::flags::Flags;
+use crate::shim::Shim;
+use crate::{service, sys};
+
+/// Where the listening socket is inherited.
+pub const LISTENER_FD: i32 = 3;
+/// A shim that nobody has given a container is of no use: whoever started it has died.
+const IDLE_LIMIT: Duration = Duration::from_secs(120);
+/// Spawned threads only wait for the container crate; glibc would reserve 8 MiB for each.
+const THREAD_STACK: usize = 256 * 1024;
+
+/// Serves one container until Shutdown.
+///
+/// When: in a process without threads; the bundle is the working directory, the listening socket is descriptor 3.
+///
+/// # Errors
+/// The socket, the bundle or the mount namespace cannot be had.
+pub fn run(flags: &Flags) -> anyhow::Result<()> {
+    let listener = sys::inherited_listener(LISTENER_FD).context("no listening socket as descriptor 3")?;
+    sys::close_on_exec_from(4).context("cannot close inherited descriptors")?;
+    let folder = match &flags.bundle {
+        Some(bundle) => bundle.clone(),
+        None => std::env::current_dir().context("no working directory")?,
+    };
+    let bundle = Bundle::at(folder);
+    leave_the_caller()?;
+    start_log(bundle.path(), flags.debug)?;
+    private_mounts().context("cannot make a mount namespace")?;
+    bundle.write_shim_pid()?;
+    let helper = match container::Helper::spawn() {
+        Ok(helper) => Some(helper),
+        Err(error) => {
+            // Create tries again, and then it is an error.
+            tracing::warn!(%error, "no process to create a container with");
+            None
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_stack_size(THREAD_STACK)
+        .thread_keep_alive(Duration::from_secs(1))
+        .max_blocking_threads(16)
+        .build()
+        .context("cannot start")?;
+    let ended = runtime.block_on(serve(flags, bundle, listener, helper));
+    runtime.shutdown_background();
+    ended
+}
+
+/// A session of our own: no terminal, and no signal to the caller's process group reaches us.
+fn leave_the_caller() -> anyhow::Result<()> {
+    match rustix::process::setsid() {
+        // EPERM: we lead a process group already.
+        Ok(_) | Err(rustix::io::Errno::PERM) => {}
+        Err(error) => return Err(error).context("cannot make a session"),
+    }
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").context("no /dev/null")?;
+    rustix::stdio::dup2_stdin(null.as_fd())?;
+    rustix::stdio::dup2_stdout(null.as_fd())?;
+    rustix::stdio::dup2_stderr(null.as_fd())?;
+    Ok(())
+}
+
+/// Mounts of ours are seen by nobody else and vanish with us, and the host's later mounts are seen by us.
+fn private_mounts() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    Ok(mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
+}
+
+/// containerd makes a fifo `log` and shows what comes; otherwise `shim.log`, which also gets what a panic prints.
+fn start_log(bundle: &Path, debug: bool) -> anyhow::Result<()> {
+    let fifo: PathBuf = bundle.join("log");
+    let log = if std::fs::metadata(&fifo).is_ok_and(|meta| meta.file_type().is_fifo()) {
+        // Both directions, so that a containerd that goes away breaks no pipe; and never waiting: a full one loses lines.
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&fifo)
+    } else {
+        OpenOptions::new().append(true).create(true).mode(0o600).open(bundle.join("shim.log"))
+    };
+    let log = log.with_context(|| format!("cannot open a log in {}", bundle.display()))?;
+    rustix::stdio::dup2_stderr(log.as_fd())?;
+    let level = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    let writer = Arc::new(Lossy(log));
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        .with_writer(move || LossyWriter(Arc::clone(&writer)))
+        .init();
+    Ok(())
+}
+
+struct Lossy(File);
+
+struct LossyWriter(Arc<Lossy>);
+
+impl Write for LossyWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match (&self.0.0).write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(bytes.len()),
+            written => written,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn serve(
+    flags: &Flags,
+    bundle: Bundle,
+    listener: UnixListener,
+    helper: Option<container::Helper>,
+) -> anyhow::Result<()> {
+    let address = std::env::var("TTRPC_ADDRESS").ok();
+    let publisher = Publisher::new(address.as_deref(), flags.namespace.as_deref().unwrap_or("default"));
+    let shim = Shim::new(bundle, publisher, helper);
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let mut server = Server::new().add_listener(listener.into()).register_service(service::services(&shim));
+    server.start().await.context("cannot serve")?;
+    tracing::info!(id = flags.id.as_deref().unwrap_or(""), pid = std::process::id(), "serving");
+    tokio::select! {
+        () = shim.ended() => {}
+        () = abandoned(&shim) => tracing::warn!("nobody has created a container; ending"),
+        result = ignore_signals() => result?,
+    }
+    // The answer to Shutdown is still on its way.
+    let _ = tokio::time::timeout(Duration::from_millis(200), server.shutdown()).await;
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// Handlers, not SIG_IGN: an ignored signal would stay ignored in every container.
+async fn ignore_signals() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        let got = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            _ = hangup.recv() => "SIGHUP",
+        };
+        tracing::warn!("ignoring {got}: a shim ends when its container is deleted");
+    }
+}
+
+async fn abandoned(shim: &Shim) {
+    loop {
+        tokio::time::sleep(IDLE_LIMIT).await;
+        if !shim.is_busy().await {
+            return;
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What one shim process owns: its bundle, at most one task, and its own end.
+
+use std::sync::{Arc, Mutex as SyncMutex};
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::events::task as message;
+use proto::control::ContainerBundle;
+use proto::{ContainerId, ErrorKind, Isolation, Status};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::bundle::Bundle;
+use crate::compute::ComputeSystem;
+use crate::events::{Event, Publisher};
+use crate::hyperv::HypervSystem;
+use crate::process::ProcessSystem;
+use crate::state::Exit;
+use crate::stdio::{StdinEnd, StdioPaths};
+use crate::sys;
+use crate::task::Task;
+
+/// Everything of one shim process.
+pub struct Shim {
+    bundle: Bundle,
+    publisher: Publisher,
+    /// Spawned before the first request, so that Create does not pay for its exec.
+    warm_helper: SyncMutex<Option<container::Helper>>,
+    is_engines: bool,
+    task: Mutex<Slot>,
+    ended: CancellationToken,
+}
+
+/// The place for the one task of a shim.
+enum Slot {
+    Empty,
+    /// Held for the time of a Create, so that a second one is refused at once.
+    Reserved,
+    Full(Arc<Task>),
+}
+
+/// What a new container is made from.
+pub struct CreateInput {
+    /// Its identifier.
+    pub id: ContainerId,
+    /// Its bundle.
+    pub bundle: Bundle,
+    /// What our engine says about it; `None` for a foreign containerd's.
+    pub container: Option<ContainerBundle>,
+    /// Its streams.
+    pub stdio: StdioPaths,
+    /// What a foreign containerd's snapshotter wants mounted as its root.
+    pub rootfs: Vec<containerd_shim_protos::api::Mount>,
+    /// A process to create it with.
+    pub helper: Option<container::Helper>,
+}
+
+impl Shim {
+    /// A shim without a task. When: within the runtime.
+    #[must_use]
+    pub fn new(bundle: Bundle, publisher: Publisher, helper: Option<container::Helper>) -> Arc<Self> {
+        let is_engines = bundle.path().join(ContainerBundle::FILE_NAME).exists();
+        Arc::new(Self {
+            bundle,
+            publisher,
+            warm_helper: SyncMutex::new(helper),
+            is_engines,
+            task: Mutex::new(Slot::Empty),
+            ended: CancellationToken::new(),
+        })
+    }
+
+    /// True when our engine wrote the bundle.
+    #[must_use]
+    pub fn is_engines(&self) -> bool {
+        self.is_engines
+    }
+
+    /// What ends a process's input: our engine says so, a foreign containerd's clients may just close it.
+    #[must_use]
+    pub fn stdin_end(&self) -> StdinEnd {
+        if self.is_engines { StdinEnd::Request } else { StdinEnd::Writer }
+    }
+
+    /// The task of that identifier.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub async fn task(&self, id: &str) -> Result<Arc<Task>, Status> {
+        match &*self.task.lock().await {
+            Slot::Full(task) if task.id().as_str() == id => Ok(Arc::clone(task)),
+            _ => {
+                let id: String = id.chars().take(100).collect();
+                Err(Status::new(ErrorKind::NotFound, format!("container {id} not found")))
+            }
+        }
+    }
+
+    /// True while a task exists or is being made.
+    pub async fn is_busy(&self) -> bool {
+        !matches!(*self.task.lock().await, Slot::Empty)
+    }
+
+    /// Creates the container. Answers its first process's id. Nothing of it stays when it fails.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the shim has a task; what the bundle, the streams or the compute system say.
+    pub async fn create(&self, request: CreateTaskRequest) -> Result<u32, Status> {
+        {
+            let mut slot = self.task.lock().await;
+            if !matches!(*slot, Slot::Empty) {
+                return Err(Status::new(ErrorKind::AlreadyExists, "this shim has a container already"));
+            }
+            *slot = Slot::Reserved;
+        }
+        let created = self.create_task(request).await;
+        let mut slot = self.task.lock().await;
+        match created {
+            Ok((task, pid)) => {
+                *slot = Slot::Full(task);
+                Ok(pid)
+            }
+            Err(status) => {
+                *slot = Slot::Empty;
+                Err(status)
+            }
+        }
+    }
+
+    async fn create_task(&self, request: CreateTaskRequest) -> Result<(Arc<Task>, u32), Status> {
+        let invalid = |what: String| Status::new(ErrorKind::InvalidArgument, what);
+        let id: ContainerId = request.id.parse().map_err(|error| invalid(format!("{error}")))?;
+        if !request.checkpoint.is_empty() {
+            return Err(Status::new(ErrorKind::NotImplemented, "checkpoints are not supported"));
+        }
+        let of_bundle = |error: crate::bundle::BundleError| Status::from_error(error.kind(), &error);
+        let bundle = if request.bundle.is_empty() { self.bundle.clone() } else { Bundle::at(request.bundle.clone().into()) };
+        bundle.forget_exit_report().map_err(of_bundle)?;
+        let stdio = StdioPaths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+            stdin_end: self.stdin_end(),
+        };
+        let container = bundle.container().map_err(of_bundle)?;
+        let isolation = container.as_ref().map_or(Isolation::Process, |container| container.isolation);
+        let helper = self.warm_helper.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let input = CreateInput {
+            id: id.clone(),
+            bundle: bundle.clone(),
+            container,
+            stdio: stdio.clone(),
+            rootfs: request.rootfs.clone(),
+            helper,
+        };
+        let system: Box<dyn ComputeSystem> = match isolation {
+            Isolation::Process => Box::new(ProcessSystem::create(input).await?),
+            Isolation::Hyperv => Box::new(HypervSystem::create(input).await?),
+        };
+        let pid = system.init().pid();
+        self.publisher.publish(&create_event(request, pid));
+        let task = Task::new(id, bundle, system, stdio, self.publisher.clone());
+        sys::trim_heap();
+        Ok((task, pid))
+    }
+
+    /// Gives the container back and forgets it.
+    ///
+    /// # Errors
+    /// What [`Task::delete`] says; then the task stays.
+    pub async fn delete(&self, id: &str) -> Result<(u32, Exit), Status> {
+        let deleted = self.task(id).await?.delete().await?;
+        *self.task.lock().await = Slot::Empty;
+        Ok(deleted)
+    }
+
+    /// Ends the shim when it has no task; with `now` in any case, killing what runs.
+    pub async fn shut_down(&self, now: bool) {
+        let task = match &*self.task.lock().await {
+            Slot::Full(task) if now => Some(Arc::clone(task)),
+            Slot::Empty => None,
+            Slot::Full(_) | Slot::Reserved => return,
+        };
+        if let Some(task) = task {
+            // It may have ended already.
+            let _ = task.kill("", libc::SIGKILL, true).await;
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(2), task.wait("")).await;
+            if let Err(error) = task.delete().await {
+                tracing::error!(%error, "the container is left behind");
+            }
+        }
+        self.ended.cancel();
+    }
+
+    /// Waits for [`Shim::shut_down`], then for the events to be delivered.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
+        self.publisher.flush().await;
+    }
+}
+
+fn create_event(request: CreateTaskRequest, pid: u32) -> Event {
+    let io = message::TaskIO {
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr,
+        terminal: request.terminal,
+        ..Default::default()
+    };
+    Event::Create(message::TaskCreate {
+        container_id: request.id,
+        bundle: request.bundle,
+        rootfs: request.rootfs,
+        io: Some(io).into(),
+        pid,
+        ..Default::default()
+    })
+}

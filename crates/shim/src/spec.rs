@@ -1,0 +1,201 @@
+//! What the shim changes in a bundle's specification before somebody runs it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Mount, Root, Spec};
+use proto::ErrorKind;
+
+/// The annotation by which small files travel into a utility VM: a JSON object from absolute path to text.
+pub const FILES_ANNOTATION: &str = "dev.bulkhead.files";
+/// Where the guest puts the files of [`FILES_ANNOTATION`].
+pub const GUEST_FILES: &str = "/run/bulkhead/files";
+/// What Docker and containerd bind into every container.
+const NAME_FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
+/// A name file that is larger is not a name file.
+const NAME_FILE_LIMIT: u64 = 64 * 1024;
+
+/// A specification that cannot be run as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// A host folder for a container that has another kernel.
+    #[error("cannot bind {} to {destination}: bind mounts are not supported with hyperv isolation yet", host_path.display())]
+    HostBind {
+        /// On the host.
+        host_path: PathBuf,
+        /// In the container.
+        destination: String,
+    },
+    /// A name file of the host.
+    #[error("cannot read {}", path.display())]
+    NameFile {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// [`FILES_ANNOTATION`] holds something else.
+    #[error("annotation {FILES_ANNOTATION} is malformed")]
+    Annotation(#[source] serde_json::Error),
+}
+
+impl SpecError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::HostBind { .. } => ErrorKind::NotImplemented,
+            Self::NameFile { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            Self::NameFile { .. } => ErrorKind::Internal,
+            Self::Annotation(_) => ErrorKind::InvalidArgument,
+        }
+    }
+}
+
+/// Lets the specification's root be `path`. Answers true when that changed something.
+pub fn set_root(spec: &mut Spec, path: &Path) -> bool {
+    if spec.root().as_ref().is_some_and(|root| root.path() == path) {
+        return false;
+    }
+    let mut root = spec.root().clone().unwrap_or_else(|| {
+        let mut root = Root::default();
+        root.set_readonly(Some(false));
+        root
+    });
+    root.set_path(path.to_owned());
+    spec.set_root(Some(root));
+    true
+}
+
+/// Rewrites a specification for a utility VM: what it takes from the host by path goes into [`FILES_ANNOTATION`] or is
+/// refused, and namespaces of the host are not joined.
+///
+/// # Errors
+/// [`SpecError`].
+pub fn for_guest(spec: &mut Spec) -> Result<(), SpecError> {
+    let annotations: HashMap<String, String> = spec.annotations().clone().unwrap_or_default();
+    let mut files: BTreeMap<String, String> = match annotations.get(FILES_ANNOTATION) {
+        Some(text) => serde_json::from_str(text).map_err(SpecError::Annotation)?,
+        None => BTreeMap::new(),
+    };
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        if is_host_bind(mount) {
+            deliver(mount, &mut files)?;
+        }
+    }
+    spec.set_mounts(Some(mounts));
+    if !files.is_empty() {
+        let mut annotations = annotations;
+        // A map of strings has a JSON form.
+        annotations.insert(FILES_ANNOTATION.to_owned(), serde_json::to_string(&files).unwrap_or_default());
+        spec.set_annotations(Some(annotations));
+    }
+    if let Some(mut linux) = spec.linux().clone() {
+        let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+        for namespace in &mut namespaces {
+            namespace.set_path(None);
+        }
+        linux.set_namespaces(Some(namespaces));
+        spec.set_linux(Some(linux));
+    }
+    Ok(())
+}
+
+fn is_host_bind(mount: &Mount) -> bool {
+    let by_option = || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
+    let is_bind = mount.typ().as_deref() == Some("bind") || by_option();
+    is_bind && !mount.source().as_ref().is_some_and(|source| source.starts_with(GUEST_FILES))
+}
+
+fn deliver(mount: &mut Mount, files: &mut BTreeMap<String, String>) -> Result<(), SpecError> {
+    let destination = mount.destination().to_string_lossy().into_owned();
+    let source = mount.source().clone().unwrap_or_default();
+    if !NAME_FILES.contains(&destination.as_str()) {
+        return Err(SpecError::HostBind { host_path: source, destination });
+    }
+    let content = read_bounded(&source).map_err(|error| SpecError::NameFile { path: source, source: error })?;
+    let name = destination.trim_start_matches("/etc/");
+    let path = format!("{GUEST_FILES}/{name}");
+    mount.set_source(Some(PathBuf::from(&path)));
+    files.insert(path, content);
+    Ok(())
+}
+
+fn read_bounded(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(NAME_FILE_LIMIT).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{LinuxNamespaceType, MountBuilder};
+
+    use super::*;
+
+    fn bind(source: &Path, destination: &str) -> Mount {
+        MountBuilder::default()
+            .source(source)
+            .destination(destination)
+            .typ("bind")
+            .options(vec!["rbind".to_owned(), "ro".to_owned()])
+            .build()
+            .unwrap()
+    }
+
+    #[test]
+    fn name_files_travel_by_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let hosts = folder.path().join("hosts");
+        fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+        let mut spec = Spec::default();
+        spec.set_mounts(Some(vec![bind(&hosts, "/etc/hosts"), bind(Path::new("/run/bulkhead/files/x"), "/etc/x")]));
+        for_guest(&mut spec).unwrap();
+        let files: BTreeMap<String, String> =
+            serde_json::from_str(&spec.annotations().as_ref().unwrap()[FILES_ANNOTATION]).unwrap();
+        assert_eq!(files["/run/bulkhead/files/hosts"], "127.0.0.1 localhost\n");
+        let mounts = spec.mounts().as_ref().unwrap();
+        assert_eq!(mounts[0].source().as_deref(), Some(Path::new("/run/bulkhead/files/hosts")));
+        assert_eq!(mounts[1].source().as_deref(), Some(Path::new("/run/bulkhead/files/x")));
+    }
+
+    #[test]
+    fn other_binds_are_refused_and_not_dropped() {
+        let mut spec = Spec::default();
+        spec.set_mounts(Some(vec![bind(Path::new("/srv"), "/data")]));
+        let error = for_guest(&mut spec).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotImplemented);
+        assert!(error.to_string().contains("/srv") && error.to_string().contains("/data"));
+    }
+
+    #[test]
+    fn the_hosts_namespaces_are_not_joined() {
+        let mut spec = Spec::default();
+        let mut linux = spec.linux().clone().unwrap();
+        let mut namespaces = linux.namespaces().clone().unwrap();
+        for namespace in namespaces.iter_mut().filter(|ns| ns.typ() == LinuxNamespaceType::Network) {
+            namespace.set_path(Some("/run/netns/x".into()));
+        }
+        assert!(!namespaces.is_empty());
+        linux.set_namespaces(Some(namespaces));
+        spec.set_linux(Some(linux));
+        for_guest(&mut spec).unwrap();
+        let linux = spec.linux().clone().unwrap();
+        assert!(linux.namespaces().iter().flatten().all(|ns| ns.path().is_none()));
+    }
+
+    #[test]
+    fn the_root_is_replaced_and_its_readonly_kept() {
+        let mut spec = Spec::default();
+        let mut root = Root::default();
+        root.set_readonly(Some(true));
+        spec.set_root(Some(root));
+        assert!(set_root(&mut spec, Path::new("/merged")));
+        assert!(!set_root(&mut spec, Path::new("/merged")));
+        let root = spec.root().clone().unwrap();
+        assert_eq!((root.path().as_path(), root.readonly()), (Path::new("/merged"), Some(true)));
+    }
+}

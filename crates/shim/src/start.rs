@@ -1,0 +1,98 @@
+//! `start`: how containerd gets a shim.
+//!
+//! Source: containerd core/runtime/v2/README.md, "start".
+
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::hash::{BuildHasher, Hasher};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+
+use crate::bundle::Bundle;
+use crate::flags::Flags;
+use crate::serve::LISTENER_FD;
+use crate::sys;
+
+/// Short, since a socket's path has 107 bytes and a bundle's path may need more.
+const SOCKETS: &str = "/run/bulkhead/s";
+
+/// Starts a shim for the bundle in the working directory and answers what containerd wants on standard output.
+///
+/// # Errors
+/// No socket, no process.
+pub fn run(flags: &Flags) -> anyhow::Result<String> {
+    let id = flags.id.as_deref().context("start needs -id")?;
+    let folder = std::env::current_dir().context("no working directory")?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(SOCKETS).with_context(|| format!("cannot make {SOCKETS}"))?;
+    let socket = Path::new(SOCKETS).join(unique_name());
+    let listener = UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let address = format!("unix://{}", socket.display());
+    let spawned = spawn(flags, id, &listener).and_then(|()| {
+        let file = folder.join(Bundle::ADDRESS);
+        fs::write(&file, &address).with_context(|| format!("cannot write {}", file.display()))
+    });
+    if let Err(error) = spawned {
+        let _ = fs::remove_file(&socket);
+        return Err(error);
+    }
+    Ok(answer(&address, std::env::var("MAX_SHIM_VERSION").ok().as_deref()))
+}
+
+fn spawn(flags: &Flags, id: &str, listener: &UnixListener) -> anyhow::Result<()> {
+    // This process owns nothing but its standard streams and the listener, and ends at once.
+    sys::place_at(listener, LISTENER_FD).context("cannot pass the socket on")?;
+    let mut command = Command::new(std::env::current_exe().context("who am I?")?);
+    command.arg("serve").args(["-id", id]);
+    if let Some(namespace) = &flags.namespace {
+        command.args(["-namespace", namespace]);
+    }
+    if flags.debug {
+        command.arg("-debug");
+    }
+    // containerd waits until every copy of our output is closed.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().context("cannot start the shim")?;
+    Ok(())
+}
+
+/// A bare address is understood by every containerd; from 1.7 on, the JSON form also says which version of the Task service
+/// to use.
+fn answer(address: &str, newest_known: Option<&str>) -> String {
+    match newest_known.and_then(|text| text.parse::<u32>().ok()) {
+        Some(newest @ 2..) => {
+            serde_json::json!({"version": newest.min(3), "address": address, "protocol": "ttrpc"}).to_string()
+        }
+        _ => address.to_owned(),
+    }
+}
+
+/// 32 hexadecimal digits from the hash keys that std draws from the kernel's generator.
+fn unique_name() -> String {
+    let draw = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", draw(), u64::from(std::process::id()) ^ draw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_is_never_newer_than_what_is_known() {
+        assert_eq!(answer("unix:///s", None), "unix:///s");
+        assert_eq!(answer("unix:///s", Some("")), "unix:///s");
+        let json: serde_json::Value = serde_json::from_str(&answer("unix:///s", Some("2"))).unwrap();
+        assert_eq!((json["version"].as_u64(), json["address"].as_str()), (Some(2), Some("unix:///s")));
+        let json: serde_json::Value = serde_json::from_str(&answer("unix:///s", Some("9"))).unwrap();
+        assert_eq!((json["version"].as_u64(), json["protocol"].as_str()), (Some(3), Some("ttrpc")));
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let names: std::collections::HashSet<_> = (0..1000).map(|_| unique_name()).collect();
+        assert_eq!(names.len(), 1000);
+    }
+}

@@ -1,0 +1,413 @@
+//! A process's standard streams: the caller's fifos on one side, the process on the other.
+//!
+//! Two ways. *Direct*: a process without a terminal gets the fifos themselves, so that no byte passes through the shim.
+//! *Copied*: between the fifos and a terminal or the streams of a utility VM. In both the shim holds for itself
+//! - a read end of each output fifo until Delete, so that a caller that dies neither kills the writer (SIGPIPE) nor loses
+//!   what it has not read; while nobody reads, the writer waits as at any full pipe;
+//! - a write end of the input fifo: for our engine until CloseIO, so that an engine that dies is no end of file for the
+//!   process; for a foreign containerd until the first writer has closed it, as its own shims do.
+//!
+//! Source: containerd core/runtime/v2/README.md, "IO"; containerd `cmd/containerd-shim-runc-v2/process/io.go`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use proto::ErrorKind;
+use rustix::fs::{FileType, Mode, OFlags, inotify};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::net::unix::pipe;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::sys;
+
+/// How long an output without a byte is waited for after its process has ended, because a process that it left behind
+/// still has it open.
+const LEAKED_WRITER: Duration = Duration::from_secs(2);
+/// Of each copying direction, bytes.
+const COPY_BUFFER: usize = 16 * 1024;
+
+/// The paths of a Create or Exec request; an empty one is /dev/null.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StdioPaths {
+    /// Standard input, or what is typed.
+    pub stdin: String,
+    /// Standard output, or the terminal's output.
+    pub stdout: String,
+    /// Standard error; empty with a terminal.
+    pub stderr: String,
+    /// The process has a terminal.
+    pub terminal: bool,
+    /// What ends the input.
+    pub stdin_end: StdinEnd,
+}
+
+/// What ends a process's input.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StdinEnd {
+    /// Only CloseIO.
+    Request,
+    /// CloseIO, or that a writer has closed the fifo.
+    #[default]
+    Writer,
+}
+
+/// A stream that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StdioError {
+    /// A fifo or file.
+    #[error("cannot open {stream} {path:?}")]
+    Open {
+        /// stdin, stdout or stderr.
+        stream: &'static str,
+        /// Its path.
+        path: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A logger binary or another scheme.
+    #[error("{stream} {uri:?}: only fifos and file:// are supported")]
+    Scheme {
+        /// stdin, stdout or stderr.
+        stream: &'static str,
+        /// What was given.
+        uri: String,
+    },
+}
+
+impl StdioError {
+    /// What a caller can act on.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
+            Self::Open { .. } => ErrorKind::Internal,
+            Self::Scheme { .. } => ErrorKind::NotImplemented,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Input {
+    read: OwnedFd,
+    /// Absent when it is no fifo.
+    hold: Option<OwnedFd>,
+    /// Readable once a writer has closed the fifo; only with [`StdinEnd::Writer`].
+    closing: Option<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Output {
+    write: OwnedFd,
+    /// Absent when it is no fifo.
+    hold: Option<OwnedFd>,
+}
+
+/// The caller's side of a process's streams, opened.
+#[derive(Debug)]
+pub struct Fifos {
+    stdin: Option<Input>,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+}
+
+impl Fifos {
+    /// Opens what the paths name; never waits for the other side.
+    ///
+    /// # Errors
+    /// [`StdioError`] for the first that cannot be opened.
+    pub fn open(paths: &StdioPaths) -> Result<Self, StdioError> {
+        let stdin = open_input(&paths.stdin, paths.stdin_end)?;
+        let stdout = open_output("stdout", &paths.stdout)?;
+        let stderr = if paths.terminal { None } else { open_output("stderr", &paths.stderr)? };
+        Ok(Self { stdin, stdout, stderr })
+    }
+
+    /// True when there is an input.
+    #[must_use]
+    pub fn has_stdin(&self) -> bool {
+        self.stdin.is_some()
+    }
+
+    /// Hands the fifos themselves out, for a process to inherit. The descriptors block. When: within the runtime.
+    ///
+    /// # Errors
+    /// A fifo cannot be watched.
+    pub fn into_direct(self) -> io::Result<(DirectStreams, Streams)> {
+        let mut streams = Streams::new();
+        let stdin = match self.stdin {
+            Some(input) => Some(streams.hold_input(input)?),
+            None => None,
+        };
+        let mut output = |output: Option<Output>| {
+            output.map(|Output { write, hold }| {
+                streams.output_holds.extend(hold);
+                write
+            })
+        };
+        let direct = DirectStreams { stdin, stdout: output(self.stdout), stderr: output(self.stderr) };
+        Ok((direct, streams))
+    }
+
+    /// Copies between the fifos and a process's ends. When: within the runtime.
+    ///
+    /// Shape: `stdin` is shut down at the end of the input; the others are read to their end of file.
+    ///
+    /// # Errors
+    /// A fifo cannot be watched.
+    pub fn copy(self, ends: ProcessEnds) -> io::Result<Streams> {
+        let mut streams = Streams::new();
+        if let (Some(input), Some(sink)) = (self.stdin, ends.stdin) {
+            let read = streams.hold_input(input)?;
+            streams.input.spawn(copy_input(reader(read)?, sink));
+        }
+        for (output, source) in [(self.stdout, ends.stdout), (self.stderr, ends.stderr)] {
+            let Some(source) = source else { continue };
+            let exited = streams.exited.clone();
+            let sink = match output {
+                Some(Output { write, hold }) => {
+                    streams.output_holds.extend(hold);
+                    writer(write)?
+                }
+                // Nobody wants it, but the process must be able to write it.
+                None => Box::pin(tokio::io::sink()),
+            };
+            streams.outputs.lock().unwrap_or_else(|e| e.into_inner()).spawn(copy_output(source, sink, exited));
+        }
+        Ok(streams)
+    }
+}
+
+/// Descriptors for a process to inherit; `None` is /dev/null.
+#[derive(Debug)]
+pub struct DirectStreams {
+    /// Standard input.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// A readable stream of a process, or the caller's input.
+pub type Source = std::pin::Pin<Box<dyn AsyncRead + Send>>;
+/// A writable stream of a process, or the caller's output.
+pub type Sink = std::pin::Pin<Box<dyn AsyncWrite + Send>>;
+
+/// A process's ends of its streams, to be copied.
+#[derive(Default)]
+pub struct ProcessEnds {
+    /// What the process reads.
+    pub stdin: Option<Sink>,
+    /// What it writes.
+    pub stdout: Option<Source>,
+    /// What it writes for errors.
+    pub stderr: Option<Source>,
+}
+
+/// What the shim keeps of a process's streams while the process is known. Dropping it ends all copying.
+#[derive(Debug)]
+pub struct Streams {
+    stdin_hold: Arc<Mutex<Option<OwnedFd>>>,
+    output_holds: Vec<OwnedFd>,
+    exited: CancellationToken,
+    outputs: Mutex<JoinSet<()>>,
+    input: JoinSet<()>,
+}
+
+impl Streams {
+    fn new() -> Self {
+        Self {
+            stdin_hold: Arc::default(),
+            output_holds: Vec::new(),
+            exited: CancellationToken::new(),
+            outputs: Mutex::default(),
+            input: JoinSet::new(),
+        }
+    }
+
+    /// Keeps the input open, and answers the end to read.
+    fn hold_input(&mut self, input: Input) -> io::Result<OwnedFd> {
+        self.stdin_hold = Arc::new(Mutex::new(input.hold));
+        if let Some(closing) = input.closing {
+            let (closing, hold) = (sys::watch(closing, Interest::READABLE)?, Arc::clone(&self.stdin_hold));
+            self.input.spawn(async move {
+                // Whatever the event is, it is the only one that was asked for.
+                if closing.readable().await.is_ok() {
+                    drop(hold.lock().unwrap_or_else(|e| e.into_inner()).take());
+                }
+            });
+        }
+        Ok(input.read)
+    }
+
+    /// Ends the input: the process reads what is still in the fifo, then end of file. May be repeated.
+    pub fn close_stdin(&self) {
+        drop(self.stdin_hold.lock().unwrap_or_else(|e| e.into_inner()).take());
+    }
+
+    /// Says that the process has ended, and waits until all of its output has been copied.
+    ///
+    /// When: after the process's end. An output that a process left behind still holds open counts as complete when it has
+    /// been silent for two seconds; a caller that reads slowly is waited for without bound.
+    pub async fn complete(&self) {
+        self.exited.cancel();
+        let mut outputs = std::mem::take(&mut *self.outputs.lock().unwrap_or_else(|e| e.into_inner()));
+        while outputs.join_next().await.is_some() {}
+    }
+}
+
+async fn copy_input(mut source: Source, mut sink: Sink) {
+    let mut buffer = vec![0; COPY_BUFFER];
+    loop {
+        match source.read(&mut buffer).await {
+            Ok(0) => break,
+            Ok(count) => {
+                if let Err(error) = sink.write_all(&buffer[..count]).await {
+                    tracing::debug!(%error, "the process no longer reads its input");
+                    return;
+                }
+                // A utility VM's stream gathers what is written until it is flushed.
+                if sink.flush().await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the caller's input cannot be read");
+                break;
+            }
+        }
+    }
+    if let Err(error) = sink.shutdown().await {
+        tracing::debug!(%error, "the process's input cannot be closed");
+    }
+}
+
+async fn copy_output(mut source: Source, mut sink: Sink, exited: CancellationToken) {
+    let mut buffer = vec![0; COPY_BUFFER];
+    loop {
+        let read = tokio::select! {
+            biased;
+            read = source.read(&mut buffer) => read,
+            () = silence_after(&exited) => {
+                tracing::info!("a process that was left behind holds an output open; not waiting for it");
+                return;
+            }
+        };
+        match read {
+            Ok(0) => break,
+            Ok(count) => {
+                if let Err(error) = sink.write_all(&buffer[..count]).await {
+                    tracing::warn!(%error, "the caller's output cannot be written");
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the process's output ended with an error");
+                break;
+            }
+        }
+    }
+    // A file sink writes in the background.
+    if let Err(error) = sink.flush().await {
+        tracing::warn!(%error, "the caller's output cannot be written");
+    }
+}
+
+async fn silence_after(exited: &CancellationToken) {
+    exited.cancelled().await;
+    tokio::time::sleep(LEAKED_WRITER).await;
+}
+
+fn reader(fd: OwnedFd) -> io::Result<Source> {
+    if is_fifo(&fd)? {
+        set_nonblocking(&fd)?;
+        return Ok(Box::pin(pipe::Receiver::from_owned_fd(fd)?));
+    }
+    Ok(Box::pin(tokio::fs::File::from_std(fd.into())))
+}
+
+fn writer(fd: OwnedFd) -> io::Result<Sink> {
+    if is_fifo(&fd)? {
+        set_nonblocking(&fd)?;
+        return Ok(Box::pin(pipe::Sender::from_owned_fd(fd)?));
+    }
+    Ok(Box::pin(tokio::fs::File::from_std(fd.into())))
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
+}
+
+fn is_fifo(fd: &OwnedFd) -> io::Result<bool> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Fifo)
+}
+
+enum Target {
+    Path(PathBuf),
+    /// A file that is made when it is missing, and appended to.
+    File(PathBuf),
+}
+
+fn target(stream: &'static str, text: &str) -> Result<Option<Target>, StdioError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(match text.split_once("://") {
+        None => Target::Path(text.into()),
+        Some(("fifo", path)) => Target::Path(path.into()),
+        Some(("file", path)) => Target::File(path.into()),
+        Some(_) => return Err(StdioError::Scheme { stream, uri: text.to_owned() }),
+    }))
+}
+
+fn open(path: &PathBuf, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::from_raw_mode(0o600))?)
+}
+
+/// The hold comes first: with it there, the second open of a fifo never waits, and its descriptor blocks as a process
+/// expects of its streams.
+fn open_input(text: &str, end: StdinEnd) -> Result<Option<Input>, StdioError> {
+    let stream = "stdin";
+    let Some(Target::Path(path) | Target::File(path)) = target(stream, text)? else { return Ok(None) };
+    let opened = || -> io::Result<Input> {
+        let hold = open(&path, OFlags::RDWR | OFlags::NONBLOCK)?;
+        if !is_fifo(&hold)? {
+            return Ok(Input { read: open(&path, OFlags::RDONLY)?, hold: None, closing: None });
+        }
+        // Before there is a reader: a writer that waits for one cannot have come and gone unseen.
+        let closing = match end {
+            StdinEnd::Request => None,
+            StdinEnd::Writer => {
+                let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+                inotify::add_watch(&events, &path, inotify::WatchFlags::CLOSE_WRITE)?;
+                Some(events)
+            }
+        };
+        Ok(Input { read: open(&path, OFlags::RDONLY)?, hold: Some(hold), closing })
+    };
+    opened().map(Some).map_err(|source| StdioError::Open { stream, path: text.to_owned(), source })
+}
+
+fn open_output(stream: &'static str, text: &str) -> Result<Option<Output>, StdioError> {
+    let opened = match target(stream, text)? {
+        None => return Ok(None),
+        Some(Target::File(path)) => open(&path, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE)
+            .map(|write| Output { write, hold: None }),
+        Some(Target::Path(path)) => open_fifo_output(&path),
+    };
+    opened.map(Some).map_err(|source| StdioError::Open { stream, path: text.to_owned(), source })
+}
+
+fn open_fifo_output(path: &PathBuf) -> io::Result<Output> {
+    let hold = open(path, OFlags::RDONLY | OFlags::NONBLOCK)?;
+    let hold = if is_fifo(&hold)? { Some(hold) } else { None };
+    Ok(Output { write: open(path, OFlags::WRONLY)?, hold })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,87 @@
+//! The system calls that no safe wrapper covers.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Takes over an inherited listening socket.
+///
+/// When: once for a number, early, before anything else of this process can have opened it.
+///
+/// # Errors
+/// The descriptor is closed or no socket.
+pub fn inherited_listener(fd: RawFd) -> io::Result<UnixListener> {
+    // SAFETY: fcntl(F_GETFD) takes no pointer and is defined for every number.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open (checked above), and by the contract of this function nobody else of this process owns it.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    if !rustix::net::sockopt::socket_acceptconn(&owned)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a listening socket"));
+    }
+    rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(UnixListener::from(owned))
+}
+
+/// Marks every descriptor from `first` on as close-on-exec: what the parent leaked into us must not reach a container.
+///
+/// # Errors
+/// The kernel is older than 5.11.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: close_range takes no pointer, and CLOSE_RANGE_CLOEXEC closes nothing now.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes `number` a copy of `fd` that survives exec.
+///
+/// When: in a process that owns nothing under that number.
+///
+/// # Errors
+/// What dup2(2) says.
+pub fn place_at(fd: impl AsFd, number: RawFd) -> io::Result<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    if fd == number {
+        // SAFETY: fcntl(F_SETFD) takes no pointer; the descriptor is open since it is borrowed.
+        let done = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+        return if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    }
+    // SAFETY: dup2 takes no pointer; the caller promises that nothing owns `number`.
+    let done = unsafe { libc::dup2(fd, number) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sends any signal, real-time ones too (rustix knows only the named ones).
+///
+/// # Errors
+/// `ESRCH` when the process has been reaped, `EINVAL` for a number that is no signal.
+pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: the siginfo pointer may be null, the descriptor is open since it is borrowed.
+    let done = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Registers a descriptor with the runtime. When: within the runtime.
+///
+/// # Errors
+/// It cannot be watched.
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open and its `as_raw_fd` is constant until it is dropped, and the AsyncFd owns it; nobody
+    // replaces the file behind it (dup2 is used on numbers 0 to 3 only, before the runtime starts).
+    let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    Ok(watched?)
+}
+
+/// Gives memory that the allocator holds but does not use back to the kernel.
+pub fn trim_heap() {
+    // SAFETY: malloc_trim takes no pointer and may be called at any time.
+    unsafe { libc::malloc_trim(0) };
+}
