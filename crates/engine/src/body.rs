@@ -1,0 +1,76 @@
+//! Request bodies.
+
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use serde::de::DeserializeOwned;
+
+use crate::error::{ApiError, ApiResult};
+
+/// The longest JSON body that is read, in bytes.
+const MAX_JSON_BYTES: usize = 4 << 20;
+
+/// Reads the JSON body of a request.
+///
+/// # Errors
+/// 400 when it is absent, has another type, or cannot be decoded; 413 when it is too long.
+pub async fn json<T: DeserializeOwned>(request: Request) -> ApiResult<T> {
+    optional_json(request).await?.ok_or_else(|| ApiError::invalid("invalid JSON: got EOF while reading request body"))
+}
+
+/// Reads the JSON body of a request that may have none.
+///
+/// # Errors
+/// As [`json`], but for an absent body.
+pub async fn optional_json<T: DeserializeOwned>(request: Request) -> ApiResult<Option<T>> {
+    let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let given = given.to_owned();
+    let bytes = read(request.into_body()).await?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let media_type = given.split(';').next().unwrap_or_default().trim();
+    if media_type != "application/json" {
+        return Err(ApiError::invalid(format!(
+            "unsupported Content-Type header ({given}): must be 'application/json'"
+        )));
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+}
+
+async fn read(body: Body) -> ApiResult<Bytes> {
+    axum::body::to_bytes(body, MAX_JSON_BYTES).await.map_err(|error| {
+        ApiError::invalid(format!("cannot read the request body (at most {MAX_JSON_BYTES} bytes): {error}"))
+            .with_status(StatusCode::PAYLOAD_TOO_LARGE)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn request(content_type: &str, body: &str) -> Request {
+        Request::builder().header(header::CONTENT_TYPE, content_type).body(Body::from(body.to_owned())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_json_is_read_and_absence_is_told_apart() {
+        let value: Value = json(request("application/json; charset=utf-8", "{\"a\":1}")).await.unwrap();
+        assert_eq!(value["a"], 1);
+        assert!(optional_json::<Value>(request("", "")).await.unwrap().is_none());
+        for (content_type, body, text) in [
+            ("text/plain", "{}", "must be 'application/json'"),
+            ("application/json", "{", "invalid JSON"),
+            ("application/json", "", "got EOF"),
+        ] {
+            let error = json::<Value>(request(content_type, body)).await.unwrap_err();
+            assert_eq!(error.http_status(), 400);
+            assert!(error.message.contains(text), "{}", error.message);
+        }
+        let deep = "[".repeat(10_000);
+        assert_eq!(json::<Value>(request("application/json", &deep)).await.unwrap_err().http_status(), 400);
+        let long = " ".repeat(MAX_JSON_BYTES + 1);
+        assert_eq!(json::<Value>(request("application/json", &long)).await.unwrap_err().http_status(), 413);
+    }
+}

@@ -1,0 +1,201 @@
+//! Points in time, and how the Engine API writes and reads them.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// Nanoseconds since the epoch, UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(pub i64);
+
+/// How Go writes a time that never was.
+pub const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
+const NANOS_PER_SEC: i64 = 1_000_000_000;
+
+impl Timestamp {
+    /// The host's clock.
+    #[must_use]
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Self(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    }
+
+    /// Whole seconds since the epoch.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        self.0.div_euclid(NANOS_PER_SEC)
+    }
+
+    /// Nanoseconds within the second.
+    #[must_use]
+    pub fn nanos(self) -> i64 {
+        self.0.rem_euclid(NANOS_PER_SEC)
+    }
+
+    /// Time that passed since then, zero if it lies ahead.
+    #[must_use]
+    pub fn elapsed(self) -> Duration {
+        Duration::from_nanos(u64::try_from(Self::now().0 - self.0).unwrap_or(0))
+    }
+
+    /// As Go's `RFC3339Nano` writes it: trailing zeros of the fraction left out.
+    #[must_use]
+    pub fn to_rfc3339_nano(self) -> String {
+        let (date, nanos) = (self.to_seconds_text(), self.nanos());
+        if nanos == 0 {
+            return format!("{date}Z");
+        }
+        let fraction = format!("{nanos:09}");
+        format!("{date}.{}Z", fraction.trim_end_matches('0'))
+    }
+
+    /// RFC 3339 with all nine digits of the fraction, as `docker logs --timestamps` prints it.
+    #[must_use]
+    pub fn to_rfc3339_fixed(self) -> String {
+        format!("{}.{:09}Z", self.to_seconds_text(), self.nanos())
+    }
+
+    /// Date and time to the second, without a zone.
+    fn to_seconds_text(self) -> String {
+        let (days, second) = (self.seconds().div_euclid(86_400), self.seconds().rem_euclid(86_400));
+        let (year, month, day) = civil_from_days(days);
+        format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
+    }
+
+    /// Hour and minute of the day, UTC, as `ps` prints a start time.
+    #[must_use]
+    pub fn to_hour_minute(self) -> String {
+        let minute = self.seconds().rem_euclid(86_400) / 60;
+        format!("{:02}:{:02}", minute / 60, minute % 60)
+    }
+
+    /// Reads RFC 3339 with any fraction and zone.
+    ///
+    /// Shape: `2026-11-22T20:00:00[.fraction](Z|+hh:mm|-hh:mm)`; without a zone UTC is meant.
+    #[must_use]
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let digits = |range: std::ops::Range<usize>| -> Option<i64> {
+            let part = text.get(range)?;
+            if part.bytes().all(|b| b.is_ascii_digit()) { part.parse().ok() } else { None }
+        };
+        let separators = text.as_bytes();
+        let expected = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')];
+        if separators.len() < 19 || expected.iter().any(|(at, byte)| separators[*at] != *byte) {
+            return None;
+        }
+        let (year, month, day) = (digits(0..4)?, digits(5..7)?, digits(8..10)?);
+        let (hour, minute, second) = (digits(11..13)?, digits(14..16)?, digits(17..19)?);
+        if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+            return None;
+        }
+        let rest = text.get(19..)?;
+        let (fraction, zone) = match rest.strip_prefix('.') {
+            Some(rest) => rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())),
+            None => ("", rest),
+        };
+        let nanos = parse_fraction(fraction)?;
+        let seconds = days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+        Some(Self((seconds - parse_zone(zone)?).checked_mul(NANOS_PER_SEC)?.checked_add(nanos)?))
+    }
+
+    /// Reads what clients send in `since` and `until`: seconds with an optional fraction, or RFC 3339.
+    #[must_use]
+    pub fn parse_query(text: &str) -> Option<Self> {
+        let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+        match (seconds.parse::<i64>(), parse_fraction(fraction)) {
+            (Ok(seconds), Some(nanos)) => Some(Self(seconds.checked_mul(NANOS_PER_SEC)?.checked_add(nanos)?)),
+            _ => Self::parse_rfc3339(text),
+        }
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_rfc3339_nano())
+    }
+}
+
+/// Nanoseconds of a decimal fraction of up to nine digits; further digits are cut.
+fn parse_fraction(digits: &str) -> Option<i64> {
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let cut: String = digits.chars().chain("000000000".chars()).take(9).collect();
+    cut.parse().ok()
+}
+
+/// Seconds east of Greenwich.
+fn parse_zone(zone: &str) -> Option<i64> {
+    if matches!(zone, "" | "Z" | "z") {
+        return Some(0);
+    }
+    let (sign, digits) = match zone.split_at_checked(1)? {
+        ("+", digits) => (1, digits),
+        ("-", digits) => (-1, digits),
+        _ => return None,
+    };
+    let (hours, minutes) = digits.split_once(':')?;
+    Some(sign * (hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60))
+}
+
+/// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// Source: as [`civil_from_days`].
+fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_go_writes_them() {
+        for (nanos, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (1_709_164_799_500_000_000, "2024-02-28T23:59:59.5Z"),
+            (1_709_164_800_000_000_001, "2024-02-29T00:00:00.000000001Z"),
+            (-1_000_000_000, "1969-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(Timestamp(nanos).to_rfc3339_nano(), text);
+            assert_eq!(Timestamp::parse_rfc3339(text), Some(Timestamp(nanos)), "{text}");
+        }
+        assert_eq!(Timestamp(500_000_000).to_rfc3339_fixed(), "1970-01-01T00:00:00.500000000Z");
+    }
+
+    #[test]
+    fn clients_may_send_seconds_fractions_or_dates() {
+        assert_eq!(Timestamp::parse_query("12"), Some(Timestamp(12 * NANOS_PER_SEC)));
+        assert_eq!(Timestamp::parse_query("12.000000034"), Some(Timestamp(12 * NANOS_PER_SEC + 34)));
+        assert_eq!(Timestamp::parse_query("1970-01-01T01:00:12+01:00"), Some(Timestamp(12 * NANOS_PER_SEC)));
+        for bad in ["", "x", "1.x", "1970-13-01T00:00:00Z", "1970-01-01T00:00:00+1", "1970-01-01 00:00"] {
+            assert_eq!(Timestamp::parse_query(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn dates_survive_a_round_trip_over_centuries() {
+        for day in (-200_000..200_000).step_by(37) {
+            let (year, month, date) = civil_from_days(day);
+            assert_eq!(days_from_civil(year, month, date), day);
+        }
+    }
+}

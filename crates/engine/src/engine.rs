@@ -1,0 +1,96 @@
+//! The state that every request works on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use image::ImageStore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::container::store::ContainerStore;
+use crate::events::EventBus;
+use crate::flags::Settings;
+
+/// One engine on one data root. Handlers take it as `State<Arc<Engine>>`.
+pub struct Engine {
+    /// What the flags resolved to.
+    pub settings: Settings,
+    /// The images of this data root. Synchronous: call it inside `spawn_blocking`.
+    pub images: Arc<ImageStore>,
+    /// Every container of this data root.
+    pub containers: ContainerStore,
+    /// What happened and happens.
+    pub events: EventBus,
+    /// The engine's own identity, kept in the data root.
+    pub id: String,
+    /// Cancelled when the engine was told to stop.
+    pub stopping: CancellationToken,
+    /// The tasks that copy containers' output; a stopping engine waits until their logs are written.
+    pub copying: TaskTracker,
+}
+
+impl Engine {
+    /// Opens the stores below the data root. When: the root's lock is held.
+    ///
+    /// # Errors
+    /// One line naming the folder or store that cannot be opened.
+    pub fn open(settings: Settings) -> anyhow::Result<Self> {
+        for folder in [settings.data_root.join(CONTAINERS), settings.exec_root.join(BUNDLES), settings.exec_root.join(SOCKETS)] {
+            make_private(&folder)?;
+        }
+        let images = settings.data_root.join("images");
+        let images = ImageStore::open(&images).with_context(|| format!("cannot open the image store {}", images.display()))?;
+        Ok(Self {
+            id: identity(&settings.data_root.join("engine-id"))?,
+            images: Arc::new(images),
+            containers: ContainerStore::default(),
+            events: EventBus::default(),
+            stopping: CancellationToken::new(),
+            copying: TaskTracker::new(),
+            settings,
+        })
+    }
+
+    /// The folder with one folder per container: what is kept of it.
+    #[must_use]
+    pub fn containers_dir(&self) -> PathBuf {
+        self.settings.data_root.join(CONTAINERS)
+    }
+
+    /// The folder with one bundle per container that runs.
+    #[must_use]
+    pub fn bundles_dir(&self) -> PathBuf {
+        self.settings.exec_root.join(BUNDLES)
+    }
+
+    /// The folder with one socket per shim, by the first 12 digits of the container's id.
+    #[must_use]
+    pub fn sockets_dir(&self) -> PathBuf {
+        self.settings.exec_root.join(SOCKETS)
+    }
+}
+
+const CONTAINERS: &str = "containers";
+const BUNDLES: &str = "containers";
+const SOCKETS: &str = "s";
+
+fn make_private(folder: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("cannot make {}", folder.display()))
+}
+
+/// Reads the engine's identity, or makes one: a random UUID.
+fn identity(path: &Path) -> anyhow::Result<String> {
+    let kept = std::fs::read_to_string(path).unwrap_or_default();
+    if !kept.trim().is_empty() {
+        return Ok(kept.trim().to_owned());
+    }
+    let fresh = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("cannot draw an identity")?;
+    std::fs::write(path, &fresh).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(fresh.trim().to_owned())
+}

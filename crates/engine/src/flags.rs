@@ -1,0 +1,244 @@
+//! The command line, and what is resolved from it.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{ArgAction, Parser, ValueEnum};
+use proto::Isolation;
+use proto::control::BackendChoice;
+
+/// The engine of Bulkhead, with dockerd's flags where it has them.
+#[derive(Debug, Parser)]
+#[command(name = "bulkheadd", version, about = "Serves the Docker Engine API; runs containers as processes or in utility VMs")]
+pub struct Flags {
+    /// Folder for everything that is kept: images, containers, templates
+    #[arg(long, default_value = "/var/lib/bulkhead", value_name = "DIR")]
+    pub data_root: PathBuf,
+
+    /// Folder for everything that ends with the host's run: bundles, sockets, fifos
+    #[arg(long, default_value = "/run/bulkhead", value_name = "DIR")]
+    pub exec_root: PathBuf,
+
+    /// Address to serve, unix://PATH or fd:// (repeatable) [default: unix:///run/bulkhead.sock]
+    #[arg(short = 'H', long = "host", value_name = "ADDRESS")]
+    pub hosts: Vec<String>,
+
+    /// File to write the process id to
+    #[arg(short = 'p', long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+
+    /// Log at level debug
+    #[arg(short = 'D', long, action = ArgAction::SetTrue)]
+    pub debug: bool,
+
+    /// Log level: debug, info, warn, error or fatal
+    #[arg(short = 'l', long, default_value = "info", value_name = "LEVEL")]
+    pub log_level: LogLevel,
+
+    /// Isolation of containers that ask for none: process or hyperv
+    #[arg(long, visible_alias = "default-isolation", default_value = "process", value_name = "ISOLATION")]
+    pub isolation: Isolation,
+
+    /// Folder with the guest image [default: ../boot or ../lib/bulkhead beside this program]
+    #[arg(long, value_name = "DIR")]
+    pub guest_image: Option<PathBuf>,
+
+    /// The shim's program [default: beside this program, else in $PATH]
+    #[arg(long, value_name = "FILE")]
+    pub shim: Option<PathBuf>,
+
+    /// Hypervisor backend for hyperv containers
+    #[arg(long, default_value = "auto", value_name = "BACKEND")]
+    pub backend: Backend,
+
+    /// Refuse hyperv containers where the utility VM is no security boundary (software emulation)
+    #[arg(long)]
+    pub require_boundary: bool,
+
+    /// Folder of the templates, which engines may share [default: DATA_ROOT/templates]
+    #[arg(long, value_name = "DIR")]
+    pub template_store: Option<PathBuf>,
+
+    /// Cgroup below which every container gets its own
+    #[arg(long, default_value = "/bulkhead", value_name = "CGROUP")]
+    pub cgroup_parent: String,
+
+    /// How long a utility VM may take to personalize, in milliseconds
+    #[arg(long, default_value_t = 2000, value_name = "MS", hide = true)]
+    pub personalize_timeout_ms: u64,
+}
+
+/// Log levels by dockerd's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Everything.
+    Debug,
+    /// What an operator wants to see.
+    Info,
+    /// What may need attention.
+    Warn,
+    /// What failed.
+    Error,
+    /// The same as error: a fatal error ends the engine with one line on standard error.
+    Fatal,
+}
+
+/// `--backend`'s words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// Probe, and take the best that works.
+    Auto,
+    /// QEMU with hardware virtualization.
+    #[value(alias = "qemukvm")]
+    QemuKvm,
+    /// QEMU with software emulation: no security boundary.
+    #[value(alias = "qemutcg")]
+    QemuTcg,
+}
+
+impl From<Backend> for BackendChoice {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Auto => Self::Auto,
+            Backend::QemuKvm => Self::QemuKvm,
+            Backend::QemuTcg => Self::QemuTcg,
+        }
+    }
+}
+
+/// What the engine works with after every default was filled in. Paths are absolute.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Kept data.
+    pub data_root: PathBuf,
+    /// Run-time data.
+    pub exec_root: PathBuf,
+    /// Isolation of containers that ask for none.
+    pub default_isolation: Isolation,
+    /// Folder with `vmlinux`, `initramfs.cpio`, `manifest.json`; it may not exist (process containers work without).
+    pub guest_image: PathBuf,
+    /// The shim's program.
+    pub shim: PathBuf,
+    /// Which hypervisor backend to use.
+    pub backend: BackendChoice,
+    /// Refuse hyperv containers without a security boundary.
+    pub boundary_required: bool,
+    /// Folder of the template store.
+    pub template_store: PathBuf,
+    /// Absolute cgroup path below which each container gets its own, without a trailing slash.
+    pub cgroup_parent: String,
+    /// Bound on a utility VM's personalization.
+    pub personalize_timeout_ms: u64,
+    /// `-D` was given or the log level is debug.
+    pub debug: bool,
+}
+
+impl Flags {
+    /// Sends the log to standard error at the level asked for; `BULKHEAD_LOG` (a filter) overrides it.
+    pub fn install_log(&self) {
+        let level = match self.log_level {
+            _ if self.debug => "debug",
+            LogLevel::Debug => "debug",
+            LogLevel::Info => "info",
+            LogLevel::Warn => "warn",
+            LogLevel::Error | LogLevel::Fatal => "error",
+        };
+        let filter = tracing_subscriber::EnvFilter::try_from_env("BULKHEAD_LOG")
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("warn,bulkheadd={level}")));
+        let colours = std::io::stderr().is_terminal();
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    }
+
+    /// Fills in every default.
+    ///
+    /// # Errors
+    /// When the shim's program is nowhere, or the current folder is needed for a relative path and is gone.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        let data_root = absolute(&self.data_root)?;
+        let exe = std::env::current_exe().context("cannot find this program's own path")?;
+        let exe_dir = exe.parent().unwrap_or(Path::new("/"));
+        Ok(Settings {
+            exec_root: absolute(&self.exec_root)?,
+            default_isolation: self.isolation,
+            guest_image: match &self.guest_image {
+                Some(path) => absolute(path)?,
+                None => default_guest_image(exe_dir),
+            },
+            shim: match &self.shim {
+                Some(path) => absolute(path)?,
+                None => find_shim(exe_dir, std::env::var_os("PATH").as_deref())?,
+            },
+            backend: self.backend.into(),
+            boundary_required: self.require_boundary,
+            template_store: match &self.template_store {
+                Some(path) => absolute(path)?,
+                None => data_root.join("templates"),
+            },
+            cgroup_parent: format!("/{}", self.cgroup_parent.trim_matches('/')),
+            personalize_timeout_ms: self.personalize_timeout_ms,
+            debug: self.debug || self.log_level == LogLevel::Debug,
+            data_root,
+        })
+    }
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot make {} absolute", path.display()))
+}
+
+/// The first place that holds a guest image, or the first place, so that a later error names it.
+fn default_guest_image(exe_dir: &Path) -> PathBuf {
+    let places = [exe_dir.join("../boot"), exe_dir.join("../lib/bulkhead")];
+    let found = places.iter().find(|dir| dir.join("manifest.json").exists()).unwrap_or(&places[0]);
+    found.canonicalize().unwrap_or_else(|_| found.clone())
+}
+
+const SHIM_NAME: &str = "containerd-shim-bulkhead-v2";
+
+fn find_shim(exe_dir: &Path, search_path: Option<&std::ffi::OsStr>) -> anyhow::Result<PathBuf> {
+    let beside = std::iter::once(exe_dir.to_path_buf());
+    let in_path = search_path.map(|path| std::env::split_paths(path).collect::<Vec<_>>()).unwrap_or_default();
+    beside
+        .chain(in_path)
+        .map(|dir| dir.join(SHIM_NAME))
+        .find(|path| path.is_file())
+        .with_context(|| format!("cannot find {SHIM_NAME}, neither in {} nor in $PATH; name it with --shim", exe_dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_dockerd_are_taken() {
+        let flags = Flags::parse_from([
+            "bulkheadd", "--data-root", "/d", "--exec-root=/e", "-H", "unix:///a.sock", "--host=fd://", "-D", "-p", "/p",
+            "--isolation", "HyperV", "--backend", "qemu-tcg", "--log-level", "warn",
+        ]);
+        assert_eq!(flags.hosts, ["unix:///a.sock", "fd://"]);
+        assert_eq!(flags.isolation, Isolation::Hyperv);
+        assert_eq!(BackendChoice::from(flags.backend), BackendChoice::QemuTcg);
+        assert!(flags.debug);
+    }
+
+    #[test]
+    fn an_unknown_isolation_is_refused_with_the_choices() {
+        let error = Flags::try_parse_from(["bulkheadd", "--isolation", "vm"]).unwrap_err().to_string();
+        assert!(error.contains("'process' or 'hyperv'"), "{error}");
+    }
+
+    #[test]
+    fn the_shim_beside_the_program_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let (beside, path) = (dir.path().join("bin"), dir.path().join("path"));
+        for folder in [&beside, &path] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join(SHIM_NAME), "").unwrap();
+        }
+        assert_eq!(find_shim(&beside, Some(path.as_os_str())).unwrap(), beside.join(SHIM_NAME));
+        std::fs::remove_file(beside.join(SHIM_NAME)).unwrap();
+        assert_eq!(find_shim(&beside, Some(path.as_os_str())).unwrap(), path.join(SHIM_NAME));
+        assert!(find_shim(&beside, None).is_err());
+    }
+}

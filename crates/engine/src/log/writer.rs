@@ -1,0 +1,258 @@
+//! Writes a container's output to its log, line by line, in batches.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::{Log, entry};
+use crate::clock::Timestamp;
+use crate::streams::{Chunk, Source};
+
+/// The longest piece of a line that becomes one entry. Source: moby `daemon/logger/copier.go`.
+const MAX_ENTRY_BYTES: usize = 16 * 1024;
+/// How many chunks may wait; more hold the process back.
+const PENDING_CHUNKS: usize = 32;
+
+/// Where the pump puts output for the log.
+pub struct LogSink {
+    queue: mpsc::Sender<(Timestamp, Chunk)>,
+    writer: JoinHandle<()>,
+}
+
+impl LogSink {
+    /// Hands over some output; waits when the disk is slower than the process.
+    pub async fn write(&self, chunk: Chunk) {
+        // Without a writer there was an error, which it has reported.
+        let _ = self.queue.send((Timestamp::now(), chunk)).await;
+    }
+
+    /// Waits until everything is in the file.
+    pub async fn finish(self) {
+        drop(self.queue);
+        if let Err(error) = self.writer.await {
+            tracing::error!(%error, "a log writer ended early");
+        }
+    }
+}
+
+/// One run's writer of a log.
+pub struct LogWriter {
+    log: Arc<Log>,
+    file: File,
+    file_bytes: u64,
+    /// Lines that have not ended yet, by source.
+    unfinished: [Vec<u8>; 2],
+    /// Lines on their way to the file.
+    buffer: Vec<u8>,
+}
+
+impl LogWriter {
+    /// Opens the log for a run and starts writing.
+    ///
+    /// # Errors
+    /// What opening the file says.
+    pub fn start(log: Arc<Log>) -> io::Result<LogSink> {
+        let file = open(&log)?;
+        let file_bytes = file.metadata()?.len();
+        log.position.send_modify(|position| position.idle = false);
+        let writer = Self { log, file, file_bytes, unfinished: Default::default(), buffer: Vec::new() };
+        let (queue, chunks) = mpsc::channel(PENDING_CHUNKS);
+        Ok(LogSink { queue, writer: tokio::spawn(writer.run(chunks)) })
+    }
+
+    async fn run(mut self, mut chunks: mpsc::Receiver<(Timestamp, Chunk)>) {
+        let log = Arc::clone(&self.log);
+        let mut batch = Vec::new();
+        let mut reported = false;
+        while chunks.recv_many(&mut batch, PENDING_CHUNKS).await > 0 {
+            let work = std::mem::take(&mut batch);
+            let written = tokio::task::spawn_blocking(move || {
+                let outcome = self.append(&work);
+                (self, outcome)
+            });
+            let outcome;
+            (self, outcome) = match written.await {
+                Ok(back) => back,
+                Err(error) => {
+                    tracing::error!(%error, "a log writer ended early");
+                    break;
+                }
+            };
+            if let Err(error) = outcome
+                && !std::mem::replace(&mut reported, true)
+            {
+                tracing::error!(path = %log.path.display(), %error, "cannot write a container's log; its output goes on");
+            }
+        }
+        log.position.send_modify(|position| position.idle = true);
+    }
+
+    fn append(&mut self, batch: &[(Timestamp, Chunk)]) -> io::Result<()> {
+        for (at, chunk) in batch {
+            self.take(*at, chunk);
+        }
+        self.flush()
+    }
+
+    /// Turns a chunk into entries; the last line stays back until it ends.
+    fn take(&mut self, at: Timestamp, chunk: &Chunk) {
+        let time = at.to_rfc3339_nano();
+        let unfinished = &mut self.unfinished[index(chunk.source)];
+        let mut rest = &chunk.bytes[..];
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let (line, next) = rest.split_at(end + 1);
+            if unfinished.is_empty() && line.len() <= MAX_ENTRY_BYTES {
+                entry::encode(&mut self.buffer, line, chunk.source, &time);
+            } else {
+                unfinished.extend_from_slice(line);
+                write_long(&mut self.buffer, unfinished, chunk.source, &time);
+                let last = std::mem::take(unfinished);
+                entry::encode(&mut self.buffer, &last, chunk.source, &time);
+            }
+            rest = next;
+        }
+        unfinished.extend_from_slice(rest);
+        write_long(&mut self.buffer, unfinished, chunk.source, &time);
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let written = self.file.write_all(&self.buffer);
+        self.file_bytes += self.buffer.len() as u64;
+        self.buffer.clear();
+        // A burst must not keep its memory.
+        self.buffer.shrink_to(4 * MAX_ENTRY_BYTES);
+        written?;
+        let rotate = self.log.options.max_bytes.is_some_and(|max| self.file_bytes >= max);
+        if rotate {
+            self.rotate()?;
+        }
+        self.log.position.send_modify(|position| {
+            position.writes += 1;
+            position.rotations += u64::from(rotate);
+        });
+        Ok(())
+    }
+
+    /// Moves every file one number up, the oldest away, and begins a new one.
+    fn rotate(&mut self) -> io::Result<()> {
+        let files = self.log.options.max_files;
+        for generation in (0..files).rev() {
+            let (from, to) = (self.log.rotated(generation), self.log.rotated(generation + 1));
+            let moved = if generation + 1 == files { std::fs::remove_file(&from) } else { std::fs::rename(&from, &to) };
+            match moved {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        self.file = open(&self.log)?;
+        self.file_bytes = 0;
+        Ok(())
+    }
+}
+
+impl Drop for LogWriter {
+    /// A line that never ended is written as it is.
+    fn drop(&mut self) {
+        let time = Timestamp::now().to_rfc3339_nano();
+        for source in [Source::Stdout, Source::Stderr] {
+            let last = std::mem::take(&mut self.unfinished[index(source)]);
+            if !last.is_empty() {
+                entry::encode(&mut self.buffer, &last, source, &time);
+            }
+        }
+        if let Err(error) = self.flush() {
+            tracing::error!(path = %self.log.path.display(), %error, "cannot write the end of a container's log");
+        }
+    }
+}
+
+fn index(source: Source) -> usize {
+    usize::from(source == Source::Stderr)
+}
+
+fn open(log: &Log) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o640).open(&log.path)
+}
+
+/// Writes whole entries off the beginning of a line that is too long for one, never through a character.
+fn write_long(buffer: &mut Vec<u8>, line: &mut Vec<u8>, source: Source, time: &str) {
+    let mut done = 0;
+    while line.len() - done > MAX_ENTRY_BYTES {
+        let piece = &line[done..done + MAX_ENTRY_BYTES];
+        let inside = piece.iter().rev().take(3).position(|byte| *byte >= 0xC0).map_or(0, |back| back + 1);
+        let cut = if piece.last().is_some_and(|byte| *byte >= 0x80) { MAX_ENTRY_BYTES - inside } else { MAX_ENTRY_BYTES };
+        entry::encode(buffer, &piece[..cut], source, time);
+        done += cut;
+    }
+    line.drain(..done);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Entry, LogOptions};
+    use super::*;
+    use axum::body::Bytes;
+
+    async fn written(options: LogOptions, chunks: &[(Source, &[u8])]) -> (tempfile::TempDir, Arc<Log>) {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(Log::new(dir.path().join("x-json.log"), options));
+        let sink = LogWriter::start(Arc::clone(&log)).unwrap();
+        for (source, bytes) in chunks {
+            sink.write(Chunk { source: *source, bytes: Bytes::copy_from_slice(bytes) }).await;
+        }
+        sink.finish().await;
+        (dir, log)
+    }
+
+    fn entries(log: &Log) -> Vec<Entry> {
+        let text = std::fs::read(log.path()).unwrap();
+        text.split_inclusive(|byte| *byte == b'\n').map(|line| Entry::decode(line).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn lines_are_joined_across_chunks_and_sources_kept_apart() {
+        let chunks: &[(Source, &[u8])] =
+            &[(Source::Stdout, b"on"), (Source::Stderr, b"err\n"), (Source::Stdout, b"e\ntwo\nthr"), (Source::Stdout, b"ee")];
+        let (_dir, log) = written(LogOptions::default(), chunks).await;
+        let seen: Vec<_> = entries(&log).into_iter().map(|entry| (entry.source, entry.text)).collect();
+        let expected = [(Source::Stderr, "err\n"), (Source::Stdout, "one\n"), (Source::Stdout, "two\n"), (Source::Stdout, "three")];
+        assert_eq!(seen, expected.map(|(source, text)| (source, text.to_owned())));
+    }
+
+    #[tokio::test]
+    async fn long_lines_are_cut_between_characters_and_nothing_is_lost() {
+        let line = "ä".repeat(MAX_ENTRY_BYTES) + "x\nshort\n";
+        let odd = [b"y", line.as_bytes()].concat();
+        for text in [line.as_bytes(), &odd] {
+            let chunks: Vec<_> = text.chunks(5000).map(|piece| (Source::Stdout, piece)).collect();
+            let (_dir, log) = written(LogOptions::default(), &chunks).await;
+            let all: String = entries(&log).into_iter().map(|entry| entry.text).collect();
+            assert_eq!(all.as_bytes(), text);
+            assert!(entries(&log).iter().all(|entry| entry.text.len() <= MAX_ENTRY_BYTES));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_file_is_rotated_and_the_oldest_goes() {
+        let options = LogOptions { max_bytes: Some(1), max_files: 3 };
+        let (dir, log) = written(options.clone(), &[]).await;
+        for text in ["1\n", "2\n", "3\n", "4\n"] {
+            let sink = LogWriter::start(Arc::clone(&log)).unwrap();
+            sink.write(Chunk { source: Source::Stdout, bytes: Bytes::from_static(text.as_bytes()) }).await;
+            sink.finish().await;
+        }
+        let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["x-json.log", "x-json.log.1", "x-json.log.2"]);
+        let newest = std::fs::read(log.rotated(1)).unwrap();
+        assert_eq!(Entry::decode(&newest).unwrap().text, "4\n");
+        assert_eq!(log.watch().borrow().rotations, 4);
+    }
+}

@@ -1,0 +1,131 @@
+//! Endpoints that Docker knows and this engine does not serve yet, so that a client is told which.
+
+use axum::http::{Method, Uri};
+
+use crate::error::ApiError;
+
+/// What is answered to a known endpoint that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// 501: comes with a later version; the text names what.
+    NotYet(&'static str),
+    /// 404: nothing of this kind exists, so the named one does not either.
+    NoSuch(&'static str),
+    /// 503, as of an engine that is no swarm manager.
+    Swarm,
+}
+
+use Missing::{NoSuch, NotYet, Swarm};
+
+/// Method (`*` is any), path (`{}` is one part, `{*}` one or more) and answer; the first that fits counts.
+const ENDPOINTS: &[(&str, &str, Missing)] = &[
+    ("*", "/containers/{}/archive", NotYet("copying files into and out of containers")),
+    ("GET", "/containers/{}/export", NotYet("exporting a container")),
+    ("GET", "/containers/{}/changes", NotYet("the list of a container's changes")),
+    ("GET", "/containers/{}/attach/ws", NotYet("attaching by websocket")),
+    ("*", "/containers/{}/checkpoints", NotYet("checkpoints")),
+    ("*", "/containers/{}/checkpoints/{}", NotYet("checkpoints")),
+    ("POST", "/commit", NotYet("making an image from a container")),
+    ("POST", "/build", NotYet("building images")),
+    ("POST", "/build/prune", NotYet("building images")),
+    ("POST", "/build/cancel", NotYet("building images")),
+    ("POST", "/session", NotYet("building images with BuildKit")),
+    ("POST", "/grpc", NotYet("building images with BuildKit")),
+    ("POST", "/auth", NotYet("logging in to a registry")),
+    ("GET", "/distribution/{*}/json", NotYet("asking a registry")),
+    ("POST", "/images/create", NotYet("pulling images")),
+    ("POST", "/images/{*}/push", NotYet("pushing images")),
+    ("GET", "/images/search", NotYet("searching a registry")),
+    ("GET", "/images/get", NotYet("saving images")),
+    ("GET", "/images/{*}/get", NotYet("saving images")),
+    ("POST", "/images/load", NotYet("loading images")),
+    ("POST", "/images/prune", NotYet("pruning images")),
+    ("GET", "/images/{*}/history", NotYet("an image's history")),
+    ("POST", "/images/{*}/tag", NotYet("tagging images")),
+    ("GET", "/system/df", NotYet("the report of disk use")),
+    ("GET", "/networks/{}", NoSuch("network {} not found")),
+    ("*", "/networks", NotYet("networks")),
+    ("*", "/networks/{}", NotYet("networks")),
+    ("*", "/networks/{}/{}", NotYet("networks")),
+    ("GET", "/volumes/{}", NoSuch("get {}: no such volume")),
+    ("*", "/volumes", NotYet("volumes")),
+    ("*", "/volumes/{}", NotYet("volumes")),
+    ("GET", "/plugins/{*}/json", NoSuch("plugin \"{}\" not found")),
+    ("*", "/plugins", NotYet("plugins")),
+    ("*", "/plugins/{*}", NotYet("plugins")),
+    ("*", "/swarm", Swarm),
+    ("*", "/swarm/{*}", Swarm),
+    ("*", "/nodes", Swarm),
+    ("*", "/nodes/{*}", Swarm),
+    ("*", "/services", Swarm),
+    ("*", "/services/{*}", Swarm),
+    ("*", "/tasks", Swarm),
+    ("*", "/tasks/{*}", Swarm),
+    ("*", "/secrets", Swarm),
+    ("*", "/secrets/{*}", Swarm),
+    ("*", "/configs", Swarm),
+    ("*", "/configs/{*}", Swarm),
+];
+
+/// Answers whatever no handler took.
+pub async fn answer(method: Method, uri: Uri) -> ApiError {
+    let path = uri.path();
+    let found = ENDPOINTS.iter().find_map(|(wanted, template, missing)| {
+        let any = *wanted == "*" || method.as_str() == *wanted;
+        any.then(|| captured(template, path)).flatten().map(|name| (missing, name))
+    });
+    match found {
+        Some((NotYet(what), _)) => {
+            ApiError::not_implemented(format!("{what}: not supported by this version of Bulkhead ({method} {path})"))
+        }
+        Some((NoSuch(text), name)) => ApiError::not_found(text.replace("{}", name)),
+        Some((Swarm, _)) => ApiError::new(
+            proto::ErrorKind::Unavailable,
+            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",
+        ),
+        None => ApiError::not_found("page not found"),
+    }
+}
+
+/// If the path has the template's form, the part that stands for its first placeholder (or nothing).
+fn captured<'a>(template: &str, path: &'a str) -> Option<&'a str> {
+    if let Some((before, after)) = template.split_once("{*}") {
+        let name = path.strip_prefix(before)?.strip_suffix(after)?;
+        return (!name.is_empty()).then_some(name);
+    }
+    let (mut wanted, mut given) = (template.split('/'), path.split('/'));
+    let mut name = "";
+    loop {
+        match (wanted.next(), given.next()) {
+            (None, None) => return Some(name),
+            (Some("{}"), Some(part)) if !part.is_empty() => name = if name.is_empty() { part } else { name },
+            (Some(wanted), Some(given)) if wanted == given => {}
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask(method: Method, path: &'static str) -> (u16, String) {
+        let error = answer(method, Uri::from_static(path)).await;
+        (error.http_status().as_u16(), error.message)
+    }
+
+    #[tokio::test]
+    async fn clients_are_told_what_is_not_there() {
+        let (status, message) = ask(Method::GET, "/containers/abc/archive").await;
+        assert_eq!(status, 501);
+        assert!(message.contains("copying files") && message.contains("GET /containers/abc/archive"), "{message}");
+        assert_eq!(ask(Method::GET, "/networks/web").await, (404, "network web not found".into()));
+        assert_eq!(ask(Method::POST, "/networks/create").await.0, 501);
+        assert_eq!(ask(Method::GET, "/plugins/a/b/json").await, (404, "plugin \"a/b\" not found".into()));
+        assert_eq!(ask(Method::POST, "/images/reg/x/push").await.0, 501);
+        assert_eq!(ask(Method::GET, "/services").await.0, 503);
+        for path in ["/", "/nope", "/containers//archive", "/containers/a/b/archive"] {
+            assert_eq!(ask(Method::GET, path).await, (404, "page not found".into()), "{path}");
+        }
+    }
+}

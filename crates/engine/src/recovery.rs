@@ -1,0 +1,143 @@
+//! Takes up the containers of an engine that ended, however it ended.
+//!
+//! | record says | shim | then |
+//! |---|---|---|
+//! | runs | answers, runs | its output is copied on, and it is watched as before |
+//! | runs | answers, stopped | its end is recorded as the shim tells it |
+//! | runs | gone | its end is read from `exit.json`, or the shim's `delete` command makes it |
+//! | does not run | any | a bundle that is there is cleared away: that start was not finished |
+//! | none or broken | – | the folder is what a creation left behind: removed (a record of a newer engine: kept) |
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use containerd_shim_protos::types::task::Status as TaskStatus;
+use futures_util::future::join_all;
+
+use crate::clock::Timestamp;
+use crate::container::record::{FILE_NAME, Phase, Record, RecordError};
+use crate::container::{self, Container, Run, supervise};
+use crate::engine::Engine;
+use crate::error::{ApiResult, chain};
+use crate::log::LogWriter;
+use crate::streams::fifo::{self, FifoSet};
+use crate::streams::pump;
+use crate::task::Task;
+
+/// Reads every record and takes up what runs.
+///
+/// # Errors
+/// When the folder of containers cannot be read; a single container's trouble is logged and ends nothing.
+pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
+    let reader = Arc::clone(engine);
+    let known = tokio::task::spawn_blocking(move || read_all(&reader)).await??;
+    join_all(known.iter().map(|container| take_up(engine, container))).await;
+    clear_unknown_bundles(engine).await?;
+    for container in &known {
+        container::apply_at_start(engine, container);
+    }
+    if !known.is_empty() {
+        let running = known.iter().filter(|container| container.record().phase.is_running()).count();
+        tracing::info!(containers = known.len(), running, "took up the containers of the last run");
+    }
+    Ok(())
+}
+
+fn read_all(engine: &Engine) -> anyhow::Result<Vec<Arc<Container>>> {
+    let folder = engine.containers_dir();
+    let mut known = Vec::new();
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let dir = entry?.path();
+        match read_one(engine, dir.clone()) {
+            Ok(container) => known.push(container),
+            Err(RecordError::Newer(format)) => {
+                tracing::error!(dir = %dir.display(), format, "a newer engine made this container; it is left alone");
+            }
+            Err(error) if !dir.join(FILE_NAME).exists() => {
+                tracing::info!(dir = %dir.display(), %error, "removing a container whose creation was not finished");
+                if let Err(error) = std::fs::remove_dir_all(&dir) {
+                    tracing::warn!(dir = %dir.display(), %error, "cannot remove it");
+                }
+            }
+            Err(error) => {
+                tracing::error!(dir = %dir.display(), error = chain(&error), "cannot read a container; it is left alone");
+            }
+        }
+    }
+    Ok(known)
+}
+
+fn read_one(engine: &Engine, dir: PathBuf) -> Result<Arc<Container>, RecordError> {
+    let record = Record::read(&dir)?;
+    let container = Arc::new(Container::new(record, dir)?);
+    engine.containers.add_known(Arc::clone(&container)).map_err(|error| RecordError::Log(error.message))?;
+    Ok(container)
+}
+
+async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
+    let phase = container.record().phase.clone();
+    let Phase::Running { started_at, .. } = phase else {
+        if container.bundle(engine).exists() {
+            tracing::info!(id = %container.id, "clearing away a start that was not finished");
+            container::delete_leftovers(engine, &container.id).await;
+        }
+        remove_if_overdue(engine, container).await;
+        return;
+    };
+    match reconnect(engine, container, started_at).await {
+        Ok(()) => {}
+        Err(error) => {
+            tracing::warn!(id = %container.id, "its shim is gone: {error}");
+            let _lifecycle = container.lifecycle.lock().await;
+            let report = container::bury(engine, &container.id, &container.bundle(engine)).await;
+            supervise::finish(engine, container, None, started_at, report).await;
+        }
+    }
+}
+
+/// A container with `--rm` whose removal the last engine did not finish.
+async fn remove_if_overdue(engine: &Arc<Engine>, container: &Arc<Container>) {
+    let overdue = {
+        let record = container.record();
+        record.host_flag("AutoRemove") && matches!(record.phase, Phase::Exited(_))
+    };
+    if overdue && let Err(error) = container::discard(engine, container).await {
+        tracing::error!(id = %container.id, "cannot remove a container that has ended: {error}");
+    }
+}
+
+async fn reconnect(engine: &Arc<Engine>, container: &Arc<Container>, started_at: Timestamp) -> ApiResult<()> {
+    let task = Task::connect(&container.socket(engine), container.id.as_str()).await?;
+    let (shim_pid, _) = task.pids().await?;
+    let state = task.state().await?;
+    let fifos = FifoSet::for_container(container.record().config_flag("OpenStdin"), container.terminal);
+    let ends = fifo::open(&fifos.paths(&container.bundle(engine), ""))
+        .map_err(|error| crate::error::ApiError::caused("cannot open the container's fifos", &error))?;
+    let log = container.log.clone().map(LogWriter::start).transpose();
+    let log = log.map_err(|error| crate::error::ApiError::caused("cannot open the container's log", &error))?;
+    container.streams.open_stdin(ends.stdin);
+    let (streams, stopping) = (Arc::clone(&container.streams), engine.stopping.clone());
+    let copying = engine.copying.spawn(async move { pump(ends.outputs, &streams, log, &stopping, true).await });
+    let paused = state.status.enum_value() == Ok(TaskStatus::PAUSED);
+    if let Phase::Running { paused: recorded, .. } = &mut container.record().phase {
+        *recorded = paused;
+    }
+    supervise::take_up(engine, container, shim_pid, Run { task, copying, started_at });
+    Ok(())
+}
+
+/// Bundles of containers that no record knows.
+async fn clear_unknown_bundles(engine: &Arc<Engine>) -> anyhow::Result<()> {
+    let folder = engine.bundles_dir();
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Ok(id) = name.parse()
+            && engine.containers.find(&name).is_err()
+        {
+            tracing::info!(id = name, "clearing away a bundle that belongs to no container");
+            container::delete_leftovers(engine, &id).await;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! The HTTP server: opens the engine, serves every socket, stops on a signal and leaves the containers running.
+
+use std::convert::Infallible;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderValue, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use crate::engine::Engine;
+use crate::error::ApiError;
+use crate::flags::{Flags, Settings};
+use crate::listen::{self, Socket};
+use crate::lock::RootLock;
+use crate::version::{self, ApiVersion};
+use crate::{container, events, images, missing, recovery, sys, system};
+
+/// How long requests that are under way may take once the engine was told to stop.
+const GRACE: Duration = Duration::from_secs(2);
+/// What this engine calls itself in the `Server` header.
+pub const SERVER: &str = concat!("Bulkhead/", env!("CARGO_PKG_VERSION"), " (linux)");
+
+/// Runs the engine until SIGTERM or SIGINT.
+///
+/// # Errors
+/// One line: a root that cannot be used or belongs to another engine, a socket that cannot be served, a store that
+/// cannot be opened.
+pub async fn run(flags: Flags) -> anyhow::Result<()> {
+    let passed = sys::take_passed_sockets();
+    let settings = flags.settings()?;
+    let _locks = (
+        RootLock::acquire(&settings.data_root, "--data-root")?,
+        RootLock::acquire(&settings.exec_root, "--exec-root")?,
+    );
+    let sockets = listen::open_all(&flags.hosts, passed)?;
+    let _pidfile = flags.pidfile.as_deref().map(Pidfile::write).transpose()?;
+    let mut stop = Stop::listen()?;
+    let engine = open(settings).await?;
+    recovery::recover(&engine).await.context("cannot take up the containers of the last run")?;
+    let tracker = TaskTracker::new();
+    for socket in &sockets {
+        let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
+        tracker.spawn(serve(listener, router(Arc::clone(&engine)), engine.stopping.clone(), tracker.clone()));
+    }
+    tracker.close();
+    announce(&sockets);
+    let signal = stop.received().await;
+    tracing::info!(signal, "stopping; running containers go on");
+    engine.stopping.cancel();
+    drop(sockets);
+    if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
+        tracing::debug!("some requests were cut off");
+    }
+    engine.copying.close();
+    if tokio::time::timeout(GRACE, engine.copying.wait()).await.is_err() {
+        tracing::warn!("some container's log is not complete");
+    }
+    Ok(())
+}
+
+async fn open(settings: Settings) -> anyhow::Result<Arc<Engine>> {
+    tokio::task::spawn_blocking(move || Engine::open(settings)).await?.map(Arc::new)
+}
+
+/// The signals that end the engine.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn received(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+fn router(engine: Arc<Engine>) -> Router {
+    Router::new()
+        .route("/_ping", get(ping))
+        .route("/events", get(events::stream))
+        .merge(container::router())
+        .merge(images::router())
+        .merge(system::router())
+        .fallback(missing::answer)
+        .method_not_allowed_fallback(missing::answer)
+        .with_state(engine)
+}
+
+/// `GET` and `HEAD /_ping`.
+async fn ping() -> Response {
+    let headers = [
+        (header::CACHE_CONTROL.as_str(), "no-cache, no-store, must-revalidate"),
+        (header::PRAGMA.as_str(), "no-cache"),
+        ("builder-version", "1"),
+        ("swarm", "inactive"),
+        (header::CONTENT_TYPE.as_str(), "text/plain; charset=utf-8"),
+    ];
+    (headers, "OK").into_response()
+}
+
+async fn serve(listener: UnixListener, router: Router, stopping: CancellationToken, tracker: TaskTracker) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopping.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                tracker.spawn(connection(stream, router.clone(), stopping.clone()));
+            }
+            // No descriptor is left, most likely; one second is what others need to close some.
+            Err(error) => {
+                tracing::error!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, router: Router, stopping: CancellationToken) {
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let router = router.clone();
+        async move { Ok::<_, Infallible>(answer(router, request.map(Body::new)).await) }
+    });
+    // A client that has sent its last request may close its half, and still wants the answer.
+    let connection = hyper::server::conn::http1::Builder::new()
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Splits the version off the path, lets the router answer, and puts the headers on that every response carries.
+async fn answer(router: Router, mut request: Request) -> Response {
+    tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
+    let mut response = match strip_version(&mut request) {
+        Ok(()) => match router.oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        },
+        Err(error) => error.into_response(),
+    };
+    let headers = response.headers_mut();
+    let version = HeaderValue::from_str(&version::MAX.to_string()).unwrap_or(HeaderValue::from_static("1.51"));
+    headers.insert("api-version", version);
+    headers.insert("docker-experimental", HeaderValue::from_static("false"));
+    headers.insert("ostype", HeaderValue::from_static("linux"));
+    headers.insert(header::SERVER, HeaderValue::from_static(SERVER));
+    response
+}
+
+fn strip_version(request: &mut Request) -> Result<(), ApiError> {
+    let (version, path) = ApiVersion::split(request.uri().path())?;
+    if path.len() != request.uri().path().len() {
+        let rest = match request.uri().query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path.to_owned(),
+        };
+        *request.uri_mut() = rest.parse::<Uri>().map_err(|error| ApiError::invalid(error.to_string()))?;
+    }
+    request.extensions_mut().insert(version);
+    Ok(())
+}
+
+/// Says that the engine serves, in the log and to a service manager.
+fn announce(sockets: &[Socket]) {
+    for socket in sockets {
+        tracing::info!("API listen on {}", socket.address);
+    }
+    if let Some(address) = std::env::var_os("NOTIFY_SOCKET")
+        && let Err(error) = notify_ready(address.as_encoded_bytes())
+    {
+        tracing::warn!(%error, "cannot tell the service manager that the engine is ready");
+    }
+}
+
+/// Source: `sd_notify(3)`.
+fn notify_ready(address: &[u8]) -> std::io::Result<()> {
+    let address = match address.strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(String::from_utf8_lossy(address).as_ref())?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1\n", &address)?;
+    Ok(())
+}
+
+/// The file with the engine's process id, removed on drop.
+struct Pidfile<'a>(&'a Path);
+
+impl<'a> Pidfile<'a> {
+    fn write(path: &'a Path) -> anyhow::Result<Self> {
+        let recorded = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+        if let Some(pid) = recorded.filter(|pid| *pid != std::process::id() && Path::new(&format!("/proc/{pid}")).exists()) {
+            anyhow::bail!("{} names the running process {pid}; stop it or choose another --pidfile", path.display());
+        }
+        std::fs::write(path, format!("{}\n", std::process::id()))
+            .with_context(|| format!("cannot write the pidfile {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Pidfile<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(self.0) {
+            tracing::debug!(%error, "cannot remove the pidfile");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_leaves_the_path_and_the_query_stays() {
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = "/v1.40/containers/json?all=1".parse().unwrap();
+        strip_version(&mut request).unwrap();
+        assert_eq!(request.uri(), "/containers/json?all=1");
+        assert_eq!(request.extensions().get(), Some(&ApiVersion::new(1, 40)));
+        *request.uri_mut() = "/v9.1/info".parse().unwrap();
+        assert_eq!(strip_version(&mut request).unwrap_err().http_status(), 400);
+    }
+
+    #[test]
+    fn a_service_manager_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        notify_ready(path.as_os_str().as_encoded_bytes()).unwrap();
+        let mut buffer = [0; 32];
+        let length = socket.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"READY=1\n");
+    }
+
+    #[test]
+    fn a_pidfile_of_a_living_process_is_respected() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        std::fs::write(&path, "1\n").unwrap();
+        assert!(Pidfile::write(&path).is_err());
+        std::fs::write(&path, "4194303999\n").unwrap();
+        drop(Pidfile::write(&path).unwrap());
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,139 @@
+//! Facts about whole specs.
+
+use std::path::Path;
+
+use bollard::models::{ContainerConfig, HostConfig};
+use oci_spec::runtime::{Capability, LinuxNamespaceType, Spec};
+use proto::Isolation;
+
+use super::*;
+
+fn try_built(config: &ContainerConfig, host: &HostConfig, isolation: Isolation) -> Result<Spec, SpecError> {
+    build(&SpecInput {
+        isolation,
+        config,
+        host_config: host,
+        rootfs: Path::new("/r"),
+        files: Path::new("/nonexistent"),
+        hostname: config.hostname.as_deref().unwrap_or("box"),
+        cgroup: "/bulkhead/c0ffee",
+        terminal: false,
+    })
+}
+
+fn shell() -> ContainerConfig {
+    ContainerConfig { cmd: Some(vec!["sh".into()]), ..Default::default() }
+}
+
+fn built(host: &HostConfig, isolation: Isolation) -> Spec {
+    try_built(&shell(), host, isolation).unwrap()
+}
+
+#[test]
+fn the_default_container_is_confined_as_dockers() {
+    for isolation in [Isolation::Process, Isolation::Hyperv] {
+        let spec = built(&HostConfig::default(), isolation);
+        let process = spec.process().as_ref().unwrap();
+        let bounding = process.capabilities().as_ref().unwrap().bounding().as_ref().unwrap();
+        assert!(bounding.len() <= 14 && !bounding.contains(&Capability::SysAdmin));
+        let linux = spec.linux().as_ref().unwrap();
+        assert!(linux.seccomp().is_some());
+        assert!(linux.masked_paths().as_ref().unwrap().contains(&"/proc/kcore".to_owned()));
+        assert!(linux.readonly_paths().as_ref().unwrap().contains(&"/proc/sys".to_owned()));
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/bulkhead/c0ffee")));
+        assert!(linux.devices().is_none());
+        let own: Vec<_> = linux.namespaces().iter().flatten().map(|namespace| namespace.typ()).collect();
+        for typ in [
+            LinuxNamespaceType::Pid,
+            LinuxNamespaceType::Mount,
+            LinuxNamespaceType::Ipc,
+            LinuxNamespaceType::Uts,
+            LinuxNamespaceType::Network,
+        ] {
+            assert!(own.contains(&typ), "{typ}");
+        }
+        assert_eq!(spec.hostname().as_deref(), Some("box"));
+    }
+}
+
+#[test]
+fn a_folder_is_mounted_before_what_is_below_it() {
+    let host = HostConfig {
+        tmpfs: Some([("/dev/shm/deep".to_owned(), String::new()), ("/a".to_owned(), String::new())].into()),
+        ..Default::default()
+    };
+    let spec = built(&host, Isolation::Process);
+    let places: Vec<_> = spec.mounts().iter().flatten().map(|mount| mount.destination().clone()).collect();
+    for (at, place) in places.iter().enumerate() {
+        assert!(!places[at + 1..].iter().any(|later| place.starts_with(later) && place != later), "{places:?}");
+    }
+}
+
+#[test]
+fn a_hyperv_containers_names_travel_as_files() {
+    let spec = built(&HostConfig::default(), Isolation::Hyperv);
+    let annotations = spec.annotations().as_ref().unwrap();
+    let files: HashMap<String, String> = serde_json::from_str(&annotations[FILES_ANNOTATION]).unwrap();
+    let hosts = spec.mounts().iter().flatten().find(|mount| mount.destination() == Path::new("/etc/hosts")).unwrap();
+    assert!(files.contains_key(hosts.source().as_ref().unwrap().to_str().unwrap()));
+    let process = built(&HostConfig::default(), Isolation::Process);
+    assert!(!process.annotations().as_ref().unwrap().contains_key(FILES_ANNOTATION));
+}
+
+#[test]
+fn our_annotations_cannot_be_forged() {
+    let host = HostConfig {
+        annotations: Some([(FILES_ANNOTATION.to_owned(), "{}".to_owned()), ("mine".to_owned(), "1".to_owned())].into()),
+        group_add: Some(vec!["44".into(), "video".into()]),
+        ..Default::default()
+    };
+    let config = ContainerConfig { user: Some("daemon".into()), ..shell() };
+    let spec = try_built(&config, &host, Isolation::Process).unwrap();
+    let annotations = spec.annotations().as_ref().unwrap();
+    assert!(!annotations.contains_key(FILES_ANNOTATION));
+    assert_eq!((annotations["mine"].as_str(), annotations[USER_ANNOTATION].as_str()), ("1", "daemon"));
+    assert_eq!(annotations[GROUPS_ANNOTATION], "video");
+}
+
+#[test]
+fn privileged_opens_the_kernel_it_runs_on_and_no_more() {
+    let host = HostConfig { privileged: Some(true), ..Default::default() };
+    let spec = built(&host, Isolation::Hyperv);
+    let linux = spec.linux().as_ref().unwrap();
+    assert!(linux.seccomp().is_none() && linux.masked_paths().as_ref().unwrap().is_empty());
+    assert!(linux.devices().is_none(), "none of the host's devices");
+    assert_eq!(linux.namespaces().as_ref().unwrap().len(), 6);
+}
+
+#[test]
+fn a_required_boundary_needs_a_utility_vm() {
+    let host = HostConfig { security_opt: Some(vec!["boundary=required".into()]), ..Default::default() };
+    assert!(boundary_required(&host) && !boundary_required(&HostConfig::default()));
+    assert!(try_built(&shell(), &host, Isolation::Hyperv).is_ok());
+    assert!(try_built(&shell(), &host, Isolation::Process).is_err());
+}
+
+#[test]
+fn host_names_are_checked() {
+    for bad in ["a b", "a\nb", &"x".repeat(65), "ü"] {
+        let config = ContainerConfig { hostname: Some(bad.into()), ..shell() };
+        assert!(try_built(&config, &HostConfig::default(), Isolation::Process).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn what_is_not_there_yet_says_so() {
+    let init = HostConfig { init: Some(true), ..Default::default() };
+    let volume = HostConfig { binds: Some(vec!["data:/x".into()]), ..Default::default() };
+    for host in [init, volume] {
+        let error = try_built(&shell(), &host, Isolation::Process).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotImplemented, "{error}");
+    }
+}
+
+#[test]
+fn a_spec_is_json_that_reads_back() {
+    let spec = built(&HostConfig::default(), Isolation::Process);
+    let json = serde_json::to_string(&spec).unwrap();
+    assert_eq!(serde_json::from_str::<Spec>(&json).unwrap(), spec);
+}
