@@ -1,0 +1,257 @@
+//! Flags of `run` and `create`.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args};
+
+use crate::parse::size;
+
+/// `run`.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub struct RunArgs {
+    /// Run in the background and print the container's id
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Pass signals on to the container
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub sig_proxy: bool,
+    /// Keys that detach from the container
+    #[arg(long, value_name = "KEYS")]
+    pub detach_keys: Option<String>,
+    /// Everything about the container.
+    #[command(flatten)]
+    pub create: CreateArgs,
+}
+
+/// `create`, and what `run` has in common with it.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub struct CreateArgs {
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    pub help: Option<bool>,
+
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Attach only these: stdin, stdout, stderr
+    #[arg(short, long, value_name = "STREAM")]
+    pub attach: Vec<String>,
+    /// Name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The wall around it: process, hyperv or default
+    #[arg(long, value_name = "ISOLATION")]
+    pub isolation: Option<String>,
+    /// Write the container's id to this file
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// Platform, such as linux/amd64
+    #[arg(long)]
+    pub platform: Option<String>,
+    /// When to pull the image: always, missing or never
+    #[arg(long, default_value = "missing", value_name = "WHEN", value_parser = ["always", "missing", "never"])]
+    pub pull: String,
+
+    /// Environment variable NAME=VALUE, or NAME for the own value
+    #[arg(short, long, value_name = "VARIABLE")]
+    pub env: Vec<String>,
+    /// File of environment variables
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Label NAME=VALUE
+    #[arg(short, long, value_name = "LABEL")]
+    pub label: Vec<String>,
+    /// File of labels
+    #[arg(long, value_name = "FILE")]
+    pub label_file: Vec<PathBuf>,
+    /// Annotation NAME=VALUE for the runtime
+    #[arg(long, value_name = "ANNOTATION")]
+    pub annotation: Vec<String>,
+    /// Folder in which the command runs
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User name or id, perhaps with :group
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Further groups of the user
+    #[arg(long, value_name = "GROUP")]
+    pub group_add: Vec<String>,
+    /// Another entrypoint than the image's; empty for none
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// Signal that stops the container
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Seconds from that signal to SIGKILL
+    #[arg(long, value_name = "SECONDS")]
+    pub stop_timeout: Option<i64>,
+    /// When to start it again: no, on-failure[:N], always, unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<String>,
+
+    /// Host name
+    #[arg(short = 'h', long)]
+    pub hostname: Option<String>,
+    /// Domain name
+    #[arg(long)]
+    pub domainname: Option<String>,
+    /// Network
+    #[arg(long, alias = "net")]
+    pub network: Option<String>,
+    /// Publish a port
+    #[arg(short, long, value_name = "PORT")]
+    pub publish: Vec<String>,
+    /// Publish all exposed ports
+    #[arg(short = 'P', long)]
+    pub publish_all: bool,
+    /// Expose a port
+    #[arg(long, value_name = "PORT")]
+    pub expose: Vec<String>,
+    /// Name server
+    #[arg(long)]
+    pub dns: Vec<String>,
+    /// Search domain
+    #[arg(long)]
+    pub dns_search: Vec<String>,
+    /// Option for the resolver
+    #[arg(long, value_name = "OPTION")]
+    pub dns_option: Vec<String>,
+    /// Line for /etc/hosts, NAME:ADDRESS
+    #[arg(long, value_name = "HOST")]
+    pub add_host: Vec<String>,
+
+    /// The container cannot change its root file system
+    #[arg(long)]
+    pub read_only: bool,
+    /// Bind a folder: SOURCE:DESTINATION[:ro]
+    #[arg(short, long, value_name = "BIND")]
+    pub volume: Vec<String>,
+    /// Mount: type=bind|tmpfs,source=...,target=...
+    #[arg(long)]
+    pub mount: Vec<String>,
+    /// Folder in memory: PATH[:OPTIONS]
+    #[arg(long, value_name = "PATH")]
+    pub tmpfs: Vec<String>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
+    pub shm_size: Option<i64>,
+    /// Option for the container's disk, such as size=20g
+    #[arg(long, value_name = "OPTION")]
+    pub storage_opt: Vec<String>,
+    /// Device of the host
+    #[arg(long)]
+    pub device: Vec<String>,
+    /// Rule for devices, such as "c 10:200 rwm"
+    #[arg(long, value_name = "RULE")]
+    pub device_cgroup_rule: Vec<String>,
+
+    /// What the container may do besides the default
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_add: Vec<String>,
+    /// What the container may not do
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_drop: Vec<String>,
+    /// Everything is allowed to the container, within its kernel
+    #[arg(long)]
+    pub privileged: bool,
+    /// Security option: seccomp=unconfined|FILE, no-new-privileges, boundary=required
+    #[arg(long, value_name = "OPTION")]
+    pub security_opt: Vec<String>,
+    /// Setting of the container's kernel, NAME=VALUE
+    #[arg(long, value_name = "SETTING")]
+    pub sysctl: Vec<String>,
+    /// Limit of a process, NAME=SOFT[:HARD]
+    #[arg(long, value_name = "LIMIT")]
+    pub ulimit: Vec<String>,
+    /// PID namespace
+    #[arg(long, value_name = "MODE")]
+    pub pid: Option<String>,
+    /// IPC namespace
+    #[arg(long, value_name = "MODE")]
+    pub ipc: Option<String>,
+    /// UTS namespace
+    #[arg(long, value_name = "MODE")]
+    pub uts: Option<String>,
+    /// User namespace
+    #[arg(long, value_name = "MODE")]
+    pub userns: Option<String>,
+    /// Cgroup namespace: private or host
+    #[arg(long, value_name = "MODE", value_parser = ["private", "host"])]
+    pub cgroupns: Option<String>,
+    /// Run an init that reaps processes
+    #[arg(long)]
+    pub init: bool,
+    /// Runtime, an older way to say the isolation
+    #[arg(long)]
+    pub runtime: Option<String>,
+
+    /// Memory, such as 512m
+    #[arg(short, long, value_name = "BYTES", value_parser = size::bytes)]
+    pub memory: Option<i64>,
+    /// Memory and swap together; -1 for no limit
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes_or_unlimited, allow_hyphen_values = true)]
+    pub memory_swap: Option<i64>,
+    /// Memory that is kept when memory is scarce
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
+    pub memory_reservation: Option<i64>,
+    /// Processors, such as 1.5
+    #[arg(long, value_name = "NUMBER", value_parser = size::nano_cpus)]
+    pub cpus: Option<i64>,
+    /// Weight among containers
+    #[arg(short = 'c', long, value_name = "WEIGHT")]
+    pub cpu_shares: Option<i64>,
+    /// Scheduler's quota, microseconds
+    #[arg(long, value_name = "US", allow_hyphen_values = true)]
+    pub cpu_quota: Option<i64>,
+    /// Scheduler's period, microseconds
+    #[arg(long, value_name = "US")]
+    pub cpu_period: Option<i64>,
+    /// Processors to run on, such as 0-2,4
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes to use
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_mems: Option<String>,
+    /// Number of processes; -1 for no limit
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    pub pids_limit: Option<i64>,
+    /// Weight for block devices, 10 to 1000
+    #[arg(long, value_name = "WEIGHT")]
+    pub blkio_weight: Option<u16>,
+    /// Adjustment of the out-of-memory score
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    pub oom_score_adj: Option<i64>,
+
+    /// Where the container's output is kept: json-file or none
+    #[arg(long, value_name = "DRIVER")]
+    pub log_driver: Option<String>,
+    /// Option for that, such as max-size=10m
+    #[arg(long, value_name = "OPTION")]
+    pub log_opt: Vec<String>,
+
+    /// Image, command and arguments
+    #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
+    pub image_and_command: Vec<String>,
+}
+
+impl CreateArgs {
+    /// The image.
+    #[must_use]
+    pub fn image(&self) -> &str {
+        self.image_and_command.first().map_or("", String::as_str)
+    }
+
+    /// Command and arguments; nothing for the image's own.
+    #[must_use]
+    pub fn command(&self) -> &[String] {
+        self.image_and_command.get(1..).unwrap_or_default()
+    }
+}

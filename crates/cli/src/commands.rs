@@ -1,0 +1,134 @@
+//! The commands, one job per file.
+
+mod attach;
+mod completion;
+mod container;
+mod create;
+mod doctor;
+mod events;
+mod exec;
+mod history;
+mod images;
+mod import;
+mod info;
+mod inspect;
+mod lifecycle;
+mod load;
+mod logs;
+mod ps;
+mod run;
+mod start;
+mod stats;
+mod template;
+mod top;
+mod upload;
+mod version;
+
+use serde_json::Value;
+
+use crate::args::Command;
+use crate::client::Client;
+use crate::error::{CliError, CliResult};
+
+/// Runs a command; gives its exit code.
+///
+/// # Errors
+/// [`CliError`], with the exit code in it.
+pub async fn run(client: &Client, command: Command) -> CliResult<u8> {
+    let done = |()| 0;
+    match command {
+        Command::Run(args) => run::run(client, &args).await,
+        Command::Create(args) => create::create(client, &args).await.map(done),
+        Command::Start(args) => start::start(client, &args).await,
+        Command::Attach(args) => attach::attach(client, &args).await,
+        Command::Exec(args) => exec::exec(client, &args).await,
+        Command::Ps(args) => ps::ps(client, &args).await.map(done),
+        Command::Logs(args) => logs::logs(client, &args).await.map(done),
+        Command::Wait(args) => lifecycle::wait(client, &args).await.map(done),
+        Command::Kill(args) => lifecycle::kill(client, &args).await.map(done),
+        Command::Stop(args) => lifecycle::stop(client, &args, "stop").await.map(done),
+        Command::Restart(args) => lifecycle::stop(client, &args, "restart").await.map(done),
+        Command::Rm(args) => lifecycle::rm(client, &args).await.map(done),
+        Command::Top(args) => top::top(client, &args).await.map(done),
+        Command::Stats(args) => stats::stats(client, &args).await.map(done),
+        Command::Events(args) => events::events(client, &args).await.map(done),
+        Command::Pause(args) => lifecycle::simple(client, &args, "pause").await.map(done),
+        Command::Unpause(args) => lifecycle::simple(client, &args, "unpause").await.map(done),
+        Command::Rename(args) => lifecycle::rename(client, &args).await.map(done),
+        Command::Inspect(args) => inspect::inspect(client, &args).await.map(done),
+        Command::Images(args) => images::images(client, &args).await.map(done),
+        Command::Load(args) => load::load(client, &args).await.map(done),
+        Command::Import(args) => import::import(client, &args).await.map(done),
+        Command::Rmi(args) => images::rmi(client, &args).await.map(done),
+        Command::Tag(args) => images::tag(client, &args).await.map(done),
+        Command::History(args) => history::history(client, &args).await.map(done),
+        Command::Version(args) => version::version(client, &args).await.map(done),
+        Command::Info(args) => info::info(client, &args).await.map(done),
+        Command::Doctor(args) => doctor::doctor(client, &args).await,
+        Command::Template(command) => template::template(client, &command).await.map(done),
+        Command::Completion(args) => completion::completion(&args).map(done),
+    }
+}
+
+/// Does something to each of several things. Each failure is told; the last code is that of a failure if there was one.
+async fn for_each(names: &[String], mut act: impl AsyncFnMut(&str) -> CliResult<()>) -> CliResult<()> {
+    let mut failed = false;
+    for name in names {
+        if let Err(error) = act(name).await {
+            crate::report(&error);
+            failed = true;
+        }
+    }
+    if failed { Err(CliError::Silent(1)) } else { Ok(()) }
+}
+
+/// The `filters` parameter for `KEY=VALUE` flags.
+fn filters(list: &[String]) -> CliResult<Option<String>> {
+    let mut map = serde_json::Map::new();
+    for text in list {
+        let invalid = || CliError::Usage(format!("invalid filter {text:?}: it has the form KEY=VALUE"));
+        let (key, value) = text.split_once('=').ok_or_else(invalid)?;
+        let values = map.entry(key.trim().to_lowercase()).or_insert_with(|| serde_json::json!({}));
+        values[value.trim()] = Value::Bool(true);
+    }
+    Ok((!map.is_empty()).then(|| Value::Object(map).to_string()))
+}
+
+/// The first twelve digits of an id, without its algorithm.
+fn short_id(id: &str) -> String {
+    id.strip_prefix("sha256:").unwrap_or(id).chars().take(12).collect()
+}
+
+/// Text cut to a width, with an ellipsis where something was cut.
+fn ellipsis(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// A text field of an answer; empty where it is missing.
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_maps_of_maps() {
+        let list: Vec<String> = ["label=a=b", "label=c", "status=running"].map(str::to_owned).into();
+        let sent = filters(&list).unwrap().unwrap();
+        let value: Value = serde_json::from_str(&sent).unwrap();
+        assert_eq!(value, serde_json::json!({"label": {"a=b": true, "c": true}, "status": {"running": true}}));
+        assert_eq!(filters(&[]).unwrap(), None);
+        assert!(filters(&["nope".into()]).is_err());
+    }
+
+    #[test]
+    fn long_things_are_cut() {
+        assert_eq!(short_id("sha256:0123456789abcdef"), "0123456789ab");
+        assert_eq!((ellipsis("abcdef", 4), ellipsis("abcd", 4)), ("abc…".to_owned(), "abcd".to_owned()));
+    }
+}

@@ -1,0 +1,67 @@
+//! `create`, and what `run` does first.
+
+use bollard::models::ContainerCreateBody;
+use serde_json::Value;
+
+use crate::args::container::CreateArgs;
+use crate::client::Client;
+use crate::client::body::RequestBody;
+use crate::client::url::Url;
+use crate::error::{CliError, CliResult};
+use crate::output::color::{self, Tone};
+use crate::output::listing::say;
+use crate::request::{Attached, create_body};
+
+/// `create`.
+pub(super) async fn create(client: &Client, args: &CreateArgs) -> CliResult<()> {
+    let attached = Attached::choose(&args.attach, args.interactive, false)?;
+    say(&make(client, args, &create_body(args, attached, false)?).await?)
+}
+
+/// Makes a container, pulling its image if need be; gives its id. The engine's warnings are printed.
+pub(super) async fn make(client: &Client, args: &CreateArgs, body: &ContainerCreateBody) -> CliResult<String> {
+    if args.pull == "always" {
+        pull(client, args).await?;
+    }
+    let url = Url::new("/containers/create").with_some("name", args.name.as_deref());
+    let url = url.with_some("platform", args.platform.as_deref());
+    // Refused before the container exists, so that a file from an earlier run is not taken for its id.
+    if let Some(file) = args.cidfile.as_ref().filter(|file| file.exists()) {
+        let text = format!("container ID file found, make sure the other container isn't running or delete {}", file.display());
+        return Err(CliError::Usage(text));
+    }
+    let made: Value = match client.post(&url, body).await.map_err(CliError::from) {
+        Err(error) if error.is_not_found() && args.pull == "missing" && error.to_string().contains("No such image") => {
+            pull(client, args).await?;
+            client.post(&url, body).await?
+        }
+        outcome => outcome?,
+    };
+    let id = made["Id"].as_str().ok_or_else(|| CliError::Answer("it has no container id".into()))?;
+    for warning in made["Warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        let word = color::paint("WARNING:", Tone::Warn, color::on_stderr());
+        eprintln!("{word} {warning}");
+    }
+    if let Some(file) = &args.cidfile {
+        std::fs::write(file, id).map_err(CliError::local(format!("cannot write {}", file.display())))?;
+    }
+    Ok(id.to_owned())
+}
+
+/// Asks the engine for an image that it has not.
+async fn pull(client: &Client, args: &CreateArgs) -> CliResult<()> {
+    let image = args.image();
+    let has_tag = image.rsplit('/').next().is_some_and(|name| name.contains([':', '@']));
+    let url = Url::new("/images/create").with("fromImage", image);
+    let url = if has_tag { url } else { url.with("tag", "latest") };
+    let mut lines = client.lines(hyper::Method::POST, &url, RequestBody::empty()).await?;
+    while let Some(line) = lines.next().await? {
+        if let Some(message) = line["errorDetail"]["message"].as_str() {
+            return Err(CliError::Answer(message.to_owned()));
+        }
+        if let Some(status) = line["status"].as_str() {
+            eprintln!("{status}");
+        }
+    }
+    Ok(())
+}

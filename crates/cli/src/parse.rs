@@ -1,0 +1,8 @@
+//! Values on the command line: sizes, environment files, mounts, limits.
+
+pub mod environment;
+pub mod mount;
+pub mod ports;
+pub mod restart;
+pub mod size;
+pub mod ulimit;
