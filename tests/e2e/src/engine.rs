@@ -1,0 +1,163 @@
+//! The daemon under test.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use crate::build::{Build, EngineKind, program};
+use crate::patience::eventually;
+
+/// Everything that a daemon is started with.
+#[derive(Debug, Clone)]
+pub(crate) struct EngineSettings {
+    pub kind: EngineKind,
+    pub data_root: PathBuf,
+    pub exec_root: PathBuf,
+    pub socket: PathBuf,
+    pub log: PathBuf,
+    pub cgroup_parent: String,
+    pub template_store: PathBuf,
+    /// Environment entry by which its processes are found: name and value.
+    pub marker: (String, String),
+    /// Further flags, and the PATH it is to have.
+    pub flags: Vec<String>,
+    pub path: Option<String>,
+}
+
+/// A daemon that runs.
+pub struct Engine {
+    child: Child,
+}
+
+impl EngineSettings {
+    /// The command that starts it.
+    pub fn command(&self) -> Command {
+        let mut command = match self.kind {
+            EngineKind::Own => self.own_command(),
+            EngineKind::Reference => self.reference_command(),
+        };
+        command
+            .arg("--data-root")
+            .arg(&self.data_root)
+            .arg("--exec-root")
+            .arg(&self.exec_root)
+            .arg("-H")
+            .arg(format!("unix://{}", self.socket.display()))
+            .args(&self.flags)
+            .env(&self.marker.0, &self.marker.1);
+        if let Some(path) = &self.path {
+            command.env("PATH", path);
+        }
+        command
+    }
+
+    fn own_command(&self) -> Command {
+        let build = Build::of_this_test();
+        let mut command = Command::new(build.binaries.join("bulkheadd"));
+        command.arg("--guest-image").arg(build.guest_image);
+        command.args(["--log-level", "debug", "--cgroup-parent", &self.cgroup_parent]);
+        command.arg("--template-store").arg(&self.template_store);
+        // The product's two seconds hold for an idle machine; tests share theirs with a compiler.
+        if !self.flags.iter().any(|flag| flag.starts_with("--personalize-timeout-ms")) {
+            command.arg("--personalize-timeout-ms=20000");
+        }
+        command
+    }
+
+    fn reference_command(&self) -> Command {
+        let mut command = Command::new(program("dockerd").expect("dockerd"));
+        command.args(["--bridge=none", "--iptables=false", "--ip-masq=false", "--ip-forward=false"]);
+        command.arg("--pidfile").arg(self.exec_root.with_extension("pid"));
+        command
+    }
+
+    /// Starts it and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not; the panic shows its log.
+    #[track_caller]
+    pub fn start(&self) -> Engine {
+        let began = Instant::now();
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
+        let errors = log.try_clone().expect("a copy of a descriptor");
+        let spawned = self.command().stdin(Stdio::null()).stdout(log).stderr(errors).spawn();
+        let mut engine = Engine { child: spawned.expect("the engine starts") };
+        let up = eventually(Duration::from_secs(30), || engine.has_ended().is_some() || answers(&self.socket));
+        assert!(
+            up && engine.has_ended().is_none(),
+            "the engine did not answer after {:?}; its log:\n{}",
+            began.elapsed(),
+            tail(&self.log)
+        );
+        engine
+    }
+}
+
+/// True when somebody answers a ping on a socket.
+fn answers(socket: &Path) -> bool {
+    use std::io::{Read, Write};
+    let ping = || -> std::io::Result<bool> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut head = [0; 15];
+        stream.read_exact(&mut head)?;
+        Ok(&head == b"HTTP/1.1 200 OK")
+    };
+    ping().unwrap_or(false)
+}
+
+/// The end of a log, for a failed test's message.
+pub(crate) fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
+
+impl Engine {
+    /// Its process id.
+    ///
+    /// # Panics
+    /// Never: a child's id fits.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("process ids are small")
+    }
+
+    /// Its exit code, once it has ended (-1 for a signal).
+    pub fn has_ended(&mut self) -> Option<i32> {
+        self.child.try_wait().ok().flatten().map(|status| status.code().unwrap_or(-1))
+    }
+
+    /// Kills it without warning and reaps it.
+    ///
+    /// # Panics
+    /// When it is not ours to kill.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
+    }
+
+    /// Asks it to end. Gives its exit code; none when it had to be killed.
+    pub fn stop(&mut self) -> Option<i32> {
+        // One that has ended already is no error.
+        let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+        if eventually(Duration::from_secs(20), || self.has_ended().is_some()) {
+            return self.has_ended();
+        }
+        self.kill();
+        None
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if self.has_ended().is_none() {
+            self.stop();
+        }
+    }
+}

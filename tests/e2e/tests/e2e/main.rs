@@ -1,0 +1,51 @@
+//! How Bulkhead behaves, seen through the unmodified docker CLI: one module a feature.
+#![forbid(unsafe_code)]
+// The lint's exception for tests covers test functions only, not the functions they share.
+#![allow(clippy::unwrap_used)]
+
+/// Makes two tests of each function, one for each wall: `NAME::process` and `NAME::hyperv`.
+macro_rules! behind_both_walls {
+    ($($(#[doc = $doc:literal])* fn $name:ident($host:ident) $body:block)+) => { $(
+        $(#[doc = $doc])*
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            fn check($host: &mut bulkhead_e2e::TestHost) $body
+
+            #[test]
+            fn process() {
+                if let Some(mut host) = bulkhead_e2e::TestHost::start(bulkhead_e2e::Wall::Process) {
+                    check(&mut host);
+                }
+            }
+
+            #[test]
+            fn hyperv() {
+                if let Some(mut host) = bulkhead_e2e::TestHost::start(bulkhead_e2e::Wall::Hyperv) {
+                    check(&mut host);
+                }
+            }
+        }
+    )+ };
+}
+
+mod bad_input;
+mod crashes;
+mod defaults;
+mod events;
+mod exec;
+mod exit_codes;
+mod forks;
+mod images;
+mod info;
+mod isolation;
+mod lifecycle;
+mod logs;
+mod options;
+mod own_cli;
+mod scratch;
+mod signals;
+mod stdio;
+mod templates;
+mod terminal;

@@ -1,0 +1,125 @@
+//! The options of `docker run`, each seen from inside.
+
+use std::time::Duration;
+
+use bulkhead_e2e::{TestHost, eventually};
+
+behind_both_walls! {
+    fn environment_directory_user_and_host_name(host) {
+        assert_eq!(host.run(&["-e", "A=1", "-e", "B=x y"], &["sh", "-c", "echo $A $B $HOSTNAME"]).ok().split(' ').take(3).collect::<Vec<_>>(), ["1", "x", "y"]);
+        assert_eq!(host.run(&["-w", "/made/up"], &["pwd"]).ok(), "/made/up");
+        assert_eq!(host.run(&["--hostname", "named"], &["sh", "-c", "hostname; cat /etc/hostname; echo $HOSTNAME"]).ok(), "named\nnamed\nnamed");
+        let users = [
+            (&[][..], "uid=0(root) gid=0(root)"),
+            (&["-u", "app"][..], "uid=1000(app) gid=1000(app) groups=1000(app),2000(extra)"),
+            (&["-u", "1000"][..], "uid=1000(app) gid=1000(app)"),
+            (&["-u", "app:extra"][..], "uid=1000(app) gid=2000(extra)"),
+            (&["-u", "4711:4712"][..], "uid=4711 gid=4712"),
+        ];
+        for (options, expected) in users {
+            let said = host.run(options, &["id"]).ok();
+            assert!(said.starts_with(expected), "{options:?}: {said}");
+        }
+        assert_eq!(host.run(&["-u", "app"], &["sh", "-c", "echo $HOME"]).ok(), "/home/app");
+        host.run(&["-u", "nobodyhere"], &["true"]).fails_saying(125, &["unable to find user nobodyhere"]);
+    }
+
+    fn the_default_host_name_is_the_short_id(host) {
+        let id = host.run_detached(&[], &["hostname"]);
+        host.wait_state(&id, "exited");
+        assert_eq!(host.docker(&["logs", &id]).ok(), id[..12]);
+    }
+
+    fn entrypoint_and_default_command(host) {
+        assert_eq!(host.run(&["--entrypoint", "echo"], &["from", "entrypoint"]).ok(), "from entrypoint");
+        let said = host.run(&["--entrypoint", ""], &[]);
+        assert_eq!(said.code, 125, "{said}");
+        assert!(said.err.to_lowercase().contains("no command specified"), "{said}");
+    }
+
+    fn a_read_only_root_cannot_be_written(host) {
+        let said = host.run(&["--read-only"], &["sh", "-c", "touch /file"]);
+        assert!(said.fails(1).contains("Read-only file system"), "{said}");
+        assert_eq!(host.run(&["--read-only", "--tmpfs", "/scratch"], &["sh", "-c", "touch /scratch/file && echo fine"]).ok(), "fine");
+    }
+
+    fn capabilities_are_added_and_dropped(host) {
+        let capabilities = |options: &[&str]| {
+            let text = host.run(options, &["sh", "-c", "grep CapEff /proc/self/status"]).ok();
+            u64::from_str_radix(text.split_whitespace().nth(1).unwrap(), 16).unwrap()
+        };
+        let (net_admin, chown) = (1 << 12, 1);
+        let default = capabilities(&[]);
+        assert_eq!(capabilities(&["--cap-add", "NET_ADMIN"]), default | net_admin);
+        assert_eq!(capabilities(&["--cap-drop", "CAP_CHOWN"]), default & !chown);
+        assert_eq!(capabilities(&["--cap-drop", "ALL"]), 0);
+        assert_eq!(capabilities(&["--cap-drop", "ALL", "--cap-add", "CHOWN"]), chown);
+        host.run(&["--cap-add", "NO_SUCH"], &["true"]).fails_saying(125, &["NO_SUCH"]);
+    }
+
+    fn memory_is_limited(host) {
+        // One buffer of twice the limit.
+        let id = host.run_detached(&["--memory", "32m"], &["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"]);
+        host.wait_state(&id, "exited");
+        let state = &host.inspect(&id)["State"];
+        assert_eq!((state["OOMKilled"].as_bool(), state["ExitCode"].as_i64()), (Some(true), Some(137)), "{state}");
+        assert_eq!(host.inspect(&id)["HostConfig"]["Memory"].as_i64(), Some(32 << 20));
+    }
+
+    fn the_number_of_processes_is_limited(host) {
+        let said = host.run(&["--pids-limit", "12"], &["sh", "-c", "for i in $(seq 40); do sleep 5 & done; echo all"]);
+        assert!(!said.text().contains("all") || said.err.contains("fork"), "{said}");
+        assert!(said.err.to_lowercase().contains("fork"), "{said}");
+    }
+
+    fn processor_time_is_limited(host) {
+        // With a fifth of one processor the same work takes much longer.
+        let rounds = if host.wall() == bulkhead_e2e::Wall::Process { 300_000 } else { 20_000 };
+        let busy = "N=ROUNDS; t0=$(cut -d' ' -f1 /proc/uptime); i=0; while [ $i -lt $N ]; do i=$((i+1)); done; t1=$(cut -d' ' -f1 /proc/uptime); echo $t0 $t1".replace("ROUNDS", &rounds.to_string());
+        let seconds = |options: &[&str]| {
+            let text = host.run(options, &["sh", "-c", &busy]).ok();
+            let times: Vec<f64> = text.split(' ').map(|t| t.parse().unwrap()).collect();
+            times[1] - times[0]
+        };
+        let (free, limited) = (seconds(&[]), seconds(&["--cpus", "0.2"]));
+        assert!(limited > free * 2.0, "{free} s free, {limited} s with a fifth of a processor");
+        host.run(&["--cpus", "100000"], &["true"]).fails_saying(125, &["cpu"]);
+    }
+
+    fn what_was_asked_for_is_shown(host) {
+        let id = host.run_detached(&["--cpus", "0.5", "--pids-limit", "50", "--label", "a=b", "-e", "X=y", "-w", "/tmp", "--stop-signal", "INT"], &["sleep", "1000"]);
+        let shown = host.inspect(&id);
+        assert_eq!(shown["HostConfig"]["NanoCpus"].as_i64(), Some(500_000_000));
+        assert_eq!(shown["HostConfig"]["PidsLimit"].as_i64(), Some(50));
+        assert_eq!(shown["Config"]["Labels"]["a"], "b");
+        assert_eq!(shown["Config"]["WorkingDir"], "/tmp");
+        assert_eq!(shown["Config"]["StopSignal"], "INT");
+        assert_eq!(shown["Path"], "sleep");
+        assert_eq!(shown["Args"][0], "1000");
+        assert!(shown["Config"]["Env"].as_array().unwrap().iter().any(|entry| entry == "X=y"), "{shown}");
+    }
+
+    fn the_loopback_is_the_only_network(host) {
+        let names = host.run(&[], &["ls", "/sys/class/net"]).ok();
+        assert!(names.split_whitespace().all(|name| ["lo", "tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0"].contains(&name)), "{names}");
+        assert_eq!(host.run(&[], &["sh", "-c", "ping -c 1 -W 2 127.0.0.1 >/dev/null && echo up"]).ok(), "up");
+    }
+
+    fn a_one_shot_tmpfs_has_its_options(host) {
+        let said = host.run(&["--tmpfs", "/t:size=1m,mode=700"], &["sh", "-c", "stat -c %a /t; dd if=/dev/zero of=/t/f bs=1M count=2 2>/dev/null; stat -c %s /t/f"]).ok();
+        assert_eq!(said, "700\n1048576");
+    }
+}
+
+/// Waits, by exec, until a condition holds inside.
+pub(crate) trait WaitExec {
+    fn wait_exec(&self, container: &str, condition: &str);
+}
+
+impl WaitExec for TestHost {
+    #[track_caller]
+    fn wait_exec(&self, container: &str, condition: &str) {
+        let holds = || self.docker(&["exec", container, "sh", "-c", condition]).code == 0;
+        assert!(eventually(Duration::from_secs(20), holds), "never: {condition}");
+    }
+}
