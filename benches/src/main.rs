@@ -1,0 +1,48 @@
+//! Measures Bulkhead beside Docker and runc, in turn, in one run on one machine, and prints ratios.
+//!
+//! Never a test: nothing here fails because a machine is slow. `README.md` beside this folder's `Cargo.toml` says how to read it.
+#![forbid(unsafe_code)]
+
+mod footprint;
+mod reference;
+mod run_to_exit;
+mod runtime;
+mod series;
+
+use anyhow::{Context, bail};
+use bulkhead_e2e::{HostOptions, TestHost, Wall};
+use clap::Parser;
+
+use crate::reference::Dockerd;
+
+/// Bulkhead beside Docker and runc: medians and ratios from one run.
+#[derive(Parser)]
+struct Arguments {
+    /// Rounds per comparison; every side runs once in each round.
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// Leave out what needs Docker's daemon.
+    #[arg(long)]
+    without_docker: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    container::serve_if_helper();
+    let arguments = Arguments::parse();
+    if arguments.rounds == 0 {
+        bail!("--rounds must be at least 1");
+    }
+    let options = HostOptions { own_templates: true, ..HostOptions::default() };
+    let host = TestHost::start_own_with(Wall::Hyperv, &options).context("this machine lacks what the line above names")?;
+    let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
+
+    println!("\n# From `docker run --rm` to its exit, real docker CLI ({} rounds in turn)\n", arguments.rounds);
+    run_to_exit::measure(&host, dockerd.as_ref(), arguments.rounds)?;
+    println!("\n# Runtime part: create, start, wait, delete of one process container\n");
+    runtime::measure(arguments.rounds)?;
+    println!("\n# Fork against the boot of its template\n");
+    footprint::fork_against_boot(&host, arguments.rounds)?;
+    println!("\n# Memory of an idle container, every process of it counted\n");
+    footprint::idle_memory(&host)?;
+    Ok(())
+}

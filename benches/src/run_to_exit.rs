@@ -1,0 +1,65 @@
+//! `docker run --rm IMAGE true`, from the CLI's start to its exit.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use bulkhead_e2e::{IMAGE, TestHost};
+
+use crate::reference::Dockerd;
+use crate::series::{Series, print};
+
+type Side<'a> = (Series, Box<dyn Fn() -> Command + 'a>);
+
+/// Runs every side once per round, in turn, after one round that does not count.
+pub fn measure(host: &TestHost, dockerd: Option<&Dockerd>, rounds: usize) -> anyhow::Result<()> {
+    let mut sides: Vec<Side<'_>> = vec![
+        ours(host, "process", &["--isolation=process"]),
+        ours(host, "process, --network none", &["--isolation=process", "--network=none"]),
+        ours(host, "hyperv", &["--isolation=hyperv"]),
+        ours(host, "hyperv, --network none", &["--isolation=hyperv", "--network=none"]),
+    ];
+    let own = sides.len();
+    if let Some(dockerd) = dockerd {
+        let name = format!("dockerd {}", dockerd.version);
+        sides.push(theirs(dockerd, name.clone(), &[]));
+        sides.push(theirs(dockerd, format!("{name}, --network none"), &["--network=none"]));
+    }
+    for round in 0..=rounds {
+        for (series, command) in &mut sides {
+            let mut command = command();
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            let began = Instant::now();
+            let output = command.output().context("the docker CLI does not start")?;
+            let took = began.elapsed();
+            if !output.status.success() {
+                bail!("{}: {}", series.name, String::from_utf8_lossy(&output.stderr));
+            }
+            // The first round builds the template and warms the caches of every side.
+            if round > 0 {
+                series.push(took);
+            }
+        }
+    }
+    let series: Vec<Series> = sides.into_iter().map(|(series, _)| series).collect();
+    let peers: Vec<&Series> = series[own..].iter().collect();
+    print(&series, &peers);
+    Ok(())
+}
+
+fn words<'a>(options: &[&'a str]) -> Vec<&'a str> {
+    let mut words = vec!["run", "--rm"];
+    words.extend(options);
+    words.extend([IMAGE, "true"]);
+    words
+}
+
+fn ours<'a>(host: &'a TestHost, name: &str, options: &[&'a str]) -> Side<'a> {
+    let words = words(options);
+    (Series::new(name), Box::new(move || host.docker_command(&words)))
+}
+
+fn theirs<'a>(dockerd: &'a Dockerd, name: String, options: &[&'a str]) -> Side<'a> {
+    let words = words(options);
+    (Series::new(name), Box::new(move || dockerd.docker(&words)))
+}
