@@ -10,8 +10,7 @@ use crate::series::{Series, print};
 
 /// Forks, and compares each fork's own time with the boot that made the template.
 pub fn fork_against_boot(host: &TestHost, rounds: usize) -> anyhow::Result<()> {
-    let listed = host.bulkhead(&["template", "ls", "--format", "json"]).ok();
-    let templates: serde_json::Value = serde_json::from_str(&listed).context("template ls --format json")?;
+    let templates = host.get_json("/bulkhead/templates");
     let boot_ms = templates[0]["boot_ms"].as_u64().context("boot_ms of the template")?;
     let mut boot = Series::new("template: boot to frozen, once per host");
     boot.push(Duration::from_millis(boot_ms));
@@ -23,7 +22,10 @@ pub fn fork_against_boot(host: &TestHost, rounds: usize) -> anyhow::Result<()> {
         fork.push(Duration::from_micros(fork_us));
         host.docker(&["rm", "-f", &id]).ok();
     }
-    println!("a fork is {:.1}x quicker than its template's boot\n", boot.median().as_secs_f64() / fork.median().as_secs_f64());
+    println!(
+        "a fork is {:.1}x quicker than its template's boot\n",
+        boot.median().as_secs_f64() / fork.median().as_secs_f64()
+    );
     let series = [fork, boot];
     print(&series, &[&series[1]]);
     Ok(())
@@ -48,7 +50,8 @@ pub fn idle_memory(host: &TestHost) -> anyhow::Result<()> {
             .iter()
             .map(|&pid| {
                 let command = procfs::command_line(pid);
-                let program = command.split_whitespace().next().unwrap_or("?").rsplit('/').next().unwrap_or("?").to_owned();
+                let program =
+                    command.split_whitespace().next().unwrap_or("?").rsplit('/').next().unwrap_or("?").to_owned();
                 format!("{program} {:.1} MiB", mib(procfs::private_kib(pid)))
             })
             .collect();

@@ -33,7 +33,8 @@ fn main() -> anyhow::Result<()> {
         bail!("--rounds must be at least 1");
     }
     let options = HostOptions { own_templates: true, ..HostOptions::default() };
-    let host = TestHost::start_own_with(Wall::Hyperv, &options).context("this machine lacks what the line above names")?;
+    let host =
+        TestHost::start_own_with(Wall::Hyperv, &options).context("this machine lacks what the line above names")?;
     let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
 
     println!("\n# From `docker run --rm` to its exit, real docker CLI ({} rounds in turn)\n", arguments.rounds);

@@ -21,7 +21,7 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
     let mut warm = Series::new("container (helper waiting, as in the shim)");
     let mut runc = Series::new("runc run");
     for round in 0..=rounds {
-        let mut count = |series: &mut Series, time: Duration| {
+        let count = |series: &mut Series, time: Duration| {
             if round > 0 {
                 series.push(time);
             }

@@ -50,7 +50,9 @@ pub fn print(sides: &[Series], peers: &[&Series]) {
         let sorted = side.sorted();
         let (Some(&least), Some(&most)) = (sorted.first(), sorted.last()) else { continue };
         let mut row = vec![side.name.clone(), ms(least), ms(side.median()), ms(most)];
-        row.extend(peers.iter().map(|peer| format!("{:.2}x", side.median().as_secs_f64() / peer.median().as_secs_f64())));
+        row.extend(
+            peers.iter().map(|peer| format!("{:.2}x", side.median().as_secs_f64() / peer.median().as_secs_f64())),
+        );
         table.add_row(row);
     }
     println!("{table}");

@@ -11,7 +11,11 @@ use container::{CreateArgs, RunArgs};
 
 /// Containers as processes or in utility VMs.
 #[derive(Debug, Parser)]
-#[command(name = "bulkhead", version, about = "Containers as processes (--isolation=process) or in utility VMs (--isolation=hyperv)")]
+#[command(
+    name = "bulkhead",
+    version,
+    about = "Containers as processes (--isolation=process) or in utility VMs (--isolation=hyperv)"
+)]
 #[command(disable_help_subcommand = true, propagate_version = false)]
 pub struct Cli {
     /// The engine's address [default: $BULKHEAD_HOST, $DOCKER_HOST, unix:///run/bulkhead.sock]
@@ -130,7 +134,14 @@ mod tests {
 
     #[test]
     fn impossible_command_lines_are_refused() {
-        for bad in ["bulkhead run", "bulkhead run --memory x img", "bulkhead run --nope img", "bulkhead exec x", "bulkhead rename a", "bulkhead"] {
+        for bad in [
+            "bulkhead run",
+            "bulkhead run --memory x img",
+            "bulkhead run --nope img",
+            "bulkhead exec x",
+            "bulkhead rename a",
+            "bulkhead",
+        ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
         }
     }

@@ -29,6 +29,7 @@ use serde_json::Value;
 use crate::args::Command;
 use crate::client::Client;
 use crate::error::{CliError, CliResult};
+use crate::output::listing::{self, Columns, Row, Style};
 
 /// Runs a command; gives its exit code.
 ///
@@ -68,6 +69,16 @@ pub async fn run(client: &Client, command: Command) -> CliResult<u8> {
         Command::Template(command) => template::template(client, &command).await.map(done),
         Command::Completion(args) => completion::completion(&args).map(done),
     }
+}
+
+/// Writes a line, or several, to standard output.
+fn say(text: &str) -> CliResult<()> {
+    Ok(listing::say(text)?)
+}
+
+/// Writes a list to standard output.
+fn print(columns: Columns<'_>, rows: &[Row], style: Style<'_>) -> CliResult<()> {
+    Ok(listing::print(columns, rows, style)?)
 }
 
 /// Does something to each of several things. Each failure is told; the last code is that of a failure if there was one.

@@ -4,6 +4,8 @@ use std::io;
 use std::path::Path;
 
 use crate::client::ClientError;
+use crate::client::address::UnknownAddress;
+use crate::output::listing::PrintError;
 use crate::output::template::TemplateError;
 
 /// The exit code of a command that could not be understood, and of a `run` that failed before the container's command.
@@ -27,9 +29,15 @@ pub enum CliError {
         /// Why it failed.
         source: io::Error,
     },
+    /// `-H`, or what stands for it.
+    #[error(transparent)]
+    Address(#[from] UnknownAddress),
     /// `--format`.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// A list that cannot be printed.
+    #[error(transparent)]
+    Print(#[from] PrintError),
     /// The engine answered something that makes no sense here.
     #[error("the engine's answer is not understood: {0}")]
     Answer(String),
@@ -75,15 +83,21 @@ impl CliError {
     pub fn code(&self) -> u8 {
         match self {
             Self::Coded { code, .. } | Self::Silent(code) => *code,
-            Self::Usage(_) => REFUSED,
-            Self::Engine(_) | Self::Local { .. } | Self::Template(_) | Self::Answer(_) => 1,
+            Self::Usage(_) | Self::Address(_) => REFUSED,
+            Self::Engine(_) | Self::Local { .. } | Self::Template(_) | Self::Print(_) | Self::Answer(_) => 1,
         }
     }
 
-    /// What is to be printed, if anything is left to say.
+    /// What is to be printed, if anything is left to say. A reader such as `head` that has seen enough is no fault.
     #[must_use]
     pub fn message(&self) -> Option<String> {
-        (!matches!(self, Self::Silent(_))).then(|| self.to_string())
+        let seen_enough = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+        match self {
+            Self::Silent(_) => None,
+            Self::Print(PrintError::Write(error)) if seen_enough(error) => None,
+            Self::Coded { error, .. } => error.message(),
+            other => Some(other.to_string()),
+        }
     }
 
     /// True if the engine said that there is no such thing.
@@ -123,6 +137,8 @@ mod tests {
         assert_eq!(start_code(&refused(500, "no memory")), 125);
         assert_eq!(refused(500, "x").with_code(127).code(), 127);
         assert_eq!(CliError::Silent(3).with_code(9).code(), 3);
+        let closed = || CliError::from(PrintError::Write(io::ErrorKind::BrokenPipe.into()));
+        assert_eq!((closed().message(), closed().with_code(3).message(), closed().code()), (None, None, 1));
         assert!(refused(404, "x").is_not_found() && !refused(409, "x").is_not_found());
     }
 }

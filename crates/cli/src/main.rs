@@ -41,23 +41,41 @@ fn main() {
 
 fn run(cli: Cli) -> CliResult<u8> {
     let socket = address::choose(cli.host.as_deref(), |name| std::env::var(name).ok())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::local("cannot start"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::local("cannot start"))?;
     let code = runtime.block_on(commands::run(&Client::new(socket), cli.command));
     runtime.shutdown_background();
     code
 }
 
-/// Prints clap's help and versions, and its errors with docker's exit code.
+/// Prints clap's help and versions as they are, and its errors as one line, with docker's exit code.
 fn refuse(error: &clap::Error) -> u8 {
-    // Standard output or error is closed: nobody is there to be told.
-    let _ = error.print();
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
-        _ => REFUSED,
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // Standard output is closed: nobody is there to be told.
+            let _ = error.print();
+            0
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // As above.
+            let _ = error.print();
+            REFUSED
+        }
+        _ => {
+            report(&CliError::Usage(one_line(&error.to_string())));
+            REFUSED
+        }
     }
+}
+
+/// What is wrong, with the missing arguments, and where to read more; without tips and usage.
+fn one_line(text: &str) -> String {
+    let what = text.split("\n\n").next().unwrap_or_default();
+    let what: Vec<&str> = what.lines().map(|line| line.trim().trim_start_matches("error: ")).collect();
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
+    let words = usage.unwrap_or("bulkhead").split_whitespace();
+    let command: Vec<&str> = words.take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase())).collect();
+    format!("{} (see '{} --help')", what.join(" "), command.join(" "))
 }
 
 /// One clear line on standard error.
@@ -65,5 +83,27 @@ fn report(error: &CliError) {
     if let Some(message) = error.message() {
         let name = color::paint("bulkhead:", Tone::Bad, color::on_stderr());
         eprintln!("{name} {}", message.trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usage_error_is_one_line() {
+        for (words, expected) in [
+            ("bulkhead run --nope x", "unexpected argument '--nope' found (see 'bulkhead run --help')"),
+            (
+                "bulkhead rename a",
+                "the following required arguments were not provided: <NEW_NAME> (see 'bulkhead rename --help')",
+            ),
+        ] {
+            let error = Cli::try_parse_from(words.split(' ')).unwrap_err();
+            assert_eq!(one_line(&error.to_string()), expected);
+        }
+        let error = Cli::try_parse_from("bulkhead run --memory x y".split(' ')).unwrap_err();
+        let line = one_line(&error.to_string());
+        assert!(line.contains("invalid size: 'x'") && !line.contains('\n'), "{line}");
     }
 }

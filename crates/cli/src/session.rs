@@ -137,9 +137,19 @@ async fn watch(client: Client, target: Target) {
 }
 
 /// Sends the terminal's present size. A container that does not run yet, or no more, refuses; that is no fault.
-pub async fn resize(client: &Client, url: &Url) {
+async fn resize(client: &Client, url: &Url) {
     if let Some((height, width)) = terminal::size() {
         let url = url.clone().with("h", &height.to_string()).with("w", &width.to_string());
+        let _ = client.command(&url).await;
+    }
+}
+
+/// Makes a program draw its screen anew for whoever attached: it does so when the size changes, so it changes twice.
+pub async fn redraw(client: &Client, url: &Url) {
+    if let Some((height, width)) = terminal::size() {
+        let (height, width) = (height.saturating_add(1), width.saturating_add(1));
+        let url = url.clone().with("h", &height.to_string()).with("w", &width.to_string());
+        // As in `resize`.
         let _ = client.command(&url).await;
     }
 }

@@ -8,7 +8,7 @@ mod hierarchy;
 pub(crate) mod stats;
 
 use std::fs;
-use std::io::{self, ErrorKind as IoErrorKind};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use oci_spec::runtime::LinuxResources;
 use proto::ErrorKind;
 
 use self::hierarchy::Hierarchy;
-use crate::error::kind_of_io;
+use crate::failure::kind_of_io;
 
 /// Something about a container's cgroup that did not work.
 #[derive(Debug, thiserror::Error)]
@@ -139,15 +139,14 @@ impl Cgroup {
     fn kill(&self) -> Result<(), CgroupError> {
         for folder in self.hierarchies.iter().filter(|hierarchy| hierarchy.is_v2()).map(|hierarchy| &hierarchy.folder) {
             // Linux 5.14. In hybrid mode this hierarchy may not have the container's cgroup.
-            match write(&folder.join("cgroup.kill"), "1") {
-                Err(CgroupError::File { source, .. }) if source.kind() == IoErrorKind::NotFound => {}
-                other => other?,
-            }
+            unless_gone(write(&folder.join("cgroup.kill"), "1"))?;
         }
-        // Frozen, they cannot fork away from under us; a frozen process of version 1 dies only when thawed.
-        let frozen = self.v1("freezer").is_some_and(Path::exists) && self.set_frozen_v1(true).is_ok();
+        let freezable = self.v1("freezer").is_some_and(Path::exists);
+        // Frozen, they cannot fork away from under us. If that fails, they are killed all the same.
+        let _ = freezable.then(|| self.set_frozen_v1(true));
         self.processes()?.into_iter().for_each(|pid| send(pid, libc::SIGKILL));
-        if frozen || self.v1("freezer").is_some_and(Path::exists) { self.set_frozen_v1(false) } else { Ok(()) }
+        // A frozen process of version 1 dies only when it is thawed.
+        if freezable { unless_gone(self.set_frozen_v1(false)) } else { Ok(()) }
     }
 
     /// Kills every process and waits until none is left.
@@ -325,6 +324,14 @@ fn read_processes(folder: &Path) -> Result<Vec<u32>, CgroupError> {
             Ok(Vec::new())
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Takes it for done when somebody else has removed the cgroup meanwhile.
+fn unless_gone(result: Result<(), CgroupError>) -> Result<(), CgroupError> {
+    match result {
+        Err(CgroupError::File { source, .. }) if is_gone(&source) => Ok(()),
+        other => other,
     }
 }
 

@@ -25,9 +25,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{Cgroup, CgroupError};
-use crate::error::{CommandError, CreateError, DeleteError, ExecError, LoadError, StartError};
+use crate::error::{CreateError, DeleteError, ExecError, LoadError, StartError};
+use crate::failure::CommandError;
 use crate::helper::Helper;
 use crate::init::LAUNCHING;
+use crate::lock::Lock;
 use crate::processes::{self, Stat};
 use crate::rootpath::Root;
 use crate::spec::{self, HostLimits, PrepareError, SpecError, Surroundings};
@@ -126,6 +128,7 @@ impl Container {
             }
             other => other.map_err(state)?,
         }
+        Lock::prepare(&folder).map_err(state)?;
         let mut creation = Creation { id: id.as_str(), folder: &folder, bundle, init: None };
         creation.run(helper, stdio).inspect_err(|_| {
             let half_made =
@@ -319,6 +322,9 @@ impl Container {
         if started && !force && self.is_running() {
             return Err(DeleteError::Running);
         }
+        let state = |source| DeleteError::State { path: self.folder.clone(), source };
+        // Held until all is gone.
+        let _lock = Lock::for_removing(&self.folder).map_err(state)?;
         if let Some(cgroup) = &self.cgroup {
             cgroup.empty()?;
             cgroup.remove()?;
@@ -328,9 +334,7 @@ impl Container {
             tracing::warn!(container = self.id, error = &error as &dyn std::error::Error, "poststop hook failed");
         }
         match fs::remove_dir_all(&self.folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(DeleteError::State { path: self.folder.clone(), source: error })
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(state(error)),
             _ => Ok(()),
         }
     }
@@ -397,6 +401,7 @@ impl Creation<'_> {
             user_id,
             width,
             height,
+            new_network: spec::makes_network(linux),
         });
         let (answer, terminal) = helper.ask(&request, &borrow_all(&launch_end, &fds))?;
         let pid = match answer {

@@ -19,10 +19,9 @@ use rustix::process::Pid;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{CommandError, SetupError};
-use crate::init::{kind, prepare_terminal};
-use crate::serve::{Outcome, StreamFds};
-use crate::wire::{self, Answer, ExecRequest};
+use crate::failure::{CommandError, SetupError};
+use crate::terminal::{prepare_terminal, verify_terminal};
+use crate::wire::{self, Answer, ExecRequest, Outcome, StreamFds};
 use crate::{executable, sys};
 
 /// Why the new process did not come to execute its command; it says so over a pipe that its success closes.
@@ -40,7 +39,7 @@ impl Failure {
     fn answer(self, pid: Option<u32>) -> Outcome {
         let answer = match self {
             Self::Command(error) => Answer::Command { error, pid },
-            Self::Step(message) => Answer::Failed { error: SetupError { kind: kind(&message), message }, pid },
+            Self::Step(message) => Answer::Failed { error: SetupError::new(message), pid },
         };
         Outcome { answer, terminal: None }
     }
@@ -234,20 +233,6 @@ impl Child<'_> {
         rustix::stdio::dup2_stdout(&slave)?;
         rustix::stdio::dup2_stderr(&slave)?;
         Ok(())
-    }
-}
-
-/// Refuses what only looks like a terminal (CVE-2025-52565). Shape: `device` is major and minor, `u32::MAX` for any minor.
-fn verify_terminal(fd: &OwnedFd, device: (u32, u32)) -> io::Result<()> {
-    const DEVPTS_MAGIC: i64 = 0x1cd1;
-    let stat = rustix::fs::fstat(fd)?;
-    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-    let character = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice;
-    let devpts = rustix::fs::fstatfs(fd)?.f_type == DEVPTS_MAGIC;
-    if devpts && character && major == device.0 && (device.1 == u32::MAX || minor == device.1) {
-        Ok(())
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidData, "/dev/ptmx is no terminal multiplexer"))
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use oci_spec::runtime::Process;
 
-use crate::error::CommandError;
+use crate::failure::CommandError;
 use crate::sys;
 
 /// Where commands are looked for when the process has no `PATH`. Source: moby `oci/defaults`.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::rc::Rc;
@@ -13,15 +13,14 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use proto::ErrorKind;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::diagnostics::Diagnostics;
-use crate::error::{CommandError, SetupError};
-use crate::executable;
-use crate::serve::{Outcome, StreamFds};
-use crate::wire::{Answer, CreateRequest};
+use crate::failure::{CommandError, SetupError};
+use crate::lock::Lock;
+use crate::terminal::prepare_terminal;
+use crate::wire::{Answer, CreateRequest, Outcome, StreamFds};
+use crate::{executable, network};
 
 /// Marks a [`CommandError`] in JSON within libcontainer's error texts, which are all that it passes on.
 const COMMAND_MARK: &str = "bulkhead-command-error:";
@@ -42,10 +41,7 @@ pub fn create(request: &CreateRequest, launch: OwnedFd, streams: Option<StreamFd
             let pid = diagnostics.init();
             let answer = match command_error(&text) {
                 Some(error) => Answer::Command { error, pid },
-                None => {
-                    let message = diagnostics.explain(&text);
-                    Answer::Failed { error: SetupError { kind: kind(&message), message }, pid }
-                }
+                None => Answer::Failed { error: SetupError::new(diagnostics.explain(&text)), pid },
             };
             Outcome { answer, terminal: None }
         }
@@ -59,6 +55,8 @@ fn build(
     launch: OwnedFd,
     streams: Option<StreamFds>,
 ) -> Result<(u32, Option<OwnedFd>), Failure> {
+    // Until this process ends: kept from being dropped below, since the caller may be gone when the answer is sent.
+    std::mem::forget(Lock::for_making(&request.state)?);
     let launch = Launch { pipe: Rc::new(fs::File::from(launch)) };
     let mut builder = ContainerBuilder::new(request.id.clone(), SyscallType::Linux)
         .with_root_path(&request.state)?
@@ -76,6 +74,9 @@ fn build(
     let built = builder.as_init(&request.bundle).with_systemd(false).with_detach(true).as_sibling(true).build();
     let container = built.map_err(Box::<LibcontainerError>::new)?;
     let pid = container.pid().and_then(|pid| u32::try_from(pid.as_raw()).ok()).ok_or("no process id")?;
+    if request.new_network {
+        network::bring_up_loopback(pid)?;
+    }
     let terminal = match console {
         Some(listener) => Some(receive_terminal(&listener, request)?),
         None => None,
@@ -122,20 +123,6 @@ fn receive_terminal(listener: &UnixListener, request: &CreateRequest) -> io::Res
     let master = master.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no terminal came"))?;
     prepare_terminal(&master, request.width, request.height, request.user_id)?;
     Ok(master)
-}
-
-/// Sets a terminal's size and owner.
-pub fn prepare_terminal(master: &OwnedFd, width: u16, height: u16, user_id: u32) -> io::Result<()> {
-    if width != 0 && height != 0 {
-        tcsetwinsize(master, Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 })?;
-    }
-    if user_id != 0 {
-        use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let slave = ioctl_tiocgptpeer(master.as_fd(), flags)?;
-        rustix::fs::fchown(&slave, Some(rustix::process::Uid::from_raw(user_id)), None)?;
-    }
-    Ok(())
 }
 
 /// Runs the command in the container's first process, and tells the launch pipe how that went.
@@ -189,20 +176,6 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Guesses the kind from the system's words, as libcontainer passes on texts only.
-pub fn kind(message: &str) -> ErrorKind {
-    let message = message.to_ascii_lowercase();
-    let has = |words: &[&str]| words.iter().any(|word| message.contains(word));
-    if has(&["no space left", "enospc", "cannot allocate memory", "enomem", "eagain", "too many open files", "emfile"])
-    {
-        ErrorKind::ResourceExhausted
-    } else if has(&["spec", "invalid", "unsupported", "unknown"]) {
-        ErrorKind::InvalidArgument
-    } else {
-        ErrorKind::Internal
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount as mount_fs, unmount};
 
-use crate::error::kind_of_io;
+use crate::failure::kind_of_io;
 use crate::sys::loop_device;
 
 /// Where a layer's EROFS file system is.

@@ -1,12 +1,14 @@
 //! Paths within a container's root, resolved so that nothing in it can lead out of it.
 
-use std::ffi::OsStr;
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2, readlinkat};
 use rustix::io::Errno;
 
 /// A container's root folder.
@@ -53,6 +55,67 @@ impl Root {
         }
     }
 
+    /// Whether this name in the root is a folder itself, or nothing at all; a link to a folder is neither.
+    pub fn is_plain_folder_or_nothing(&self, name: &str) -> io::Result<bool> {
+        match rustix::fs::statat(&self.folder, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+            Err(Errno::NOENT) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes what a path leads to, if it leads there through a link and it does not exist: mount points such as an
+    /// `/etc/resolv.conf` that points to a file which only a running system has.
+    pub fn create_behind_links(&self, path: &Path, kind: FileType) -> io::Result<()> {
+        let Some(target) = self.missing_behind_links(path)? else { return Ok(()) };
+        if kind == FileType::Directory {
+            return self.create_folders(&target);
+        }
+        self.create_folders(target.parent().unwrap_or(Path::new("")))?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        match openat2(&self.folder, &target, flags, Mode::from_raw_mode(0o644), resolve) {
+            Ok(_) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Where a path leads to, free of links; `None` if that exists or if no link is on the way.
+    fn missing_behind_links(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        let mut ahead: VecDeque<OsString> = components(path).collect();
+        let mut plain = PathBuf::new();
+        let mut links = 0;
+        while let Some(name) = ahead.pop_front() {
+            if name == ".." {
+                plain.pop();
+                continue;
+            }
+            plain.push(name);
+            let found = match self.resolve(&plain, OFlags::PATH | OFlags::NOFOLLOW) {
+                Err(Errno::NOENT) if links == 0 => return Ok(None),
+                Err(Errno::NOENT) => {
+                    let rest: PathBuf = plain.iter().map(OsStr::to_owned).chain(ahead).collect();
+                    return Ok(Some(plain_components(&rest).into_iter().collect()));
+                }
+                other => other?,
+            };
+            if FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Symlink {
+                links += 1;
+                if links > MOST_LINKS {
+                    return Err(Errno::LOOP.into());
+                }
+                let target = PathBuf::from(OsString::from_vec(readlinkat(&found, "", Vec::new())?.into_bytes()));
+                plain.pop();
+                if target.is_absolute() {
+                    plain.clear();
+                }
+                let before: Vec<OsString> = components(&target).collect();
+                before.into_iter().rev().for_each(|name| ahead.push_front(name));
+            }
+        }
+        Ok(None)
+    }
+
     /// Makes a folder and its parents, mode 0755, where they do not exist.
     pub fn create_folders(&self, path: &Path) -> io::Result<()> {
         let folder = OFlags::PATH | OFlags::DIRECTORY;
@@ -77,6 +140,15 @@ impl Root {
         }
         Ok(())
     }
+}
+
+/// As many as the kernel follows.
+const MOST_LINKS: usize = 40;
+
+/// A path's names, `..` among them.
+fn components(path: &Path) -> impl Iterator<Item = OsString> {
+    let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    names.map(|part| part.as_os_str().to_owned())
 }
 
 /// A path's names, `..` taken away with the name before it.
@@ -126,6 +198,46 @@ mod tests {
         // A link out of the root leads to the same path inside of it, which does not exist and cannot be made.
         assert!(root.create_folders(Path::new("/out/new")).is_err());
         assert!(!outer.path().join("new").exists());
+        for (name, plain) in [("etc", true), ("none", true), ("out", false), ("secret", false)] {
+            assert_eq!(root.is_plain_folder_or_nothing(name).unwrap(), plain, "{name}");
+        }
+    }
+
+    #[test]
+    fn mount_points_are_made_behind_links() {
+        let outer = tempfile::tempdir().unwrap();
+        let inner = outer.path().join("root");
+        fs::create_dir_all(inner.join("etc")).unwrap();
+        for (link, target) in [
+            ("etc/file", "../run/x/../resolve/stub"),
+            ("etc/out", "../../../../escaped/file"),
+            ("etc/absolute", "/run/absolute"),
+            ("etc/twice", "file2"),
+            ("etc/file2", "/run/second"),
+            ("etc/loop", "loop"),
+            ("etc/folder", "/made/folder"),
+        ] {
+            symlink(target, inner.join(link)).unwrap();
+        }
+        let root = Root::open(&inner).unwrap();
+        for (path, made) in [
+            ("/etc/file", "run/resolve/stub"),
+            ("/etc/out", "escaped/file"),
+            ("/etc/absolute", "run/absolute"),
+            ("/etc/twice", "run/second"),
+        ] {
+            root.create_behind_links(Path::new(path), FileType::RegularFile).unwrap();
+            assert!(inner.join(made).is_file(), "{path}");
+            // Again: it exists.
+            root.create_behind_links(Path::new(path), FileType::RegularFile).unwrap();
+        }
+        root.create_behind_links(Path::new("/etc/folder/below"), FileType::Directory).unwrap();
+        assert!(inner.join("made/folder/below").is_dir());
+        assert!(root.create_behind_links(Path::new("/etc/loop"), FileType::RegularFile).is_err());
+        // What is missing without a link is libcontainer's to make.
+        root.create_behind_links(Path::new("/opt/none"), FileType::Directory).unwrap();
+        assert!(!inner.join("opt").exists());
+        assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 1);
     }
 
     #[test]

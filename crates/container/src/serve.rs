@@ -1,37 +1,15 @@
 //! The helper's side: takes one request, does it, answers, and ends.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::cgroup::Readiness;
-use crate::wire::{self, Answer, Request, Streams};
+use crate::wire::{self, Answer, Request, StreamFds};
 use crate::{exec, init};
-
-/// What is done, with the terminal's master.
-pub struct Outcome {
-    pub answer: Answer,
-    pub terminal: Option<OwnedFd>,
-}
-
-/// The three standard streams as the request brought them.
-#[derive(Debug, Default)]
-pub struct StreamFds {
-    pub stdin: Option<OwnedFd>,
-    pub stdout: Option<OwnedFd>,
-    pub stderr: Option<OwnedFd>,
-}
-
-impl StreamFds {
-    /// Takes the descriptors in the order of the request.
-    fn take(streams: Streams, fds: &mut impl Iterator<Item = OwnedFd>) -> Self {
-        let mut next = |present: bool| if present { fds.next() } else { None };
-        Self { stdin: next(streams.stdin), stdout: next(streams.stdout), stderr: next(streams.stderr) }
-    }
-}
 
 /// Serves one request and ends the process.
 pub fn run() -> ! {

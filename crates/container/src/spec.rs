@@ -7,13 +7,15 @@ use std::path::{Component, Path, PathBuf};
 
 use libcontainer::capabilities::CapabilityExt;
 use oci_spec::runtime::{
-    Capabilities, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxResources,
-    PosixRlimitBuilder, PosixRlimitType, Process, Spec,
+    Capabilities, Linux, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType,
+    LinuxResources, LinuxSeccomp, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, PosixRlimitBuilder,
+    PosixRlimitType, Process, Spec,
 };
 use proto::ErrorKind;
+use rustix::fs::FileType;
 use rustix::process::{Resource, getrlimit};
 
-use crate::error::kind_of_io;
+use crate::failure::kind_of_io;
 use crate::rootpath::Root;
 use crate::user::{Accounts, UserError};
 
@@ -59,6 +61,14 @@ pub enum SpecError {
         /// Why.
         source: io::Error,
     },
+    /// A mount point is behind a link that leads nowhere, and cannot be made there.
+    #[error("cannot make the mount point {path}")]
+    MountPoint {
+        /// Its path in the container.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The working directory does not exist and cannot be made.
     #[error("cannot make the working directory {path}")]
     WorkingDirectory {
@@ -77,7 +87,7 @@ impl SpecError {
             Self::Read { source, .. } | Self::Root { source, .. } => kind_of_io(source),
             Self::Malformed { .. } | Self::Missing(_) | Self::Invalid(_) => ErrorKind::InvalidArgument,
             Self::Unsupported(_) => ErrorKind::NotImplemented,
-            Self::WorkingDirectory { source, .. } => match source.raw_os_error() {
+            Self::WorkingDirectory { source, .. } | Self::MountPoint { source, .. } => match source.raw_os_error() {
                 Some(libc::ENOTDIR | libc::EEXIST | libc::ELOOP | libc::ENOENT) => ErrorKind::InvalidArgument,
                 _ => kind_of_io(source),
             },
@@ -180,6 +190,7 @@ pub struct Surroundings<'a> {
 pub fn prepare(mut spec: Spec, around: &Surroundings<'_>) -> Result<Spec, PrepareError> {
     let root = make_root_absolute(&mut spec, around.bundle)?;
     check(&spec)?;
+    check_mount_points(&root)?;
     close_gaps(&mut spec, around.id)?;
     let accounts = Accounts::read(&root)?;
     let annotation = |name: &str| spec.annotations().as_ref().and_then(|all| all.get(name)).cloned();
@@ -193,7 +204,20 @@ pub fn prepare(mut spec: Spec, around: &Surroundings<'_>) -> Result<Spec, Prepar
     adjust_process(process, &around.limits)?;
     let cwd = process.cwd().clone();
     root.create_folders(&cwd).map_err(|source| SpecError::WorkingDirectory { path: cwd, source })?;
+    make_linked_mount_points(&spec, &root)?;
     Ok(spec)
+}
+
+/// Makes the mount points that libcontainer cannot: those behind links that lead nowhere yet.
+fn make_linked_mount_points(spec: &Spec, root: &Root) -> Result<(), SpecError> {
+    for mount in spec.mounts().iter().flatten() {
+        let binds = mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
+        let file = binds && mount.source().as_ref().is_some_and(|source| !source.is_dir());
+        let kind = if file { FileType::RegularFile } else { FileType::Directory };
+        root.create_behind_links(mount.destination(), kind)
+            .map_err(|source| SpecError::MountPoint { path: mount.destination().clone(), source })?;
+    }
+    Ok(())
 }
 
 fn make_root_absolute(spec: &mut Spec, bundle: &Path) -> Result<Root, SpecError> {
@@ -217,6 +241,18 @@ fn check(spec: &Spec) -> Result<(), SpecError> {
         return Err(SpecError::Unsupported("a container in the host's mount namespace is"));
     }
     check_process(process)
+}
+
+/// Refuses an image in which one of these is a link: libcontainer 0.7 makes devices and links at `<root>/dev/...`, and would
+/// follow the link out of the root, onto the host.
+fn check_mount_points(root: &Root) -> Result<(), SpecError> {
+    for name in ["dev", "proc", "sys"] {
+        let plain = root.is_plain_folder_or_nothing(name);
+        if !plain.map_err(|source| SpecError::Root { path: name.into(), source })? {
+            return Err(SpecError::Invalid(format!("the root file system's /{name} is not a folder")));
+        }
+    }
+    Ok(())
 }
 
 /// The same for a further process.
@@ -244,7 +280,42 @@ fn close_gaps(spec: &mut Spec, id: &str) -> Result<(), SpecError> {
     deny_devices_by_default(&mut resources)?;
     drop_dead_limits(&mut resources);
     linux.set_resources(Some(resources));
+    if let Some(seccomp) = linux.seccomp_mut() {
+        turn_masked_comparisons(seccomp)?;
+    }
     Ok(())
+}
+
+/// libcontainer 0.7 takes the two values of a masked comparison the wrong way round: in a specification the first one is the
+/// mask, in libcontainer the second. Source: runtime-spec config-linux.md#seccomp; `seccomp_rule_add(3)`.
+fn turn_masked_comparisons(seccomp: &mut LinuxSeccomp) -> Result<(), SpecError> {
+    let turn = |argument: &LinuxSeccompArg| {
+        if argument.op() != LinuxSeccompOperator::ScmpCmpMaskedEq {
+            return Ok(*argument);
+        }
+        let turned = LinuxSeccompArgBuilder::default()
+            .index(argument.index())
+            .op(argument.op())
+            .value(argument.value_two().unwrap_or(0))
+            .value_two(argument.value());
+        turned.build().map_err(|error| SpecError::Invalid(error.to_string()))
+    };
+    let mut syscalls = seccomp.syscalls().clone();
+    for syscall in syscalls.iter_mut().flatten() {
+        if let Some(arguments) = syscall.args() {
+            let turned: Result<Vec<_>, _> = arguments.iter().map(turn).collect();
+            syscall.set_args(Some(turned?));
+        }
+    }
+    seccomp.set_syscalls(syscalls);
+    Ok(())
+}
+
+/// Whether the container gets a network namespace that nobody has furnished.
+pub fn makes_network(linux: &Linux) -> bool {
+    let is_new =
+        |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::Network && namespace.path().is_none();
+    linux.namespaces().iter().flatten().any(is_new)
 }
 
 /// An absolute path of plain names, at least one: everything in it is killed when the container is removed.

@@ -93,6 +93,25 @@ pub fn set_mount_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Sets `lo` up. Shape: `socket` is any socket of the network namespace. Source: netdevice(7).
+pub fn bring_up_loopback(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: an all-zero ifreq is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
+        *place = byte.cast_signed();
+    }
+    // SAFETY: `request` is a valid ifreq and outlives the call, which fills in its flags.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the flags are what the call before has written.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | 1; // IFF_UP
+    // SAFETY: as above; the call reads the flags only.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Loop devices. Source: loop(4), `linux/loop.h`.
 pub mod loop_device {
     use super::{AsRawFd, File, io};

@@ -15,7 +15,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{CommandError, SetupError};
+use crate::failure::{CommandError, SetupError};
 
 /// A message that did not arrive.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,8 @@ pub struct CreateRequest {
     pub user_id: u32,
     pub width: u16,
     pub height: u16,
+    /// The container gets a network namespace of its own, in which nobody else will bring up the loopback device.
+    pub new_network: bool,
 }
 
 /// See [`Request::Exec`].
@@ -89,6 +91,28 @@ pub enum Answer {
     Command { error: CommandError, pid: Option<u32> },
     /// Something else went wrong.
     Failed { error: SetupError, pid: Option<u32> },
+}
+
+/// An answer with what goes with it: the terminal's master.
+pub struct Outcome {
+    pub answer: Answer,
+    pub terminal: Option<OwnedFd>,
+}
+
+/// The three standard streams as the request brought them.
+#[derive(Debug, Default)]
+pub struct StreamFds {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+}
+
+impl StreamFds {
+    /// Takes the descriptors in the order of the request.
+    pub fn take(streams: Streams, fds: &mut impl Iterator<Item = OwnedFd>) -> Self {
+        let mut next = |present: bool| if present { fds.next() } else { None };
+        Self { stdin: next(streams.stdin), stdout: next(streams.stdout), stderr: next(streams.stderr) }
+    }
 }
 
 /// The longest body. A seccomp profile takes tens of kilobytes, a command line up to 2 MiB.

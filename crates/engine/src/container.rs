@@ -1,4 +1,4 @@
-//! Containers: what is kept of them, what runs of them, and every endpoint below `/containers` and `/exec`.
+//! What is known of a container: its record, where it is in its life, what runs of it, who is attached.
 //!
 //! ```text
 //!                       start                       exit
@@ -7,90 +7,28 @@
 //!                  \----------------------------->  Restarting --/
 //! ```
 //!
-//! Whoever changes a container's phase holds its [`Container::lifecycle`]; whoever looks at it reads the record.
+//! Whoever changes a container's phase holds its [`Container::lifecycle`]; whoever looks at it reads the record. What
+//! clients do with containers is in [`crate::containers`].
 
-mod attach;
-mod bundle;
-mod config;
-mod create;
-mod exec;
-mod exec_start;
-mod inspect;
-mod kill;
-mod launch;
-mod list;
-mod logs;
-mod names;
-mod pause;
-mod prune;
+pub mod exec;
 pub mod record;
-mod remove;
-mod rename;
-mod resize;
-mod restart_policy;
-mod shim;
-mod size;
-mod start;
-mod stats;
-mod stop;
 pub mod store;
-pub mod supervise;
-mod top;
-mod update;
-mod usage;
-mod view;
-mod wait;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::Router;
-use axum::routing::{delete, get, post};
 use bollard::models::{ContainerConfig, HostConfig};
 use proto::{ContainerId, Isolation};
 use tokio::sync::watch;
 
-use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
+use crate::events::EventBus;
 use crate::log::{Log, LogOptions};
 use crate::streams::Streams;
 use crate::task::Task;
 use exec::Exec;
 use record::{Phase, Record, RecordError};
-
-pub use launch::Run;
-pub use remove::{discard, uses_of};
-pub use restart_policy::apply_at_start;
-pub use shim::{bury, delete_leftovers};
-
-/// The routes of this module.
-pub fn router() -> Router<Arc<Engine>> {
-    Router::new()
-        .route("/containers/json", get(list::list))
-        .route("/containers/create", post(create::create))
-        .route("/containers/prune", post(prune::prune))
-        .route("/containers/{id}", delete(remove::remove))
-        .route("/containers/{id}/json", get(inspect::inspect))
-        .route("/containers/{id}/start", post(start::start))
-        .route("/containers/{id}/stop", post(stop::stop))
-        .route("/containers/{id}/restart", post(stop::restart))
-        .route("/containers/{id}/kill", post(kill::kill))
-        .route("/containers/{id}/pause", post(pause::pause))
-        .route("/containers/{id}/unpause", post(pause::unpause))
-        .route("/containers/{id}/rename", post(rename::rename))
-        .route("/containers/{id}/update", post(update::update))
-        .route("/containers/{id}/resize", post(resize::container))
-        .route("/containers/{id}/attach", post(attach::attach))
-        .route("/containers/{id}/wait", post(wait::wait))
-        .route("/containers/{id}/logs", get(logs::logs))
-        .route("/containers/{id}/top", get(top::top))
-        .route("/containers/{id}/stats", get(stats::stats))
-        .route("/containers/{id}/exec", post(exec::create))
-        .route("/exec/{id}/start", post(exec_start::start))
-        .route("/exec/{id}/resize", post(resize::exec))
-        .route("/exec/{id}/json", get(exec::inspect))
-}
 
 /// What waiters wait for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -140,7 +78,8 @@ pub struct Container {
     persist: Mutex<()>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks; what a thread that panicked left is taken as it is, since every change under these locks is a single step.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -153,7 +92,8 @@ impl Container {
         let (config, host) = (record.typed_config()?, record.typed_host()?);
         let log_path = dir.join(format!("{}-json.log", record.id));
         let log = log_options(&host).map_err(|error| RecordError::Log(error.to_string()))?;
-        let progress = Progress { code: record.phase.code(), error: record.phase.error().to_owned(), ..Progress::default() };
+        let progress =
+            Progress { code: record.phase.code(), error: record.phase.error().to_owned(), ..Progress::default() };
         Ok(Self {
             id: record.id.clone(),
             isolation: record.isolation,
@@ -250,7 +190,7 @@ impl Container {
     }
 
     /// Tells everybody that something happened to it.
-    pub fn emit(&self, engine: &Engine, action: impl Into<String>, extra: &[(&str, String)]) {
+    pub fn emit(&self, events: &EventBus, action: impl Into<String>, extra: &[(&str, String)]) {
         let mut attributes = BTreeMap::new();
         {
             let record = self.record();
@@ -260,35 +200,22 @@ impl Container {
             attributes.insert("image".to_owned(), record.image.clone());
         }
         attributes.extend(extra.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        engine.events.publish("container", action, self.id.as_str(), attributes);
-    }
-
-    /// Its bundle, which is there while it runs.
-    #[must_use]
-    pub fn bundle(&self, engine: &Engine) -> PathBuf {
-        engine.bundles_dir().join(self.id.as_str())
-    }
-
-    /// Its shim's socket, which is there while it runs.
-    #[must_use]
-    pub fn socket(&self, engine: &Engine) -> PathBuf {
-        socket_path(engine, &self.id)
+        events.publish("container", action, self.id.as_str(), attributes);
     }
 }
 
-/// The socket of a container's shim: short, since a socket's path may have 107 characters only.
-fn socket_path(engine: &Engine, id: &ContainerId) -> PathBuf {
-    let id = id.as_str();
-    engine.sockets_dir().join(id.get(..12).unwrap_or(id))
-}
-
-fn log_options(host: &HostConfig) -> Result<Option<LogOptions>, crate::log::LogOptionsError> {
+/// The log options of a container that is configured so; none for the driver `none`.
+///
+/// # Errors
+/// What [`LogOptions::parse`] refuses.
+pub fn log_options(host: &HostConfig) -> Result<Option<LogOptions>, crate::log::LogOptionsError> {
     let config = host.log_config.clone().unwrap_or_default();
     let options = config.config.unwrap_or_default().into_iter().collect();
     LogOptions::parse(config.typ.as_deref().unwrap_or_default(), &options)
 }
 
-/// The folder and file names of what a container keeps.
-fn kept(dir: &Path, name: &str) -> PathBuf {
+/// A file or folder of what a container keeps.
+#[must_use]
+pub fn kept(dir: &Path, name: &str) -> PathBuf {
     dir.join(name)
 }

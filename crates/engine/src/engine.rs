@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use image::ImageStore;
+use proto::ContainerId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,11 +37,14 @@ impl Engine {
     /// # Errors
     /// One line naming the folder or store that cannot be opened.
     pub fn open(settings: Settings) -> anyhow::Result<Self> {
-        for folder in [settings.data_root.join(CONTAINERS), settings.exec_root.join(BUNDLES), settings.exec_root.join(SOCKETS)] {
+        for folder in
+            [settings.data_root.join(CONTAINERS), settings.exec_root.join(BUNDLES), settings.exec_root.join(SOCKETS)]
+        {
             make_private(&folder)?;
         }
         let images = settings.data_root.join("images");
-        let images = ImageStore::open(&images).with_context(|| format!("cannot open the image store {}", images.display()))?;
+        let images =
+            ImageStore::open(&images).with_context(|| format!("cannot open the image store {}", images.display()))?;
         Ok(Self {
             id: identity(&settings.data_root.join("engine-id"))?,
             images: Arc::new(images),
@@ -64,10 +68,18 @@ impl Engine {
         self.settings.exec_root.join(BUNDLES)
     }
 
-    /// The folder with one socket per shim, by the first 12 digits of the container's id.
+    /// A container's bundle, which is there while it runs.
     #[must_use]
-    pub fn sockets_dir(&self) -> PathBuf {
-        self.settings.exec_root.join(SOCKETS)
+    pub fn bundle(&self, id: &ContainerId) -> PathBuf {
+        self.bundles_dir().join(id.as_str())
+    }
+
+    /// The socket of a container's shim, which is there while it runs. It is short, since a socket's path may have 107
+    /// characters only.
+    #[must_use]
+    pub fn socket(&self, id: &ContainerId) -> PathBuf {
+        let id = id.as_str();
+        self.settings.exec_root.join(SOCKETS).join(id.get(..12).unwrap_or(id))
     }
 }
 

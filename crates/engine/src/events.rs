@@ -4,14 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::{Body, Bytes};
-use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::clock::Timestamp;
-use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::filters::Filters;
 use crate::query::Query;
@@ -61,7 +59,8 @@ impl Event {
     fn fits(&self, filters: &Filters) -> bool {
         let attribute = |name: &str| self.attributes.get(name).map(String::as_str);
         let is = |kind: &str, wanted: &str| {
-            self.kind == kind && (self.actor == wanted || attribute("name") == Some(wanted) || is_id_prefix(&self.actor, wanted))
+            self.kind == kind
+                && (self.actor == wanted || attribute("name") == Some(wanted) || is_id_prefix(&self.actor, wanted))
         };
         let image = |wanted: &str| {
             let name = if self.kind == "image" { attribute("name") } else { attribute("image") };
@@ -105,7 +104,13 @@ impl Default for EventBus {
 
 impl EventBus {
     /// Tells everybody, with the present time.
-    pub fn publish(&self, kind: &'static str, action: impl Into<String>, actor: &str, attributes: BTreeMap<String, String>) {
+    pub fn publish(
+        &self,
+        kind: &'static str,
+        action: impl Into<String>,
+        actor: &str,
+        attributes: BTreeMap<String, String>,
+    ) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let event = Event { kind, action: action.into(), actor: actor.to_owned(), attributes, at: Timestamp::now() };
         tracing::debug!(kind, action = %event.action, actor, "event");
@@ -125,11 +130,11 @@ impl EventBus {
     }
 }
 
-/// `GET /events`. The headers are sent at once.
+/// Answers `GET /events`. The headers are sent at once.
 ///
 /// # Errors
 /// 400 when a parameter cannot be read.
-pub async fn stream(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<Response> {
+pub fn stream(bus: &EventBus, query: &Query) -> ApiResult<Response> {
     let time = |name: &str| -> ApiResult<Option<Timestamp>> {
         let parse = |text: &str| {
             Timestamp::parse_query(text).ok_or_else(|| ApiError::invalid(format!("invalid time {text:?} for {name}")))
@@ -140,13 +145,12 @@ pub async fn stream(State(engine): State<Arc<Engine>>, query: Query) -> ApiResul
     if since.zip(until).is_some_and(|(since, until)| since > until) {
         return Err(ApiError::invalid("`since` time cannot be after `until` time"));
     }
-    let listener = Listener { filters: query.filters()?, until, engine };
-    let lines = listener.lines(since);
+    let listener = Listener { filters: query.filters()?, until };
+    let lines = listener.lines(bus, since);
     Ok(([(header::CONTENT_TYPE, "application/json")], Body::from_stream(lines)).into_response())
 }
 
 struct Listener {
-    engine: Arc<Engine>,
     filters: Filters,
     until: Option<Timestamp>,
 }
@@ -154,11 +158,13 @@ struct Listener {
 type Line = Result<Bytes, std::convert::Infallible>;
 
 impl Listener {
-    fn lines(self, since: Option<Timestamp>) -> impl futures_util::Stream<Item = Line> {
-        let (past, live) = self.engine.events.subscribe();
+    fn lines(self, bus: &EventBus, since: Option<Timestamp>) -> impl futures_util::Stream<Item = Line> + use<> {
+        let (past, live) = bus.subscribe();
         // Without `since` and with an `until` in the past there is nothing; with `since` the past comes first.
-        let past: VecDeque<_> =
-            past.into_iter().filter(|event| since.is_some_and(|since| event.at >= since) && self.wants(event)).collect();
+        let past: VecDeque<_> = past
+            .into_iter()
+            .filter(|event| since.is_some_and(|since| event.at >= since) && self.wants(event))
+            .collect();
         futures_util::stream::unfold((self, past, live), |(listener, mut past, mut live)| async move {
             if let Some(event) = past.pop_front() {
                 return Some((Ok(event.to_line()), (listener, past, live)));
@@ -228,7 +234,10 @@ mod tests {
     fn a_line_has_old_and_new_keys() {
         let line: serde_json::Value = serde_json::from_slice(&event("die").to_line()).unwrap();
         assert_eq!((&line["status"], &line["Action"]), (&json!("die"), &json!("die")));
-        assert_eq!((&line["from"], &line["time"], &line["timeNano"]), (&json!("busybox:latest"), &json!(1), &json!(1_500_000_000)));
+        assert_eq!(
+            (&line["from"], &line["time"], &line["timeNano"]),
+            (&json!("busybox:latest"), &json!(1), &json!(1_500_000_000))
+        );
     }
 
     #[tokio::test]

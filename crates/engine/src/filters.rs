@@ -85,7 +85,11 @@ impl Filters {
     pub fn truth(&self, key: &str) -> ApiResult<Option<bool>> {
         let mut values = self.values(key);
         let (Some(value), None) = (values.next(), values.next()) else {
-            return if self.values(key).next().is_none() { Ok(None) } else { Err(invalid_value(key, "several values")) };
+            return if self.values(key).next().is_none() {
+                Ok(None)
+            } else {
+                Err(invalid_value(key, "several values"))
+            };
         };
         match value.to_ascii_lowercase().as_str() {
             "1" | "t" | "true" => Ok(Some(true)),

@@ -10,7 +10,11 @@ use proto::control::BackendChoice;
 
 /// The engine of Bulkhead, with dockerd's flags where it has them.
 #[derive(Debug, Parser)]
-#[command(name = "bulkheadd", version, about = "Serves the Docker Engine API; runs containers as processes or in utility VMs")]
+#[command(
+    name = "bulkheadd",
+    version,
+    about = "Serves the Docker Engine API; runs containers as processes or in utility VMs"
+)]
 pub struct Flags {
     /// Folder for everything that is kept: images, containers, templates
     #[arg(long, default_value = "/var/lib/bulkhead", value_name = "DIR")]
@@ -199,11 +203,9 @@ const SHIM_NAME: &str = "containerd-shim-bulkhead-v2";
 fn find_shim(exe_dir: &Path, search_path: Option<&std::ffi::OsStr>) -> anyhow::Result<PathBuf> {
     let beside = std::iter::once(exe_dir.to_path_buf());
     let in_path = search_path.map(|path| std::env::split_paths(path).collect::<Vec<_>>()).unwrap_or_default();
-    beside
-        .chain(in_path)
-        .map(|dir| dir.join(SHIM_NAME))
-        .find(|path| path.is_file())
-        .with_context(|| format!("cannot find {SHIM_NAME}, neither in {} nor in $PATH; name it with --shim", exe_dir.display()))
+    beside.chain(in_path).map(|dir| dir.join(SHIM_NAME)).find(|path| path.is_file()).with_context(|| {
+        format!("cannot find {SHIM_NAME}, neither in {} nor in $PATH; name it with --shim", exe_dir.display())
+    })
 }
 
 #[cfg(test)]
@@ -213,8 +215,22 @@ mod tests {
     #[test]
     fn flags_of_dockerd_are_taken() {
         let flags = Flags::parse_from([
-            "bulkheadd", "--data-root", "/d", "--exec-root=/e", "-H", "unix:///a.sock", "--host=fd://", "-D", "-p", "/p",
-            "--isolation", "HyperV", "--backend", "qemu-tcg", "--log-level", "warn",
+            "bulkheadd",
+            "--data-root",
+            "/d",
+            "--exec-root=/e",
+            "-H",
+            "unix:///a.sock",
+            "--host=fd://",
+            "-D",
+            "-p",
+            "/p",
+            "--isolation",
+            "HyperV",
+            "--backend",
+            "qemu-tcg",
+            "--log-level",
+            "warn",
         ]);
         assert_eq!(flags.hosts, ["unix:///a.sock", "fd://"]);
         assert_eq!(flags.isolation, Isolation::Hyperv);

@@ -107,7 +107,10 @@ fn resolve(store: &ImageStore, name: &str) -> ApiResult<Image> {
 fn not_resolved(error: &ResolveError) -> ApiError {
     let text = match error {
         ResolveError::NotFound { name } => {
-            format!("No such image: {}", name.parse::<Reference>().map_or_else(|_| name.clone(), |name| name.familiar()))
+            format!(
+                "No such image: {}",
+                name.parse::<Reference>().map_or_else(|_| name.clone(), |name| name.familiar())
+            )
         }
         ResolveError::Ambiguous { .. } => chain(error),
     };
@@ -117,9 +120,7 @@ fn not_resolved(error: &ResolveError) -> ApiError {
 /// The name made of the parameters `repo` and `tag`.
 fn reference(query: &Query) -> ApiResult<Option<Reference>> {
     let Some(repository) = query.get("repo") else { return Ok(None) };
-    let parse = |text: &str| {
-        text.parse::<Reference>().map_err(|error| ApiError::new(error.kind(), chain(&error)))
-    };
+    let parse = |text: &str| text.parse::<Reference>().map_err(|error| ApiError::new(error.kind(), chain(&error)));
     let reference = parse(repository)?;
     let tagged = match query.get("tag") {
         Some(tag) => reference.with_tag(tag).map_err(|error| ApiError::new(error.kind(), chain(&error)))?,

@@ -56,7 +56,9 @@ pub fn open_all(hosts: &[String], passed: Vec<OwnedFd>) -> anyhow::Result<Vec<So
 
 fn take_passed(passed: Vec<OwnedFd>, host: &str) -> anyhow::Result<Vec<Socket>> {
     if passed.is_empty() {
-        bail!("cannot serve {host}: no socket was passed (LISTEN_FDS); start through a socket unit, or use -H unix://PATH");
+        bail!(
+            "cannot serve {host}: no socket was passed (LISTEN_FDS); start through a socket unit, or use -H unix://PATH"
+        );
     }
     let take = |fd: OwnedFd| {
         let listener = UnixListener::from(fd);
@@ -72,7 +74,9 @@ fn bind(path: &Path, host: &str) -> anyhow::Result<Socket> {
         bail!("cannot serve {host}: the socket's path must be absolute");
     }
     if path.as_os_str().len() > MAX_SOCKET_PATH {
-        bail!("cannot serve {host}: a socket's path may have {MAX_SOCKET_PATH} characters at most; choose a shorter one");
+        bail!(
+            "cannot serve {host}: a socket's path may have {MAX_SOCKET_PATH} characters at most; choose a shorter one"
+        );
     }
     let listener = match bind_private(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -159,9 +163,13 @@ mod tests {
         std::fs::write(dir.path().join("f"), "").unwrap();
         let long = format!("unix:///{}", "x".repeat(110));
         let file = format!("unix://{}", dir.path().join("f").display());
-        for (host, text) in
-            [("tcp://0:1", "only unix://"), ("unix://x", "absolute"), (&long, "107"), (&file, "no socket"), ("fd://", "LISTEN_FDS")]
-        {
+        for (host, text) in [
+            ("tcp://0:1", "only unix://"),
+            ("unix://x", "absolute"),
+            (&long, "107"),
+            (&file, "no socket"),
+            ("fd://", "LISTEN_FDS"),
+        ] {
             let error = format!("{:#}", open_all(&[host.to_owned()], Vec::new()).unwrap_err());
             assert!(error.contains(text), "{host}: {error}");
         }

@@ -18,11 +18,17 @@ impl RootLock {
     /// # Errors
     /// One line that says what to do: the folder cannot be made or written, or another engine (its pid) has it.
     pub fn acquire(root: &Path, flag: &str) -> anyhow::Result<Self> {
-        let unwritable = || format!("cannot write to {} ({flag}); choose a folder that this user may write", root.display());
+        let unwritable =
+            || format!("cannot write to {} ({flag}); choose a folder that this user may write", root.display());
         std::fs::create_dir_all(root).with_context(unwritable)?;
         let path = root.join("lock");
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(unwritable)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(unwritable)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

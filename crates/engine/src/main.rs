@@ -2,7 +2,7 @@
 //! one shim per container, which it reaches by containerd's Task API. It links neither hypervisor nor container runtime.
 //!
 //! ```text
-//! docker/bulkhead CLI --HTTP--> server --> container::{create,start,attach,...} --Task API--> shim (one per container)
+//! docker/bulkhead CLI --HTTP--> server --> containers::{create,start,attach,...} --Task API--> shim (one per container)
 //!                                     \--> images, system                \--fifos--> streams --> log file, attached clients
 //! ```
 //!
@@ -13,6 +13,7 @@
 mod body;
 mod clock;
 mod container;
+mod containers;
 mod engine;
 mod error;
 mod events;
@@ -23,6 +24,7 @@ mod listen;
 mod lock;
 mod log;
 mod missing;
+mod output;
 mod query;
 mod recovery;
 mod server;

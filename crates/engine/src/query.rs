@@ -18,7 +18,9 @@ impl Query {
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let pairs = text.split('&').filter(|pair| !pair.is_empty());
-        Self(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect())
+        Self(
+            pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect(),
+        )
     }
 
     /// A parameter that is there and not empty.
@@ -35,7 +37,8 @@ impl Query {
     /// A truth value as dockerd reads it: absent, empty, `0`, `no`, `false` and `none` are false, everything else true.
     #[must_use]
     pub fn flag(&self, name: &str) -> bool {
-        self.get(name).is_some_and(|value| !matches!(value.trim().to_ascii_lowercase().as_str(), "0" | "no" | "false" | "none"))
+        self.get(name)
+            .is_some_and(|value| !matches!(value.trim().to_ascii_lowercase().as_str(), "0" | "no" | "false" | "none"))
     }
 
     /// As [`Query::flag`], with a value for an absent parameter.
@@ -50,7 +53,8 @@ impl Query {
     /// 400 when it is there and none.
     pub fn number<T: FromStr>(&self, name: &str) -> ApiResult<Option<T>> {
         let parse = |text: &str| {
-            text.parse().map_err(|_| ApiError::invalid(format!("invalid value {text:?} for parameter {name}: not a number")))
+            text.parse()
+                .map_err(|_| ApiError::invalid(format!("invalid value {text:?} for parameter {name}: not a number")))
         };
         self.get(name).map(parse).transpose()
     }

@@ -16,8 +16,9 @@ use containerd_shim_protos::types::task::Status as TaskStatus;
 use futures_util::future::join_all;
 
 use crate::clock::Timestamp;
+use crate::container::Container;
 use crate::container::record::{FILE_NAME, Phase, Record, RecordError};
-use crate::container::{self, Container, Run, supervise};
+use crate::containers::{self, Run, supervise};
 use crate::engine::Engine;
 use crate::error::{ApiResult, chain};
 use crate::log::LogWriter;
@@ -35,7 +36,7 @@ pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     join_all(known.iter().map(|container| take_up(engine, container))).await;
     clear_unknown_bundles(engine).await?;
     for container in &known {
-        container::apply_at_start(engine, container);
+        containers::apply_at_start(engine, container);
     }
     if !known.is_empty() {
         let running = known.iter().filter(|container| container.record().phase.is_running()).count();
@@ -78,9 +79,9 @@ fn read_one(engine: &Engine, dir: PathBuf) -> Result<Arc<Container>, RecordError
 async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
     let phase = container.record().phase.clone();
     let Phase::Running { started_at, .. } = phase else {
-        if container.bundle(engine).exists() {
+        if engine.bundle(&container.id).exists() {
             tracing::info!(id = %container.id, "clearing away a start that was not finished");
-            container::delete_leftovers(engine, &container.id).await;
+            containers::delete_leftovers(engine, &container.id).await;
         }
         remove_if_overdue(engine, container).await;
         return;
@@ -90,7 +91,7 @@ async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
         Err(error) => {
             tracing::warn!(id = %container.id, "its shim is gone: {error}");
             let _lifecycle = container.lifecycle.lock().await;
-            let report = container::bury(engine, &container.id, &container.bundle(engine)).await;
+            let report = containers::bury(engine, &container.id, &engine.bundle(&container.id)).await;
             supervise::finish(engine, container, None, started_at, report).await;
         }
     }
@@ -102,17 +103,17 @@ async fn remove_if_overdue(engine: &Arc<Engine>, container: &Arc<Container>) {
         let record = container.record();
         record.host_flag("AutoRemove") && matches!(record.phase, Phase::Exited(_))
     };
-    if overdue && let Err(error) = container::discard(engine, container).await {
+    if overdue && let Err(error) = containers::discard(engine, container).await {
         tracing::error!(id = %container.id, "cannot remove a container that has ended: {error}");
     }
 }
 
 async fn reconnect(engine: &Arc<Engine>, container: &Arc<Container>, started_at: Timestamp) -> ApiResult<()> {
-    let task = Task::connect(&container.socket(engine), container.id.as_str()).await?;
+    let task = Task::connect(&engine.socket(&container.id), container.id.as_str()).await?;
     let (shim_pid, _) = task.pids().await?;
     let state = task.state().await?;
     let fifos = FifoSet::for_container(container.record().config_flag("OpenStdin"), container.terminal);
-    let ends = fifo::open(&fifos.paths(&container.bundle(engine), ""))
+    let ends = fifo::open(&fifos.paths(&engine.bundle(&container.id), ""))
         .map_err(|error| crate::error::ApiError::caused("cannot open the container's fifos", &error))?;
     let log = container.log.clone().map(LogWriter::start).transpose();
     let log = log.map_err(|error| crate::error::ApiError::caused("cannot open the container's log", &error))?;
@@ -136,7 +137,7 @@ async fn clear_unknown_bundles(engine: &Arc<Engine>) -> anyhow::Result<()> {
             && engine.containers.find(&name).is_err()
         {
             tracing::info!(id = name, "clearing away a bundle that belongs to no container");
-            container::delete_leftovers(engine, &id).await;
+            containers::delete_leftovers(engine, &id).await;
         }
     }
     Ok(())

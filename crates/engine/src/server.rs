@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -23,12 +23,13 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::engine::Engine;
-use crate::error::ApiError;
+use crate::error::{ApiError, ApiResult};
 use crate::flags::{Flags, Settings};
 use crate::listen::{self, Socket};
 use crate::lock::RootLock;
+use crate::query::Query;
 use crate::version::{self, ApiVersion};
-use crate::{container, events, images, missing, recovery, sys, system};
+use crate::{containers, events, images, missing, recovery, sys, system};
 
 /// How long requests that are under way may take once the engine was told to stop.
 const GRACE: Duration = Duration::from_secs(2);
@@ -47,6 +48,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         RootLock::acquire(&settings.data_root, "--data-root")?,
         RootLock::acquire(&settings.exec_root, "--exec-root")?,
     );
+    raise_descriptor_limit();
     let sockets = listen::open_all(&flags.hosts, passed)?;
     let _pidfile = flags.pidfile.as_deref().map(Pidfile::write).transpose()?;
     let mut stop = Stop::listen()?;
@@ -71,6 +73,15 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         tracing::warn!("some container's log is not complete");
     }
     Ok(())
+}
+
+/// Every container takes some descriptors, every client takes one; the usual soft limit is soon too few.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 async fn open(settings: Settings) -> anyhow::Result<Arc<Engine>> {
@@ -100,13 +111,18 @@ impl Stop {
 fn router(engine: Arc<Engine>) -> Router {
     Router::new()
         .route("/_ping", get(ping))
-        .route("/events", get(events::stream))
-        .merge(container::router())
+        .route("/events", get(listen_to_events))
+        .merge(containers::router())
         .merge(images::router())
         .merge(system::router())
         .fallback(missing::answer)
         .method_not_allowed_fallback(missing::answer)
         .with_state(engine)
+}
+
+/// `GET /events`.
+async fn listen_to_events(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<Response> {
+    events::stream(&engine.events, &query)
 }
 
 /// `GET` and `HEAD /_ping`.
@@ -223,7 +239,9 @@ struct Pidfile<'a>(&'a Path);
 impl<'a> Pidfile<'a> {
     fn write(path: &'a Path) -> anyhow::Result<Self> {
         let recorded = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
-        if let Some(pid) = recorded.filter(|pid| *pid != std::process::id() && Path::new(&format!("/proc/{pid}")).exists()) {
+        if let Some(pid) =
+            recorded.filter(|pid| *pid != std::process::id() && Path::new(&format!("/proc/{pid}")).exists())
+        {
             anyhow::bail!("{} names the running process {pid}; stop it or choose another --pidfile", path.display());
         }
         std::fs::write(path, format!("{}\n", std::process::id()))

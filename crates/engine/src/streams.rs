@@ -17,49 +17,12 @@ mod pump;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::body::Bytes;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 
 pub use pump::{Outputs, pump};
 
-/// Where output came from. Its number is the one on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Source {
-    /// Standard output, or a terminal's output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
-
-/// Some output of a process, in order within its source.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chunk {
-    /// Where it came from.
-    pub source: Source,
-    /// 1 to [`pump::CHUNK_BYTES`] bytes.
-    pub bytes: Bytes,
-}
-
-/// Which output a client asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Wanted {
-    /// Standard output.
-    pub stdout: bool,
-    /// Standard error.
-    pub stderr: bool,
-}
-
-impl Wanted {
-    /// Whether it was asked for.
-    #[must_use]
-    pub fn has(self, source: Source) -> bool {
-        match source {
-            Source::Stdout => self.stdout,
-            Source::Stderr => self.stderr,
-        }
-    }
-}
+use crate::output::{Chunk, Wanted};
 
 /// How many chunks may wait for one client before it holds the process back: 1 MiB at most.
 const PENDING_CHUNKS: usize = 16;
@@ -184,6 +147,8 @@ const SLOW_CLIENT: Duration = Duration::from_millis(500);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::Source;
+    use axum::body::Bytes;
 
     fn chunk(source: Source, text: &'static str) -> Chunk {
         Chunk { source, bytes: Bytes::from_static(text.as_bytes()) }

@@ -33,6 +33,9 @@ pub fn router() -> Router<Arc<Engine>> {
 }
 
 /// `GET /bulkhead/probe`: looks at the host anew.
-async fn probe_again(State(engine): State<Arc<Engine>>, Extension(probe): Extension<Arc<Probe>>) -> ApiResult<Response> {
+async fn probe_again(
+    State(engine): State<Arc<Engine>>,
+    Extension(probe): Extension<Arc<Probe>>,
+) -> ApiResult<Response> {
     Ok(axum::Json(probe.run(&engine).await?).into_response())
 }

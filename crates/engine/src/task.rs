@@ -157,8 +157,13 @@ impl Task {
     /// # Errors
     /// The shim's.
     pub async fn resize(&self, exec: &str, width: u32, height: u32) -> TaskResult<()> {
-        let request =
-            wire::ResizePtyRequest { id: self.id.clone(), exec_id: exec.to_owned(), width, height, ..Default::default() };
+        let request = wire::ResizePtyRequest {
+            id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            width,
+            height,
+            ..Default::default()
+        };
         self.client.resize_pty(bound(QUICK), &request).await.map_err(|e| failed(&e))?;
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::OciSpecError;
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Root, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Root, Spec};
 use proto::ErrorKind;
 
 /// Everything of the container lies below it, in the guest's own tmpfs.
@@ -47,6 +47,15 @@ pub enum BundleError {
         /// Where the container wants it.
         destination: PathBuf,
     },
+    /// A setting of the network cannot be made.
+    #[error("cannot set {name}")]
+    Setting {
+        /// Its name, as `sysctl` has it.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The guest's memory file system took no file.
     #[error("cannot write {path}")]
     Write {
@@ -62,7 +71,9 @@ impl BundleError {
     /// What a caller can act on.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Malformed { .. } | Self::Spec(_) | Self::OutsideFiles { .. } => ErrorKind::InvalidArgument,
+            Self::Malformed { .. } | Self::Spec(_) | Self::OutsideFiles { .. } | Self::Setting { .. } => {
+                ErrorKind::InvalidArgument
+            }
             Self::HostMount { .. } => ErrorKind::NotImplemented,
             Self::Write { .. } => ErrorKind::Internal,
         }
@@ -134,11 +145,41 @@ fn adapt(spec: &mut Spec, rootfs: &Path) -> Result<(), BundleError> {
         linux.set_cgroups_path(Some(CGROUP.into()));
         linux.set_mount_label(None);
         // The guest's own network namespace has nobody else in it, and a second one would take time.
-        let kept = linux.namespaces().iter().flatten().filter(|namespace| namespace.typ() != LinuxNamespaceType::Network);
+        let kept =
+            linux.namespaces().iter().flatten().filter(|namespace| namespace.typ() != LinuxNamespaceType::Network);
         let kept = kept.cloned().collect();
         linux.set_namespaces(Some(kept));
+        take_network_settings(linux)?;
     }
     Ok(())
+}
+
+/// The settings of the container's network are the guest's, since they share it.
+fn take_network_settings(linux: &mut Linux) -> Result<(), BundleError> {
+    let Some(mut settings) = linux.sysctl().clone() else { return Ok(()) };
+    for (name, value) in settings.extract_if(|name, _| name.starts_with("net.")) {
+        let path = setting_path(&name);
+        fs::write(&path, value).map_err(|source| BundleError::Setting { name, source })?;
+    }
+    linux.set_sysctl(Some(settings));
+    Ok(())
+}
+
+/// A dot between parts is a folder; a slash in sysctl's names stands for a dot within one.
+fn setting_path(name: &str) -> PathBuf {
+    let path: String = name
+        .chars()
+        .map(|c| {
+            if c == '.' {
+                '/'
+            } else if c == '/' {
+                '.'
+            } else {
+                c
+            }
+        })
+        .collect();
+    Path::new("/proc/sys").join(path.replace("..", ""))
 }
 
 fn binds_host(mount: &Mount) -> bool {
@@ -196,8 +237,17 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_is_a_path_below_proc_sys() {
+        assert_eq!(setting_path("net.ipv4.ip_forward"), Path::new("/proc/sys/net/ipv4/ip_forward"));
+        assert_eq!(setting_path("net.ipv4.conf.eth0/1.mtu"), Path::new("/proc/sys/net/ipv4/conf/eth0.1/mtu"));
+        assert_eq!(setting_path("net.//.//.x"), Path::new("/proc/sys/net////x"));
+    }
+
+    #[test]
     fn files_are_written_below_their_folder_only() {
-        for path in ["/etc/passwd", "/run/bulkhead/files", "/run/bulkhead/files/../x", "hosts", "/run/bulkhead/filesx/y"] {
+        for path in
+            ["/etc/passwd", "/run/bulkhead/files", "/run/bulkhead/files/../x", "hosts", "/run/bulkhead/filesx/y"]
+        {
             assert!(below_files(path.to_owned()).is_err(), "{path}");
         }
         assert!(below_files("/run/bulkhead/files/hosts".to_owned()).is_ok());

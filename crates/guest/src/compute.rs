@@ -22,14 +22,8 @@ use crate::reaper::Reaper;
 use crate::substreams::StdioStreams;
 
 /// What must exist before the freeze point, so that no fork makes it.
-pub const FOLDERS: [&str; 6] = [
-    "/run/bulkhead/bundle",
-    "/run/bulkhead/files",
-    "/run/bulkhead/layers",
-    SCRATCH,
-    MERGED,
-    STATE,
-];
+pub const FOLDERS: [&str; 6] =
+    ["/run/bulkhead/bundle", "/run/bulkhead/files", "/run/bulkhead/layers", SCRATCH, MERGED, STATE];
 const STAGING: &str = "/run/bulkhead/layers";
 const SCRATCH: &str = "/run/bulkhead/scratch";
 const MERGED: &str = "/run/bulkhead/rootfs";
@@ -150,8 +144,7 @@ impl Compute {
         let (prepared, stdio) = Prepared::new(streams, size).map_err(ComputeError::Stdio)?;
         let (container, started) =
             Container::create(create_helper, Path::new(STATE), &request.id, &bundle::folder(), stdio)?;
-        let mut this =
-            Self { container, processes: HashMap::new(), exec_helper: Some(exec_helper), rootfs, scratch };
+        let mut this = Self { container, processes: HashMap::new(), exec_helper: Some(exec_helper), rootfs, scratch };
         this.attach(INIT_PROCESS, started, prepared, reaper)?;
         Ok(this)
     }
@@ -259,10 +252,7 @@ fn terminal_size(terminal: bool, width: u32, height: u32) -> Option<TerminalSize
     terminal.then(|| TerminalSize { width: clamp(width), height: clamp(height) })
 }
 
-fn mount_root(
-    request: &CreateContainerRequest,
-    slots: &mut Slots,
-) -> Result<(MountedRootfs, Scratch), ComputeError> {
+fn mount_root(request: &CreateContainerRequest, slots: &mut Slots) -> Result<(MountedRootfs, Scratch), ComputeError> {
     let scratch = Scratch::mount(&slots.device(request.scratch_slot, 0)?)?;
     // The request names the top layer first, the container crate wants the lowest first.
     let layers = request.layers.iter().rev().map(|layer| slots.device(layer.slot, layer.partition));

@@ -43,12 +43,33 @@ impl SilentPort {
     }
 }
 
+impl Port {
+    /// Watches the port anew.
+    ///
+    /// The kernel reports a hang-up while the host's side of the port is not connected, which it may not be for a moment
+    /// around a fork. tokio takes a hang-up for final and never clears it, so that from then on every wait for input would
+    /// end at once, and an idle guest would spin. Only a new registration forgets it.
+    fn watch_anew(&mut self) -> io::Result<()> {
+        self.0 = sys::watch(self.0.get_ref().try_clone()?)?;
+        Ok(())
+    }
+}
+
 impl AsyncRead for Port {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.0.poll_read_ready(context))?;
+            let hung_up = ready.ready().is_read_closed();
             if let Ok(result) = ready.try_io(|port| Ok(rustix::io::read(port.get_ref(), &mut *buffer)?)) {
                 return Poll::Ready(result);
+            }
+            // With the host gone for good the read above would have given end of file.
+            if hung_up {
+                drop(ready);
+                self.watch_anew()?;
+                // Whoever waits for the old registration, this task's writing side too, must ask the new one.
+                context.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
     }

@@ -269,6 +269,9 @@ impl Channel {
     }
 
     fn readable_bytes(&self) -> usize {
-        rustix::io::ioctl_fionread(self.0.get_ref()).ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default()
+        rustix::io::ioctl_fionread(self.0.get_ref())
+            .ok()
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .unwrap_or_default()
     }
 }

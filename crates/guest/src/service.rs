@@ -14,8 +14,8 @@ use proto::gcs::wire::{
 use proto::gcs::wire_ttrpc::{Guest, create_guest};
 use proto::{ErrorKind, ProcessDetails, Status};
 use tokio::sync::mpsc;
-use ttrpc::asynchronous::{Server, TtrpcContext};
 use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use crate::compute::{Compute, ComputeError};
 use crate::identity::{self, IdentityFiles};
@@ -160,9 +160,8 @@ impl GuestService {
         if !request.stdin {
             streams.stdin = None;
         }
-        let started = self.with_container(|compute| {
-            compute.exec(request, streams, &self.reaper).map_err(|error| failed(&error))
-        });
+        let started =
+            self.with_container(|compute| compute.exec(request, streams, &self.reaper).map_err(|error| failed(&error)));
         let life = Arc::clone(&self.life);
         tokio::spawn(async move {
             // After the answer, which the host waits for.

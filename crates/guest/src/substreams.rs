@@ -63,7 +63,11 @@ impl Substreams {
         let mut waiting = self.lock();
         let mut take =
             |kind| waiting.streams.remove(&StreamHeader { kind, process }).map(FuturesAsyncReadCompatExt::compat);
-        StdioStreams { stdin: take(StreamKind::Stdin), stdout: take(StreamKind::Stdout), stderr: take(StreamKind::Stderr) }
+        StdioStreams {
+            stdin: take(StreamKind::Stdin),
+            stdout: take(StreamKind::Stdout),
+            stderr: take(StreamKind::Stderr),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {

@@ -18,7 +18,11 @@ struct RandPoolInfo {
     buf: [u8; ENTROPY_BYTES_MAX],
 }
 
-nix::ioctl_write_ptr_bad!(rnd_add_entropy, nix::request_code_write!(b'R', 0x03, size_of::<[libc::c_int; 2]>()), RandPoolInfo);
+nix::ioctl_write_ptr_bad!(
+    rnd_add_entropy,
+    nix::request_code_write!(b'R', 0x03, size_of::<[libc::c_int; 2]>()),
+    RandPoolInfo
+);
 nix::ioctl_none!(rnd_reseed_crng, b'R', 0x07);
 nix::ioctl_none!(blk_reread_partitions, 0x12, 95);
 nix::ioctl_none!(blk_flush_buffers, 0x12, 97);

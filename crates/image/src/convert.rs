@@ -54,6 +54,7 @@ impl LayerError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Entry { fault: EntryFault::LayerTooLarge, .. } => ErrorKind::ResourceExhausted,
             Self::Tar(_) | Self::Entry { .. } => ErrorKind::InvalidArgument,
             Self::Refused(StreamRefusal::Unsupported { .. }) => ErrorKind::NotImplemented,
             Self::Refused(_) | Self::TooManyEntries { .. } | Self::TooLarge | Self::Write(_) => {
@@ -167,10 +168,7 @@ impl Conversion {
             }
             Place::Root => Err(refuse(EntryFault::NotARoot)),
             Place::Whiteout { .. } | Place::Opaque { .. } if !whiteout_file => Err(refuse(EntryFault::Whiteout)),
-            Place::Whiteout { folder, name } => {
-                self.tree.hide(folder, name);
-                Ok(())
-            }
+            Place::Whiteout { folder, name } => self.tree.hide(folder, name).map_err(refuse),
             Place::Opaque { folder } => {
                 self.tree.hide_all(folder);
                 Ok(())
@@ -180,13 +178,11 @@ impl Conversion {
             }
             Place::Name { folder, name } if entry.kind == EntryKind::HardLink => {
                 let leaf = self.tree.find_leaf(&entry.link).map_err(refuse)?;
-                self.tree.put_link(folder, name, leaf);
-                Ok(())
+                self.tree.put_link(folder, name, leaf).map_err(refuse)
             }
             Place::Name { folder, name } => {
                 let leaf = self.write_leaf(entry, &facts, content, refuse)?;
-                self.tree.put_leaf(folder, name, leaf);
-                Ok(())
+                self.tree.put_leaf(folder, name, leaf).map_err(refuse)
             }
         }
     }

@@ -100,13 +100,17 @@ impl Scratch {
         }
         let size_bytes = size_bytes.next_multiple_of(GRANULE);
         let blank = blank_cache.join(format!("blank-v{FORMAT_VERSION}-{size_bytes}.ext4"));
+        // One of another length was cut off by a full disk or a crash, and is made anew.
+        let usable = |file: &File| file.metadata().is_ok_and(|facts| facts.len() == size_bytes);
         let source = match File::open(&blank) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(file) if usable(&file) => file,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::new("open", &blank)(error).into());
+            }
+            Ok(_) | Err(_) => {
                 format_blank(blank_cache, &blank, size_bytes)?;
                 File::open(&blank).map_err(FileError::new("open", &blank))?
             }
-            Err(error) => return Err(FileError::new("open", &blank)(error).into()),
         };
         let target = create_new(disk)?;
         copy_sparse(&source, &target).map_err(|error| {
@@ -235,7 +239,11 @@ mod tests {
             assert_eq!(facts.len(), 20 << 30);
             assert!(facts.blocks() * 512 < 1 << 20, "{} KiB on disk", facts.blocks() / 2);
         }
-        assert_eq!(fs::read_dir(&cache).unwrap().count(), 1, "only the blank disk stays");
+        let blank = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+        assert_eq!(blank.len(), 1, "only the blank disk stays");
+        File::options().write(true).open(&blank[0]).unwrap().set_len(4096).unwrap();
+        Scratch::prepare(&cache, &folder.path().join("third"), 20 << 30).unwrap();
+        assert_eq!(blank[0].metadata().unwrap().len(), 20 << 30, "a blank disk that was cut off is made anew");
         let listing = Command::new("debugfs").args(["-R", "ls -p /"]).arg(&second).output().unwrap();
         let listing = String::from_utf8(listing.stdout).unwrap();
         assert!(listing.contains("/upper/") && listing.contains("/work/"), "{listing}");

@@ -85,7 +85,7 @@ fn block(path: &[u8], kind: u8, link: &[u8], content: &[u8], mode: u32, uid: &[u
 
 /// A tar stream of these entries.
 pub fn tar_of(entries: &[RawEntry<'_>]) -> Vec<u8> {
-    let mut bytes: Vec<u8> = entries.iter().flat_map(RawEntry::bytes).collect();
+    let mut bytes = entries.iter().map(RawEntry::bytes).collect::<Vec<_>>().concat();
     bytes.extend([0; 1024]);
     bytes
 }

@@ -12,13 +12,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::erofs::{FileType, Xattrs};
-use crate::limits::{MAX_DEPTH, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_SYMLINKS};
+use crate::limits::{MAX_DEPTH, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_SYMLINKS, MAX_TREE_BYTES};
 use crate::timestamp::Timestamp;
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 /// Bookkeeping of a union file system that nobody uses any more; old images still hold it.
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
+/// Memory for a name beside its bytes: its place in a folder, and what the allocator adds.
+const NAME_OVERHEAD: usize = 64;
 /// The root folder.
 pub(crate) const ROOT: usize = 0;
 
@@ -58,6 +60,9 @@ pub enum EntryFault {
     /// A device number out of range, or 0:0, which is overlayfs' own sign for a whiteout.
     #[error("the device number is out of range or that of a whiteout")]
     Device,
+    /// The names so far take more than [`MAX_TREE_BYTES`].
+    #[error("the names, links and attributes of the layer take more than {MAX_TREE_BYTES} bytes of memory")]
+    LayerTooLarge,
     /// Too many, too long, or malformed extended attributes.
     #[error("the extended attributes are over the limits")]
     Xattrs,
@@ -137,11 +142,21 @@ pub(crate) struct Tree {
     pub leaves: Vec<Leaf>,
     /// When the entry at hand was modified: folders that it implies get that, as no clock may play a part.
     at_hand: Timestamp,
+    /// Memory taken, about; what is replaced still counts.
+    used_bytes: usize,
+    /// How much may be taken.
+    budget_bytes: usize,
 }
 
 impl Tree {
     pub fn new() -> Self {
-        Self { folders: vec![Folder::default()], leaves: Vec::new(), at_hand: Timestamp::default() }
+        Self {
+            folders: vec![Folder::default()],
+            leaves: Vec::new(),
+            at_hand: Timestamp::default(),
+            used_bytes: 0,
+            budget_bytes: MAX_TREE_BYTES,
+        }
     }
 
     /// Says when the next entry was modified.
@@ -194,18 +209,22 @@ impl Tree {
     }
 
     /// Gives a name to a new leaf.
-    pub fn put_leaf(&mut self, folder: usize, name: Box<[u8]>, leaf: Leaf) {
+    pub fn put_leaf(&mut self, folder: usize, name: Box<[u8]>, leaf: Leaf) -> Result<(), EntryFault> {
+        self.charge(size_of::<Leaf>() + leaf.target.as_ref().map_or(0, |target| target.len()))?;
         self.leaves.push(leaf);
-        self.put_link(folder, name, self.leaves.len() - 1);
+        self.put_link(folder, name, self.leaves.len() - 1)
     }
 
     /// Gives a further name to a leaf.
-    pub fn put_link(&mut self, folder: usize, name: Box<[u8]>, leaf: usize) {
+    pub fn put_link(&mut self, folder: usize, name: Box<[u8]>, leaf: usize) -> Result<(), EntryFault> {
+        self.charge(NAME_OVERHEAD + name.len())?;
         self.folders[folder].children.insert(name, Child::Leaf(leaf));
+        Ok(())
     }
 
     /// Makes a folder, or changes what one says of itself.
     pub fn put_folder(&mut self, folder: usize, name: Box<[u8]>, facts: FolderFacts) -> Result<(), EntryFault> {
+        self.charge(facts.xattrs.encoded_len())?;
         let index = match self.folders[folder].children.get(&name) {
             Some(Child::Folder(index)) => *index,
             Some(Child::Leaf(_)) | None => self.make_folder(folder, name)?,
@@ -220,8 +239,10 @@ impl Tree {
     }
 
     /// Hides a name of lower layers.
-    pub fn hide(&mut self, folder: usize, name: Box<[u8]>) {
+    pub fn hide(&mut self, folder: usize, name: Box<[u8]>) -> Result<(), EntryFault> {
+        self.charge(NAME_OVERHEAD + name.len())?;
         self.folders[folder].whiteouts.insert(name);
+        Ok(())
     }
 
     /// Hides everything of lower layers.
@@ -283,11 +304,17 @@ impl Tree {
         if name.starts_with(WHITEOUT_PREFIX) {
             return Err(EntryFault::Whiteout);
         }
+        self.charge(size_of::<Folder>() + NAME_OVERHEAD + name.len())?;
         let index = self.folders.len();
         let facts = FolderFacts { modified: self.at_hand, ..FolderFacts::default() };
         self.folders.push(Folder { parent, depth, facts, ..Folder::default() });
         self.folders[parent].children.insert(name, Child::Folder(index));
         Ok(index)
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), EntryFault> {
+        self.used_bytes += bytes;
+        if self.used_bytes > self.budget_bytes { Err(EntryFault::LayerTooLarge) } else { Ok(()) }
     }
 }
 

@@ -84,6 +84,11 @@ pub struct UtilityVmRequest {
     pub personalize_timeout_ms: u64,
 }
 
+impl UtilityVmRequest {
+    /// Memory of a utility VM of the nominal size, in bytes; larger sizes double it.
+    pub const NOMINAL_MEMORY_BYTES: u64 = 1 << 30;
+}
+
 /// Which hypervisor backend to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -70,6 +70,7 @@ impl Child {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::zombie_processes, reason = "the Child of this module is what waits")]
     use super::*;
 
     async fn outcome(script: &str) -> u32 {

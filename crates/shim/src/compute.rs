@@ -1,10 +1,15 @@
 //! The seam between the Task service and what runs a container.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
+use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::cgroups::metrics::Metrics;
 use oci_spec::runtime::LinuxResources;
-use proto::{ProcessDetails, Status};
+use proto::control::ContainerBundle;
+use proto::{ContainerId, ProcessDetails, Status};
 
+use crate::bundle::Bundle;
 use crate::state::Exit;
 use crate::stdio::StdioPaths;
 
@@ -15,13 +20,13 @@ use crate::stdio::StdioPaths;
 #[async_trait]
 pub trait ComputeSystem: Send + Sync {
     /// The container's first process.
-    fn init(&self) -> std::sync::Arc<dyn Process>;
+    fn init(&self) -> Arc<dyn Process>;
 
     /// Starts the first process. When: once, after creation.
     async fn start(&self) -> Result<(), Status>;
 
     /// Starts one more process. When: while the first one runs. `NotFound` and `PermissionDenied` mean the command.
-    async fn exec(&self, exec: ExecRequest) -> Result<std::sync::Arc<dyn Process>, Status>;
+    async fn exec(&self, exec: ExecRequest) -> Result<Arc<dyn Process>, Status>;
 
     /// Signals every process. When: before `delete`.
     async fn signal_all(&self, signal: i32) -> Result<(), Status>;
@@ -43,7 +48,16 @@ pub trait ComputeSystem: Send + Sync {
 
     /// Kills what is left and gives everything back. When: after the first process's end, or before its start. May be
     /// repeated after a failure.
-    async fn delete(&self) -> Result<(), Status>;
+    async fn delete(&self, changes: Changes) -> Result<(), Status>;
+}
+
+/// What becomes of a container's changes to its file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changes {
+    /// They are complete and in order on the disk when [`ComputeSystem::delete`] answers.
+    Kept,
+    /// Nobody will read them, so nothing is waited for.
+    Discarded,
 }
 
 /// One process in a container.
@@ -67,6 +81,22 @@ pub trait Process: Send + Sync {
 
     /// Waits until all its output has reached the caller's fifos. When: after `exited`.
     async fn output_complete(&self);
+}
+
+/// What a new container is made from.
+pub struct CreateInput {
+    /// Its identifier.
+    pub id: ContainerId,
+    /// Its bundle.
+    pub bundle: Bundle,
+    /// What our engine says about it; `None` for a foreign containerd's.
+    pub container: Option<ContainerBundle>,
+    /// Its streams.
+    pub stdio: StdioPaths,
+    /// What a foreign containerd's snapshotter wants mounted as its root.
+    pub rootfs: Vec<Mount>,
+    /// A process to create it with.
+    pub helper: Option<container::Helper>,
 }
 
 /// A further process of a container.

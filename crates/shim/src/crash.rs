@@ -123,7 +123,9 @@ fn remove_socket(bundle: &Bundle) -> anyhow::Result<()> {
     let Ok(address) = fs::read_to_string(bundle.path().join(Bundle::ADDRESS)) else { return Ok(()) };
     let Some(path) = address.strip_prefix("unix://") else { return Ok(()) };
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| format!("cannot remove {path}")),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {path}"))
+        }
         _ => Ok(()),
     }
 }

@@ -9,8 +9,8 @@ use containerd_shim_protos::events::task as message;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::EventsClient;
-use protobuf::well_known_types::any::Any;
 use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 use tokio::sync::{mpsc, oneshot};
 use ttrpc::asynchronous::Client;
 

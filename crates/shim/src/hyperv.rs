@@ -18,8 +18,7 @@ use proto::{ErrorKind, ProcessDetails, Status};
 use uvm::{ExitReason, GuestConnection, GuestError, StartRequest, UtilityVm, VmExit};
 
 use crate::bundle::Bundle;
-use crate::compute::{ComputeSystem, ExecRequest, Process, console_size};
-use crate::shim::CreateInput;
+use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, console_size};
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, StdioPaths, Streams};
 use crate::{clock, metrics, spec};
@@ -66,9 +65,8 @@ impl Worker {
 }
 
 async fn remove_cgroup(path: String) -> Result<(), Status> {
-    let removed = tokio::task::spawn_blocking(move || {
-        container::remove_cgroup(path.as_ref()).map_err(|error| status!(error))
-    });
+    let removed =
+        tokio::task::spawn_blocking(move || container::remove_cgroup(path.as_ref()).map_err(|error| status!(error)));
     removed.await.unwrap_or_else(|error| Err(Status::new(ErrorKind::Internal, error.to_string())))
 }
 
@@ -170,8 +168,8 @@ async fn create_container(
     let (width, height) = plan.spec.process().as_ref().map_or((0, 0), console_size);
     let mut request = wire::CreateContainerRequest::new();
     request.id = id.to_owned();
-    request.spec = serde_json::to_vec(&plan.spec)
-        .map_err(|error| Status::from_error(ErrorKind::InvalidArgument, &error))?;
+    request.spec =
+        serde_json::to_vec(&plan.spec).map_err(|error| Status::from_error(ErrorKind::InvalidArgument, &error))?;
     request.layers = worker.vm.layer_devices();
     request.scratch_slot = worker.vm.scratch_slot();
     request.terminal = stdio.terminal;
@@ -291,8 +289,8 @@ impl ComputeSystem for HypervSystem {
         self.guest.update(&request).await.map(drop).map_err(|error| error.to_status())
     }
 
-    async fn delete(&self) -> Result<(), Status> {
-        if !self.worker.destroyed.load(Ordering::SeqCst) {
+    async fn delete(&self, changes: Changes) -> Result<(), Status> {
+        if changes == Changes::Kept && !self.worker.destroyed.load(Ordering::SeqCst) {
             // Without it the scratch disk is only as good as its journal; a guest that is gone cannot answer.
             match tokio::time::timeout(SHUTDOWN_PATIENCE, self.guest.shutdown(&wire::Empty::new())).await {
                 Ok(Ok(_)) => {}

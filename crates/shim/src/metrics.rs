@@ -2,10 +2,10 @@
 //!
 //! Source: containerd/cgroups cgroup1/stats/metrics.proto.
 
+use container::{MemoryStats, Stats};
 use containerd_shim_protos::cgroups::metrics::{
     BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, MemoryEntry, MemoryOomControl, MemoryStat, Metrics, PidsStat, Throttle,
 };
-use container::Stats;
 use proto::gcs::wire::StatsResponse;
 
 /// Version 1 says "no limit" by the largest number of whole pages.
@@ -14,63 +14,67 @@ const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
 /// The form for a container on this host.
 #[must_use]
 pub fn of_host(stats: &Stats) -> Metrics {
-    let detail = |name: &str| stats.memory.details.get(name).copied().unwrap_or(0);
-    let mut metrics = Metrics::default();
-    metrics.cpu = Some(cpu(stats.cpu.total_ns, stats.cpu.user_ns, stats.cpu.kernel_ns)).into();
-    if let Some(cpu) = metrics.cpu.as_mut() {
-        if let Some(usage) = cpu.usage.as_mut() {
-            usage.per_cpu.clone_from(&stats.cpu.per_cpu_ns);
-        }
-        let mut throttling = Throttle::new();
-        throttling.periods = stats.cpu.periods;
-        throttling.throttled_periods = stats.cpu.throttled_periods;
-        throttling.throttled_time = stats.cpu.throttled_ns;
-        cpu.throttling = Some(throttling).into();
+    let mut processor = cpu(stats.cpu.total_ns, stats.cpu.user_ns, stats.cpu.kernel_ns);
+    if let Some(usage) = processor.usage.as_mut() {
+        usage.per_cpu.clone_from(&stats.cpu.per_cpu_ns);
     }
-    let limit = stats.memory.limit_bytes;
-    let mut memory = memory(stats.memory.usage_bytes, stats.memory.peak_bytes, limit, stats.memory.inactive_file_bytes);
-    if let Some(usage) = memory.usage.as_mut() {
-        usage.failcnt = stats.memory.limit_hits;
-    }
-    memory.cache = stats.memory.cache_bytes;
-    memory.total_cache = stats.memory.cache_bytes;
-    memory.rss = stats.memory.anonymous_bytes;
-    memory.total_rss = stats.memory.anonymous_bytes;
-    memory.pg_fault = detail("pgfault");
-    memory.pg_maj_fault = detail("pgmajfault");
-    let mut swap = MemoryEntry::new();
-    swap.usage = stats.memory.swap_bytes;
-    memory.swap = Some(swap).into();
-    metrics.memory = Some(memory).into();
+    let mut throttling = Throttle::new();
+    throttling.periods = stats.cpu.periods;
+    throttling.throttled_periods = stats.cpu.throttled_periods;
+    throttling.throttled_time = stats.cpu.throttled_ns;
+    processor.throttling = Some(throttling).into();
     let mut oom = MemoryOomControl::new();
     oom.oom_kill = stats.memory.oom_kills;
-    metrics.memory_oom_control = Some(oom).into();
-    metrics.pids = Some(pids(stats.pids.current, stats.pids.limit)).into();
     let mut block = BlkIOStat::new();
     for device in &stats.block {
         let at = (device.major, device.minor);
         block.io_service_bytes_recursive.extend(entries(at, device.read_bytes, device.write_bytes));
         block.io_serviced_recursive.extend(entries(at, device.reads, device.writes));
     }
-    metrics.blkio = Some(block).into();
-    metrics
+    Metrics {
+        cpu: Some(processor).into(),
+        memory: Some(memory_of_host(&stats.memory)).into(),
+        memory_oom_control: Some(oom).into(),
+        pids: Some(pids(stats.pids.current, stats.pids.limit)).into(),
+        blkio: Some(block).into(),
+        ..Metrics::default()
+    }
+}
+
+fn memory_of_host(stats: &MemoryStats) -> MemoryStat {
+    let detail = |name: &str| stats.details.get(name).copied().unwrap_or(0);
+    let mut memory = memory(stats.usage_bytes, stats.peak_bytes, stats.limit_bytes, stats.inactive_file_bytes);
+    if let Some(usage) = memory.usage.as_mut() {
+        usage.failcnt = stats.limit_hits;
+    }
+    memory.cache = stats.cache_bytes;
+    memory.total_cache = stats.cache_bytes;
+    memory.rss = stats.anonymous_bytes;
+    memory.total_rss = stats.anonymous_bytes;
+    memory.pg_fault = detail("pgfault");
+    memory.pg_maj_fault = detail("pgmajfault");
+    let mut swap = MemoryEntry::new();
+    swap.usage = stats.swap_bytes;
+    memory.swap = Some(swap).into();
+    memory
 }
 
 /// The form for a container in a utility VM: what the guest's kernel counts. Shape: a limit of 0 is none.
 #[must_use]
 pub fn of_guest(stats: &StatsResponse) -> Metrics {
     let limit = |limit: u64| Some(limit).filter(|&limit| limit != 0);
-    let mut metrics = Metrics::default();
-    metrics.cpu = Some(cpu(stats.cpu_ns, stats.cpu_user_ns, stats.cpu_kernel_ns)).into();
     let memory_limit = limit(stats.memory_limit_bytes);
     let inactive = stats.memory_inactive_file_bytes;
-    metrics.memory = Some(memory(stats.memory_bytes, stats.memory_peak_bytes, memory_limit, inactive)).into();
-    metrics.pids = Some(pids(stats.pids, limit(stats.pids_limit))).into();
     let mut block = BlkIOStat::new();
     // The guest's disks have no numbers that would mean something here.
     block.io_service_bytes_recursive = entries((0, 0), stats.block_read_bytes, stats.block_write_bytes).into();
-    metrics.blkio = Some(block).into();
-    metrics
+    Metrics {
+        cpu: Some(cpu(stats.cpu_ns, stats.cpu_user_ns, stats.cpu_kernel_ns)).into(),
+        memory: Some(memory(stats.memory_bytes, stats.memory_peak_bytes, memory_limit, inactive)).into(),
+        pids: Some(pids(stats.pids, limit(stats.pids_limit))).into(),
+        blkio: Some(block).into(),
+        ..Metrics::default()
+    }
 }
 
 fn cpu(total: u64, user: u64, kernel: u64) -> CPUStat {

@@ -13,13 +13,11 @@ use proto::{ErrorKind, ProcessDetails, Status};
 
 use crate::bundle::{Bundle, BundleError};
 use crate::child::Child;
-use crate::compute::{ComputeSystem, ExecRequest, Process, console_size};
+use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, console_size};
 use crate::metrics;
 use crate::rootfs::Rootfs;
-use crate::shim::CreateInput;
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, Streams};
-use crate::task::ended_unseen;
 use crate::terminal::Terminal;
 use crate::{clock, spec};
 
@@ -201,13 +199,18 @@ impl ComputeSystem for ProcessSystem {
         self.with(move |container| container.update(&resources).map_err(|error| status!(error))).await
     }
 
-    async fn delete(&self) -> Result<(), Status> {
-        force_delete(Arc::clone(&self.container), self.state.clone()).await?;
+    async fn delete(&self, _: Changes) -> Result<(), Status> {
+        let deleted = force_delete(Arc::clone(&self.container), self.state.clone());
         let rootfs = self.rootfs.lock().unwrap_or_else(|e| e.into_inner()).take();
-        match rootfs {
-            Some(rootfs) => blocking(move || rootfs.unmount().map_err(|error| status!(error))).await,
-            None => Ok(()),
-        }
+        let unmounted = async {
+            match rootfs {
+                Some(rootfs) => blocking(move || rootfs.unmount().map_err(|error| status!(error))).await,
+                None => Ok(()),
+            }
+        };
+        // Both wait for the kernel most of the time. The container's processes have mounts of their own.
+        let (deleted, unmounted) = tokio::join!(deleted, unmounted);
+        deleted.and(unmounted)
     }
 }
 
@@ -254,7 +257,9 @@ impl LocalProcess {
                 };
                 (Some(terminal), fifos.copy(ends)?)
             }
-            (Streaming::Terminal(_), None) => return Err(std::io::Error::other("the process came without its terminal")),
+            (Streaming::Terminal(_), None) => {
+                return Err(std::io::Error::other("the process came without its terminal"));
+            }
         };
         Ok(Self { child, terminal, streams, container })
     }
@@ -285,7 +290,8 @@ impl Process for LocalProcess {
 
     async fn resize(&self, width: u32, height: u32) -> Result<(), Status> {
         let terminal = self.terminal.as_ref();
-        let terminal = terminal.ok_or_else(|| Status::new(ErrorKind::FailedPrecondition, "the process has no terminal"))?;
+        let terminal =
+            terminal.ok_or_else(|| Status::new(ErrorKind::FailedPrecondition, "the process has no terminal"))?;
         terminal.resize(width, height).map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidInput => {
                 Status::new(ErrorKind::InvalidArgument, format!("{width}x{height} is no terminal size"))
@@ -304,7 +310,7 @@ impl Process for LocalProcess {
                 let at_ns = clock::now_ns();
                 Exit { code, at_ns, oom_killed: self.oom_killed().await, error: None }
             }
-            Err(error) => ended_unseen(format!("cannot wait for the process: {error}")),
+            Err(error) => Exit::unseen(format!("cannot wait for the process: {error}")),
         }
     }
 

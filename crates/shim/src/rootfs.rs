@@ -9,8 +9,8 @@ use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use containerd_shim_protos::api::Mount;
 use container::rootfs::{LayerSource, MountedRootfs, RootfsError, Upper};
+use containerd_shim_protos::api::Mount;
 use proto::ErrorKind;
 use proto::control::LayerFile;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount};
@@ -157,13 +157,8 @@ struct Options {
 }
 
 fn parse(options: &[String]) -> Options {
-    let mut parsed = Options {
-        flags: MountFlags::empty(),
-        bind: false,
-        recursive: false,
-        propagation: None,
-        data: String::new(),
-    };
+    let mut parsed =
+        Options { flags: MountFlags::empty(), bind: false, recursive: false, propagation: None, data: String::new() };
     for option in options {
         let flag = match option.as_str() {
             "ro" => MountFlags::RDONLY,

@@ -37,7 +37,7 @@ const THREAD_STACK: usize = 256 * 1024;
 /// The socket, the bundle or the mount namespace cannot be had.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let listener = sys::inherited_listener(LISTENER_FD).context("no listening socket as descriptor 3")?;
-    sys::close_on_exec_from(4).context("cannot close inherited descriptors")?;
+    sys::close_from(4).context("cannot close inherited descriptors")?;
     let folder = match &flags.bundle {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().context("no working directory")?,

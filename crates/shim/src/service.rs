@@ -18,12 +18,12 @@ use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 
+use crate::clock;
 use crate::compute::ExecRequest;
 use crate::events;
 use crate::shim::Shim;
 use crate::stdio::StdioPaths;
 use crate::task::{Task, TaskError};
-use crate::clock;
 
 const METRICS_TYPE_URL: &str = "io.containerd.cgroups.v1.Metrics";
 
@@ -36,7 +36,9 @@ pub struct TaskService {
 #[must_use]
 pub fn services(shim: &Arc<Shim>) -> HashMap<String, Service> {
     let create = || create_task(Arc::new(TaskService { shim: Arc::clone(shim) }));
-    let v2 = create().into_iter().map(|(name, service)| (name.replace("containerd.task.v3.", "containerd.task.v2."), service));
+    let v2 = create()
+        .into_iter()
+        .map(|(name, service)| (name.replace("containerd.task.v3.", "containerd.task.v2."), service));
     create().into_iter().chain(v2).collect()
 }
 
@@ -125,7 +127,11 @@ impl TaskApi for TaskService {
         answer(state.await)
     }
 
-    async fn create(&self, _: &TtrpcContext, request: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: api::CreateTaskRequest,
+    ) -> ttrpc::Result<api::CreateTaskResponse> {
         let shim = Arc::clone(&self.shim);
         to_the_end(async move {
             let pid = shim.create(request).await?;

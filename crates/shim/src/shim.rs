@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::Bundle;
-use crate::compute::ComputeSystem;
+use crate::compute::{Changes, ComputeSystem, CreateInput};
 use crate::events::{Event, Publisher};
 use crate::hyperv::HypervSystem;
 use crate::process::ProcessSystem;
@@ -36,22 +36,6 @@ enum Slot {
     /// Held for the time of a Create, so that a second one is refused at once.
     Reserved,
     Full(Arc<Task>),
-}
-
-/// What a new container is made from.
-pub struct CreateInput {
-    /// Its identifier.
-    pub id: ContainerId,
-    /// Its bundle.
-    pub bundle: Bundle,
-    /// What our engine says about it; `None` for a foreign containerd's.
-    pub container: Option<ContainerBundle>,
-    /// Its streams.
-    pub stdio: StdioPaths,
-    /// What a foreign containerd's snapshotter wants mounted as its root.
-    pub rootfs: Vec<containerd_shim_protos::api::Mount>,
-    /// A process to create it with.
-    pub helper: Option<container::Helper>,
 }
 
 impl Shim {
@@ -133,7 +117,8 @@ impl Shim {
             return Err(Status::new(ErrorKind::NotImplemented, "checkpoints are not supported"));
         }
         let of_bundle = |error: crate::bundle::BundleError| Status::from_error(error.kind(), &error);
-        let bundle = if request.bundle.is_empty() { self.bundle.clone() } else { Bundle::at(request.bundle.clone().into()) };
+        let bundle =
+            if request.bundle.is_empty() { self.bundle.clone() } else { Bundle::at(request.bundle.clone().into()) };
         bundle.forget_exit_report().map_err(of_bundle)?;
         let stdio = StdioPaths {
             stdin: request.stdin.clone(),
@@ -169,12 +154,15 @@ impl Shim {
     /// # Errors
     /// What [`Task::delete`] says; then the task stays.
     pub async fn delete(&self, id: &str) -> Result<(u32, Exit), Status> {
-        let deleted = self.task(id).await?.delete().await?;
+        let deleted = self.task(id).await?.delete(Changes::Kept).await?;
         *self.task.lock().await = Slot::Empty;
         Ok(deleted)
     }
 
-    /// Ends the shim when it has no task; with `now` in any case, killing what runs.
+    /// Ends the shim when it has no task.
+    ///
+    /// With `now` in any case: what runs is killed, and the container is deleted without a thought for its changes. For a
+    /// container that is removed when it ends that is the quick way: it needs no Delete before.
     pub async fn shut_down(&self, now: bool) {
         let task = match &*self.task.lock().await {
             Slot::Full(task) if now => Some(Arc::clone(task)),
@@ -182,10 +170,10 @@ impl Shim {
             Slot::Full(_) | Slot::Reserved => return,
         };
         if let Some(task) = task {
-            // It may have ended already.
-            let _ = task.kill("", libc::SIGKILL, true).await;
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(2), task.wait("")).await;
-            if let Err(error) = task.delete().await {
+            if task.kill("", libc::SIGKILL, false).await.is_ok() {
+                let _ = tokio::time::timeout(std::time::Duration::from_secs(2), task.wait("")).await;
+            }
+            if let Err(error) = task.delete(Changes::Discarded).await {
                 tracing::error!(%error, "the container is left behind");
             }
         }

@@ -27,7 +27,11 @@ const SOCKETS: &str = "/run/bulkhead/s";
 pub fn run(flags: &Flags) -> anyhow::Result<String> {
     let id = flags.id.as_deref().context("start needs -id")?;
     let folder = std::env::current_dir().context("no working directory")?;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(SOCKETS).with_context(|| format!("cannot make {SOCKETS}"))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(SOCKETS)
+        .with_context(|| format!("cannot make {SOCKETS}"))?;
     let socket = Path::new(SOCKETS).join(unique_name());
     let listener = UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     let address = format!("unix://{}", socket.display());

@@ -16,6 +16,8 @@
 
 use proto::ErrorKind;
 
+use crate::clock;
+
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
@@ -27,6 +29,13 @@ pub struct Exit {
     pub oom_killed: bool,
     /// Why, when that was not the process's own doing.
     pub error: Option<String>,
+}
+
+impl Exit {
+    /// The exit of a process whose end nobody saw, now.
+    pub fn unseen(why: impl Into<String>) -> Self {
+        Self { code: 255, at_ns: clock::now_ns(), oom_killed: false, error: Some(why.into()) }
+    }
 }
 
 /// Where a process is; `P` is a live process, `A` what an exec will run.
@@ -63,7 +72,11 @@ impl WrongState {
     /// The kind: a process that has ended is "not found" to containerd's clients.
     #[must_use]
     pub fn kind(self) -> ErrorKind {
-        if self.state == "stopped" && self.action == "kill" { ErrorKind::NotFound } else { ErrorKind::FailedPrecondition }
+        if self.state == "stopped" && self.action == "kill" {
+            ErrorKind::NotFound
+        } else {
+            ErrorKind::FailedPrecondition
+        }
     }
 }
 

@@ -10,13 +10,14 @@
 //! Source: containerd core/runtime/v2/README.md, "IO"; containerd `cmd/containerd-shim-runc-v2/process/io.go`.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proto::ErrorKind;
 use rustix::fs::{FileType, Mode, OFlags, inotify};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::unix::pipe;
 use tokio::task::JoinSet;
@@ -27,6 +28,9 @@ use crate::sys;
 /// How long an output without a byte is waited for after its process has ended, because a process that it left behind
 /// still has it open.
 const LEAKED_WRITER: Duration = Duration::from_secs(2);
+/// How long after a process's end nobody looks for callers that open its outputs only then: most tasks are deleted by that
+/// time, and giving the look-out up costs the kernel some 15 ms.
+const LATE_READER: Duration = Duration::from_millis(500);
 /// Of each copying direction, bytes.
 const COPY_BUFFER: usize = 16 * 1024;
 
@@ -142,13 +146,15 @@ impl Fifos {
             Some(input) => Some(streams.hold_input(input)?),
             None => None,
         };
+        let mut holds = Vec::new();
         let mut output = |output: Option<Output>| {
             output.map(|Output { write, hold }| {
-                streams.output_holds.extend(hold);
+                holds.extend(hold);
                 write
             })
         };
         let direct = DirectStreams { stdin, stdout: output(self.stdout), stderr: output(self.stderr) };
+        streams.output_holds = Arc::new(holds);
         Ok((direct, streams))
     }
 
@@ -162,14 +168,15 @@ impl Fifos {
         let mut streams = Streams::new();
         if let (Some(input), Some(sink)) = (self.stdin, ends.stdin) {
             let read = streams.hold_input(input)?;
-            streams.input.spawn(copy_input(reader(read)?, sink));
+            streams.spawn(copy_input(reader(read)?, sink));
         }
+        let mut holds = Vec::new();
         for (output, source) in [(self.stdout, ends.stdout), (self.stderr, ends.stderr)] {
             let Some(source) = source else { continue };
             let exited = streams.exited.clone();
             let sink = match output {
                 Some(Output { write, hold }) => {
-                    streams.output_holds.extend(hold);
+                    holds.extend(hold);
                     writer(write)?
                 }
                 // Nobody wants it, but the process must be able to write it.
@@ -177,6 +184,7 @@ impl Fifos {
             };
             streams.outputs.lock().unwrap_or_else(|e| e.into_inner()).spawn(copy_output(source, sink, exited));
         }
+        streams.output_holds = Arc::new(holds);
         Ok(streams)
     }
 }
@@ -212,31 +220,36 @@ pub struct ProcessEnds {
 #[derive(Debug)]
 pub struct Streams {
     stdin_hold: Arc<Mutex<Option<OwnedFd>>>,
-    output_holds: Vec<OwnedFd>,
+    output_holds: Arc<Vec<OwnedFd>>,
     exited: CancellationToken,
     outputs: Mutex<JoinSet<()>>,
-    input: JoinSet<()>,
+    /// Copying of the input, and what waits for callers that come or go.
+    others: Mutex<JoinSet<()>>,
 }
 
 impl Streams {
     fn new() -> Self {
         Self {
             stdin_hold: Arc::default(),
-            output_holds: Vec::new(),
+            output_holds: Arc::default(),
             exited: CancellationToken::new(),
             outputs: Mutex::default(),
-            input: JoinSet::new(),
+            others: Mutex::default(),
         }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.others.lock().unwrap_or_else(|e| e.into_inner()).spawn(task);
     }
 
     /// Keeps the input open, and answers the end to read.
     fn hold_input(&mut self, input: Input) -> io::Result<OwnedFd> {
         self.stdin_hold = Arc::new(Mutex::new(input.hold));
         if let Some(closing) = input.closing {
-            let (closing, hold) = (sys::watch(closing, Interest::READABLE)?, Arc::clone(&self.stdin_hold));
-            self.input.spawn(async move {
+            let (closing, hold) = (FileEvents::new(closing)?, Arc::clone(&self.stdin_hold));
+            self.spawn(async move {
                 // Whatever the event is, it is the only one that was asked for.
-                if closing.readable().await.is_ok() {
+                if closing.next().await.is_ok() {
                     drop(hold.lock().unwrap_or_else(|e| e.into_inner()).take());
                 }
             });
@@ -257,6 +270,66 @@ impl Streams {
         self.exited.cancel();
         let mut outputs = std::mem::take(&mut *self.outputs.lock().unwrap_or_else(|e| e.into_inner()));
         while outputs.join_next().await.is_some() {}
+        if !self.output_holds.is_empty() {
+            let holds = Arc::clone(&self.output_holds);
+            self.spawn(async move {
+                tokio::time::sleep(LATE_READER).await;
+                if let Err(error) = wake_late_readers(&holds).await {
+                    tracing::debug!(%error, "a caller that opens an output late may wait for its end in vain");
+                }
+            });
+        }
+    }
+}
+
+/// An inotify instance. To close one, the kernel waits for a grace period, some 15 ms: a thread does it.
+struct FileEvents(Option<AsyncFd<OwnedFd>>);
+
+impl FileEvents {
+    fn new(inotify: OwnedFd) -> io::Result<Self> {
+        Ok(Self(Some(sys::watch(inotify, Interest::READABLE)?)))
+    }
+
+    fn get(&self) -> &AsyncFd<OwnedFd> {
+        self.0.as_ref().expect("it is taken only by drop")
+    }
+
+    /// Waits for events; those that are there already count only if they came after the last call.
+    async fn next(&self) -> io::Result<()> {
+        self.get().readable().await?.clear_ready();
+        Ok(())
+    }
+}
+
+impl Drop for FileEvents {
+    fn drop(&mut self) {
+        let inotify = self.0.take().map(AsyncFd::into_inner);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(inotify));
+        }
+    }
+}
+
+/// Lets a reader that opens an output after its last writer has gone see the end of file.
+///
+/// Linux tells a fifo's reader that there is no writer only if one was there since the reader opened it: without this, a
+/// caller that comes late and waits by poll(2) waits for ever. So each open of a reader is answered by a writer that opens
+/// and closes. Source: `fifo_open` and `pipe_poll` in fs/pipe.c.
+async fn wake_late_readers(holds: &[OwnedFd]) -> io::Result<()> {
+    let paths: Vec<String> = holds.iter().map(|hold| format!("/proc/self/fd/{}", hold.as_raw_fd())).collect();
+    let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    for path in &paths {
+        inotify::add_watch(&events, path, inotify::WatchFlags::OPEN)?;
+    }
+    let events = FileEvents::new(events)?;
+    let mut buffer = [0; 512];
+    loop {
+        for path in &paths {
+            drop(open(path, OFlags::WRONLY | OFlags::NONBLOCK)?);
+        }
+        // Our own opens are events too. A reader that opened beside one of them has seen that writer go.
+        while rustix::io::read(events.get(), &mut buffer).is_ok() {}
+        events.next().await?;
     }
 }
 
@@ -365,8 +438,8 @@ fn target(stream: &'static str, text: &str) -> Result<Option<Target>, StdioError
     }))
 }
 
-fn open(path: &PathBuf, flags: OFlags) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::from_raw_mode(0o600))?)
+fn open(path: impl AsRef<Path>, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path.as_ref(), flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::from_raw_mode(0o600))?)
 }
 
 /// The hold comes first: with it there, the second open of a fifo never waits, and its descriptor blocks as a process
@@ -396,14 +469,15 @@ fn open_input(text: &str, end: StdinEnd) -> Result<Option<Input>, StdioError> {
 fn open_output(stream: &'static str, text: &str) -> Result<Option<Output>, StdioError> {
     let opened = match target(stream, text)? {
         None => return Ok(None),
-        Some(Target::File(path)) => open(&path, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE)
-            .map(|write| Output { write, hold: None }),
+        Some(Target::File(path)) => {
+            open(&path, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE).map(|write| Output { write, hold: None })
+        }
         Some(Target::Path(path)) => open_fifo_output(&path),
     };
     opened.map(Some).map_err(|source| StdioError::Open { stream, path: text.to_owned(), source })
 }
 
-fn open_fifo_output(path: &PathBuf) -> io::Result<Output> {
+fn open_fifo_output(path: &Path) -> io::Result<Output> {
     let hold = open(path, OFlags::RDONLY | OFlags::NONBLOCK)?;
     let hold = if is_fifo(&hold)? { Some(hold) } else { None };
     Ok(Output { write: open(path, OFlags::WRONLY)?, hold })

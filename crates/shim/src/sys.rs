@@ -28,13 +28,16 @@ pub fn inherited_listener(fd: RawFd) -> io::Result<UnixListener> {
     Ok(UnixListener::from(owned))
 }
 
-/// Marks every descriptor from `first` on as close-on-exec: what the parent leaked into us must not reach a container.
+/// Closes every descriptor from `first` on: what the parent leaked into us reaches no container, and nobody waits for the
+/// other end of a pipe that we do not know.
+///
+/// When: before this process has opened anything under those numbers.
 ///
 /// # Errors
-/// The kernel is older than 5.11.
-pub fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: close_range takes no pointer, and CLOSE_RANGE_CLOEXEC closes nothing now.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+/// The kernel is older than 5.9.
+pub fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: close_range takes no pointer; by the contract of this function nothing of ours has those numbers.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -63,9 +66,8 @@ pub fn place_at(fd: impl AsFd, number: RawFd) -> io::Result<()> {
 pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     let fd = pidfd.as_fd().as_raw_fd();
     // SAFETY: the siginfo pointer may be null, the descriptor is open since it is borrowed.
-    let done = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0)
-    };
+    let done =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

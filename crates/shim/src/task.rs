@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::bundle::{Bundle, BundleError};
 use crate::clock;
-use crate::compute::{ComputeSystem, ExecRequest, Process};
+use crate::compute::{Changes, ComputeSystem, ExecRequest, Process};
 use crate::events::{Event, Publisher};
 use crate::state::{Exit, ProcessState, WrongState};
 use crate::stdio::{StdioError, StdioPaths};
@@ -71,7 +71,13 @@ struct TrackedProcess {
 
 impl TrackedProcess {
     fn new(exec_id: String, stdio: StdioPaths, state: State) -> Arc<Self> {
-        Arc::new(Self { exec_id, stdio, state: Mutex::new(state), complete: watch::Sender::new(None), ended: OnceLock::new() })
+        Arc::new(Self {
+            exec_id,
+            stdio,
+            state: Mutex::new(state),
+            complete: watch::Sender::new(None),
+            ended: OnceLock::new(),
+        })
     }
 
     async fn pid(&self) -> u32 {
@@ -85,13 +91,8 @@ impl TrackedProcess {
         let mut complete = self.complete.subscribe();
         let seen = complete.wait_for(Option::is_some).await;
         // The sender lives in self.
-        seen.ok().and_then(|ended| ended.clone()).unwrap_or_else(|| (0, ended_unseen("its record was dropped")))
+        seen.ok().and_then(|ended| ended.clone()).unwrap_or_else(|| (0, Exit::unseen("its record was dropped")))
     }
-}
-
-/// The exit of a process whose end nobody saw.
-pub fn ended_unseen(why: impl Into<String>) -> Exit {
-    Exit { code: 255, at_ns: clock::now_ns(), oom_killed: false, error: Some(why.into()) }
 }
 
 /// What State answers.
@@ -185,7 +186,7 @@ impl Task {
         let process = match self.system.exec(request).await {
             Ok(process) => process,
             Err(status) => {
-                let exit = Exit { code: exit_code_of(status.kind), ..ended_unseen(status.to_string()) };
+                let exit = Exit { code: exit_code_of(status.kind), ..Exit::unseen(status.to_string()) };
                 state.stop(0, exit.clone());
                 tracked.complete.send_replace(Some((0, exit)));
                 return Err(status.into());
@@ -255,9 +256,7 @@ impl Task {
         let process = Arc::clone(state.live("kill")?);
         let paused = matches!(*state, State::Paused(_));
         drop(state);
-        let send = async {
-            if all { self.system.signal_all(signal).await } else { process.signal(signal).await }
-        };
+        let send = async { if all { self.system.signal_all(signal).await } else { process.signal(signal).await } };
         if !(paused && signal == libc::SIGKILL) {
             return Ok(send.await?);
         }
@@ -280,10 +279,8 @@ impl Task {
         state.running("pause")?;
         self.system.pause().await?;
         state.pause()?;
-        self.publisher.publish(&Event::Paused(message::TaskPaused {
-            container_id: self.id.to_string(),
-            ..Default::default()
-        }));
+        self.publisher
+            .publish(&Event::Paused(message::TaskPaused { container_id: self.id.to_string(), ..Default::default() }));
         Ok(())
     }
 
@@ -298,10 +295,8 @@ impl Task {
         }
         self.system.resume().await?;
         state.resume()?;
-        self.publisher.publish(&Event::Resumed(message::TaskResumed {
-            container_id: self.id.to_string(),
-            ..Default::default()
-        }));
+        self.publisher
+            .publish(&Event::Resumed(message::TaskResumed { container_id: self.id.to_string(), ..Default::default() }));
         Ok(())
     }
 
@@ -354,7 +349,7 @@ impl Task {
         let state = tracked.state.lock().await;
         let ended = match &*state {
             State::Stopped { pid, exit } => (*pid, exit.clone()),
-            State::Added(_) => (0, ended_unseen("it was never started")),
+            State::Added(_) => (0, Exit::unseen("it was never started")),
             _ => return Err(state.wrong("delete").into()),
         };
         drop(state);
@@ -367,7 +362,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]: it runs; or something cannot be given back, then it may be repeated.
-    pub async fn delete(&self) -> Result<(u32, Exit), TaskError> {
+    pub async fn delete(&self, changes: Changes) -> Result<(u32, Exit), TaskError> {
         let state = self.init.state.lock().await;
         match &*state {
             State::Running(_) | State::Paused(_) | State::Added(_) => return Err(state.wrong("delete").into()),
@@ -382,11 +377,11 @@ impl Task {
         if tokio::time::timeout(DELETE_PATIENCE, self.init.completed()).await.is_err() {
             tracing::warn!("deleted before all of its output was read");
         }
-        self.system.delete().await?;
+        self.system.delete(changes).await?;
         let state = self.init.state.lock().await;
         let (pid, exit) = match &*state {
             State::Stopped { pid, exit } => (*pid, exit.clone()),
-            other => (other.process().map_or(0, |p| p.pid()), ended_unseen("it did not end when it was killed")),
+            other => (other.process().map_or(0, |p| p.pid()), Exit::unseen("it did not end when it was killed")),
         };
         self.publisher.publish(&Event::Delete(message::TaskDelete {
             container_id: self.id.to_string(),
@@ -426,10 +421,8 @@ impl Task {
         tracked.complete.send_replace(Some((pid, exit.clone())));
         let container_id = self.id.to_string();
         if is_init && exit.oom_killed {
-            self.publisher.publish(&Event::Oom(message::TaskOOM {
-                container_id: container_id.clone(),
-                ..Default::default()
-            }));
+            self.publisher
+                .publish(&Event::Oom(message::TaskOOM { container_id: container_id.clone(), ..Default::default() }));
         }
         self.publisher.publish(&Event::Exit(message::TaskExit {
             id: if is_init { container_id.clone() } else { tracked.exec_id.clone() },

@@ -65,7 +65,8 @@ fn find(store: &TemplateStore, text: &str) -> anyhow::Result<TemplateId> {
     if let Ok(id) = text.parse() {
         return Ok(id);
     }
-    let mut fitting = store.list(None)?.into_iter().map(|summary| summary.id).filter(|id| id.as_str().starts_with(text));
+    let mut fitting =
+        store.list(None)?.into_iter().map(|summary| summary.id).filter(|id| id.as_str().starts_with(text));
     match (fitting.next(), fitting.next()) {
         (Some(id), None) if !text.is_empty() => Ok(id),
         (Some(_), _) => bail!("several templates begin with {text:?}"),

@@ -6,17 +6,10 @@ use std::time::Duration;
 
 use containerd_shim_protos::api;
 use proto::ErrorKind;
-use proto::control::UtilityVmReport;
 use support::*;
 
 fn ready() -> bool {
     can_run() && guest_image().is_some()
-}
-
-impl Fixture {
-    fn utility_vm(&self) -> UtilityVmReport {
-        serde_json::from_slice(&std::fs::read(self.bundle().join(UtilityVmReport::FILE_NAME)).unwrap()).unwrap()
-    }
 }
 
 #[tokio::test]
@@ -137,6 +130,38 @@ async fn a_guest_panic_is_exit_255_with_a_reason() {
 }
 
 #[tokio::test]
+async fn shutdown_now_ends_everything() {
+    if !ready() {
+        return;
+    }
+    let mut shim = Fixture::new(Setup::hyperv(&["true"])).await;
+    let pipes = shim.pipes(false);
+    shim.run(&pipes).await;
+    assert_eq!(shim.wait("").await, 0);
+    shim.shut_down(true).await;
+    shim.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn changes_are_on_the_scratch_disk_after_delete() {
+    if !ready() {
+        return;
+    }
+    let mut shim = Fixture::new(Setup::hyperv(&["sh", "-c", "echo kept > /kept"])).await;
+    let pipes = shim.pipes(false);
+    shim.run(&pipes).await;
+    assert_eq!(shim.wait("").await, 0);
+    shim.delete("").await.unwrap();
+    let shown =
+        std::process::Command::new("/sbin/debugfs").args(["-R", "cat /upper/kept"]).arg(shim.scratch()).output();
+    assert_eq!(String::from_utf8_lossy(&shown.unwrap().stdout), "kept\n");
+    let checked = std::process::Command::new("/sbin/e2fsck").arg("-fn").arg(shim.scratch()).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    shim.shut_down(false).await;
+    shim.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn nothing_is_left_after_a_killed_shim() {
     if !ready() {
         return;
@@ -170,7 +195,7 @@ async fn commands_that_cannot_run_say_so_in_dockers_words() {
         assert_eq!(error.kind, kind, "{error}\n{}", shim.log());
         assert!(error.to_string().contains(phrase), "{error}");
         let _ = shim.delete("").await;
-        shim.shut_down().await;
+        shim.shut_down(false).await;
         shim.assert_nothing_left();
     }
 }

@@ -66,7 +66,7 @@ async fn commands_that_cannot_run_say_so_in_dockers_words() {
         assert_eq!(error.kind, kind, "{error}");
         assert!(error.to_string().contains(phrase), "{error}");
         let _ = shim.delete("").await;
-        shim.shut_down().await;
+        shim.shut_down(false).await;
         shim.assert_nothing_left();
     }
 }
@@ -216,7 +216,8 @@ async fn pause_pids_stats_and_kill() {
     if !can_run() {
         return;
     }
-    let mut shim = Fixture::new(Setup::process(&["sh", "-c", "trap 'exit 6' TERM; echo on; while :; do sleep 0.02; done"])).await;
+    let mut shim =
+        Fixture::new(Setup::process(&["sh", "-c", "trap 'exit 6' TERM; echo on; while :; do sleep 0.02; done"])).await;
     let pipes = shim.pipes(false);
     let pid = shim.run(&pipes).await;
     read_until(&mut pipes.output(), "on").await;
@@ -322,17 +323,31 @@ async fn a_shim_takes_one_container_and_outlives_sigterm() {
 }
 
 #[tokio::test]
+async fn shutdown_now_ends_everything() {
+    if !can_run() {
+        return;
+    }
+    let mut shim = Fixture::new(Setup::process(&["sleep", "1000"])).await;
+    let pipes = shim.pipes(false);
+    shim.run(&pipes).await;
+    shim.shut_down(true).await;
+    assert_eq!(shim.exit_report().exit_code, 137);
+    shim.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn the_programs_signals_are_not_changed_by_the_shim() {
     if !can_run() {
         return;
     }
-    let script = "while read key value; do case $key in SigIgn:|SigBlk:) echo $key $value;; esac; done < /proc/self/status";
-    let mut shim = Fixture::new(Setup::process(&["sh", "-c", script])).await;
+    let mut shim = Fixture::new(Setup::process(&["cat", "/proc/self/status"])).await;
     let pipes = shim.pipes(false);
     shim.run(&pipes).await;
     let out = pipes.output();
     shim.wait("").await;
-    let zero = "0".repeat(16);
-    assert_eq!(String::from_utf8_lossy(&read_all(out).await), format!("SigBlk: {zero}\nSigIgn: {zero}\n"));
+    let status = String::from_utf8_lossy(&read_all(out).await).into_owned();
+    for field in ["SigBlk", "SigIgn"] {
+        assert!(status.contains(&format!("{field}:\t{}\n", "0".repeat(16))), "{status}");
+    }
     shim.finish().await;
 }

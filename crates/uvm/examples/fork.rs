@@ -1,4 +1,4 @@
-//! Forks utility VMs one after the other and prints what each cost: `fork GUEST_IMAGE STORE [COUNT] [LAYERS]`.
+//! Forks utility VMs one after the other and prints what each cost: `fork GUEST_IMAGE STORE [COUNT] [LAYERS] [IDLE_MS]`.
 //!
 //! The first line is the template's boot if it had to be made.
 
@@ -6,15 +6,16 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use proto::control::{BackendChoice, UtilityVmRequest};
 use bulkhead_uvm::{StartRequest, UtilityVm};
+use proto::control::{BackendChoice, UtilityVmRequest};
 
 type Failure = Box<dyn std::error::Error>;
 
-fn private_kib(pid: u32) -> Result<u64, Failure> {
+/// Private memory, dirty and clean (page cache that nobody else maps at the moment).
+fn private_kib(pid: u32) -> Result<[u64; 2], Failure> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let private = text.lines().filter(|line| line.starts_with("Private_Dirty") || line.starts_with("Private_Clean"));
-    Ok(private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum())
+    let field = |name: &str| text.lines().find(|line| line.starts_with(name))?.split_whitespace().nth(1)?.parse().ok();
+    Ok(["Private_Dirty", "Private_Clean"].map(|name| field(name).unwrap_or(0)))
 }
 
 /// Processor time of all threads so far.
@@ -31,10 +32,11 @@ fn main() -> Result<(), Failure> {
     tracing_subscriber_to_stderr();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [guest_image, store, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: fork GUEST_IMAGE STORE [COUNT] [LAYERS]".into());
+        return Err("usage: fork GUEST_IMAGE STORE [COUNT] [LAYERS] [IDLE_MS]".into());
     };
     let count: u32 = rest.first().map_or(Ok(5), |count| count.parse())?;
     let layers: usize = rest.get(1).map_or(Ok(1), |layers| layers.parse())?;
+    let idle: u64 = rest.get(2).map_or(Ok(500), |idle| idle.parse())?;
     let vm = UtilityVmRequest {
         template_store: store.into(),
         guest_image: guest_image.into(),
@@ -66,11 +68,11 @@ fn main() -> Result<(), Failure> {
             let vm = UtilityVm::start(request).await?;
             let took = began.elapsed();
             let processor = processor_ms(vm.report().vmm_pids[0])?;
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(idle)).await;
             let report = vm.report();
-            let private = private_kib(report.vmm_pids[0])?;
+            let [dirty, clean] = private_kib(report.vmm_pids[0])?;
             println!(
-                "start {:.1} ms, of it fork {:.1} ms, {processor:.1} ms of processor time in the VMM, built {}, clock off by {} us, private {private} KiB, boot id {}",
+                "start {:.1} ms, of it fork {:.1} ms, {processor:.1} ms of processor time in the VMM, built {}, clock off by {} us, private dirty {dirty} KiB, clean {clean} KiB, boot id {}",
                 took.as_secs_f64() * 1e3,
                 Duration::from_micros(report.fork_us).as_secs_f64() * 1e3,
                 report.template_built,

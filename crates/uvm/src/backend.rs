@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::hypervisor::HypervisorError;
 use crate::probe::probe_kvm;
 use crate::qemu::{Qemu, QemuInstallation};
-use crate::store::{TemplateStore, write_cache};
+use crate::record;
+use crate::store::TemplateStore;
 
 /// A probe's outcome, valid until the host boots again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,14 +42,14 @@ pub(crate) async fn choose(choice: BackendChoice, store: &TemplateStore) -> Resu
 
 fn kvm_is_usable(cache: &Path) -> bool {
     let host_boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let known = fs::read(cache).ok().and_then(|text| serde_json::from_slice::<KnownKvm>(&text).ok());
+    let known = record::read::<KnownKvm>(cache);
     if let Some(known) = known.filter(|known| known.host_boot_id == host_boot_id) {
         return known.usable;
     }
     let found = probe_kvm();
     tracing::info!(usable = found.usable, reason = found.reason, "probed /dev/kvm");
     let known = KnownKvm { host_boot_id, usable: found.usable, reason: found.reason };
-    if let Err(error) = write_cache(cache, &known) {
+    if let Err(error) = record::write(cache, &known) {
         tracing::warn!(%error, "cannot remember whether KVM is usable; each start probes it");
     }
     known.usable
@@ -65,11 +66,11 @@ mod tests {
         let host_boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
         for usable in [true, false] {
             let known = KnownKvm { host_boot_id: host_boot_id.clone(), usable, reason: "planted".into() };
-            write_cache(&cache, &known).unwrap();
+            record::write(&cache, &known).unwrap();
             assert_eq!(kvm_is_usable(&cache), usable);
         }
         let stale = KnownKvm { host_boot_id: "before".into(), usable: true, reason: "planted".into() };
-        write_cache(&cache, &stale).unwrap();
+        record::write(&cache, &stale).unwrap();
         let _ = kvm_is_usable(&cache);
         let renewed: KnownKvm = serde_json::from_slice(&fs::read(&cache).unwrap()).unwrap();
         assert_ne!(renewed.reason, "planted");

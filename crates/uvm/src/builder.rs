@@ -124,7 +124,8 @@ impl Builder<'_> {
             },
             Err(_) => {
                 let detail = format!("; the guest said last: {}", last_lines(&machine.console().await));
-                Err(HypervisorError::Deadline { during: "booting the guest", limit_s: BOOT_LIMIT.as_secs(), detail }.into())
+                Err(HypervisorError::Deadline { during: "booting the guest", limit_s: BOOT_LIMIT.as_secs(), detail }
+                    .into())
             }
         }
     }

@@ -136,8 +136,19 @@ fn settings(hierarchy: &Hierarchy, limits: Limits) -> Vec<(&'static str, String)
 /// Finds the hierarchies in the text of `/proc/self/mountinfo`; each v1 hierarchy once.
 fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
     const CONTROLLERS: [&str; 13] = [
-        "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "net_cls", "blkio", "perf_event", "net_prio",
-        "hugetlb", "pids", "rdma",
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "memory",
+        "devices",
+        "freezer",
+        "net_cls",
+        "blkio",
+        "perf_event",
+        "net_prio",
+        "hugetlb",
+        "pids",
+        "rdma",
     ];
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mountinfo.lines() {

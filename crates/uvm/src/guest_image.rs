@@ -89,7 +89,8 @@ impl GuestImage {
             *digest = digest.strip_prefix("sha256:").unwrap_or(digest).to_ascii_lowercase();
         }
         // The hypervisor has another working folder.
-        let absolute = std::path::absolute(folder).map_err(|source| GuestImageError::Read { path: folder.to_owned(), source })?;
+        let absolute =
+            std::path::absolute(folder).map_err(|source| GuestImageError::Read { path: folder.to_owned(), source })?;
         let image = Self { folder: absolute, manifest };
         for path in [image.kernel(), image.initramfs()] {
             if !path.is_file() {
@@ -104,7 +105,8 @@ impl GuestImage {
     /// # Errors
     /// [`GuestImageError::Altered`] or [`GuestImageError::Read`].
     pub fn verify(&self) -> Result<(), GuestImageError> {
-        let files = [(self.kernel(), &self.manifest.kernel_sha256), (self.initramfs(), &self.manifest.initramfs_sha256)];
+        let files =
+            [(self.kernel(), &self.manifest.kernel_sha256), (self.initramfs(), &self.manifest.initramfs_sha256)];
         for (path, expected) in files {
             let found = File::open(&path)
                 .and_then(sha256_of_reader)

@@ -31,6 +31,7 @@ mod personalize;
 mod probe;
 mod qemu;
 mod qmp;
+mod record;
 mod spawn;
 mod store;
 mod sys;
@@ -40,9 +41,7 @@ mod utility_vm;
 pub use connection::{GuestConnection, GuestError, GuestStream};
 pub use disk::{DiskBinding, DiskError};
 pub use guest_image::{GuestImage, GuestImageError};
-pub use hypervisor::{
-    ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine, VmExit,
-};
+pub use hypervisor::{ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine, VmExit};
 pub use key::{BackendIdentity, TemplateKey};
 pub use machine::{DISK_SLOTS, MachineConfig, MachineConfigError, NETWORK_SLOTS, NOMINAL_DISK_BYTES};
 pub use personalize::PersonalizeError;

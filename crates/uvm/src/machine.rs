@@ -127,7 +127,7 @@ impl MachineConfig {
 /// each is code that every fork would have to translate anew. Software emulation is no boundary and its guest has no speculation to mitigate.
 fn kernel_command_line(accelerator: Accelerator) -> String {
     let all = "console=ttyS0 quiet panic=-1 oops=panic reboot=t nowatchdog rcupdate.rcu_expedited=1 \
-               transparent_hugepage=never cryptomgr.notests random.trust_cpu=off psi=0 lsm=landlock,yama";
+               transparent_hugepage=never cryptomgr.notests psi=0 lsm=landlock,yama";
     match accelerator {
         Accelerator::Kvm => all.to_owned(),
         Accelerator::Tcg => format!("{all} tsc=reliable clocksource=tsc no_timer_check mitigations=off"),
@@ -140,7 +140,9 @@ mod tests {
 
     #[test]
     fn requests_get_the_smallest_class_that_has_room() {
-        let class = |memory, cpus| MachineConfig::for_request(Accelerator::Tcg, memory, cpus).map(|c| (c.memory_bytes / MIB, c.vcpus));
+        let class = |memory, cpus| {
+            MachineConfig::for_request(Accelerator::Tcg, memory, cpus).map(|c| (c.memory_bytes / MIB, c.vcpus))
+        };
         assert_eq!(class(None, None), Ok((1024, 1)));
         assert_eq!(class(Some(64 * MIB), Some(500)), Ok((1024, 1)));
         assert_eq!(class(Some(928 * MIB), Some(1000)), Ok((1024, 1)));

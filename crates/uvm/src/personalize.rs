@@ -25,7 +25,10 @@ pub enum PersonalizeError {
     #[error("the utility VM could not be personalized and was destroyed")]
     Call(#[source] GuestError),
     /// It speaks another version.
-    #[error("the utility VM speaks version {found} of the protocol instead of {}, and was destroyed: make the guest image again with `make build`", gcs::VERSION)]
+    #[error(
+        "the utility VM speaks version {found} of the protocol instead of {}, and was destroyed: make the guest image again with `make build`",
+        gcs::VERSION
+    )]
     Version {
         /// What it speaks.
         found: u32,
@@ -172,11 +175,7 @@ impl ClockReading {
 }
 
 /// The first round trip runs code that the emulator has not translated yet; later ones are quick enough to be sure.
-async fn settle_clock(
-    guest: &GuestConnection,
-    first: ClockReading,
-    limit: Duration,
-) -> Result<i64, PersonalizeError> {
+async fn settle_clock(guest: &GuestConnection, first: ClockReading, limit: Duration) -> Result<i64, PersonalizeError> {
     let mut reading = first;
     for _ in 0..CLOCK_ATTEMPTS {
         match reading.judge() {

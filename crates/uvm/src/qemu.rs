@@ -94,7 +94,11 @@ impl Hypervisor for Qemu {
             Ok(loaded) => loaded?,
             Err(_) => {
                 let limit_s = LOAD_LIMIT.as_secs();
-                return Err(HypervisorError::Deadline { during: "loading the template", limit_s, detail: String::new() });
+                return Err(HypervisorError::Deadline {
+                    during: "loading the template",
+                    limit_s,
+                    detail: String::new(),
+                });
             }
         }
         Ok(Box::new(machine))

@@ -9,7 +9,7 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use proto::control::TemplateSummary;
 use proto::{ErrorKind, TemplateId};
 use rustix::fs::{FlockOperation, flock};
-use serde::Serialize;
 
 use crate::guest_image::GuestImageError;
 use crate::hypervisor::HypervisorError;
@@ -253,7 +252,12 @@ impl TemplateStore {
         self.folder.join(id.as_str())
     }
 
-    pub(crate) fn summary(&self, id: &TemplateId, manifest: &Manifest, current: Option<&TemplateId>) -> TemplateSummary {
+    pub(crate) fn summary(
+        &self,
+        id: &TemplateId,
+        manifest: &Manifest,
+        current: Option<&TemplateId>,
+    ) -> TemplateSummary {
         TemplateSummary {
             id: id.clone(),
             created_at_ns: manifest.created_at_ns,
@@ -292,16 +296,6 @@ impl TemplateLock {
     }
 }
 
-/// Writes a small file so that readers see the old one or the new one.
-pub(crate) fn write_cache(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    let text = serde_json::to_vec_pretty(value)?;
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-    file.write_all(&text)?;
-    drop(file);
-    fs::rename(&temporary, path)
-}
-
 fn disk_bytes(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
@@ -333,7 +327,8 @@ mod tests {
             plant(&store, &id(digit), created);
         }
         let listed = store.list(Some(&id('b'))).unwrap();
-        let order: Vec<_> = listed.iter().map(|summary| (summary.id.as_str().chars().next().unwrap(), summary.current)).collect();
+        let order: Vec<_> =
+            listed.iter().map(|summary| (summary.id.as_str().chars().next().unwrap(), summary.current)).collect();
         assert_eq!(order, [('b', true), ('c', false), ('a', false)]);
         assert!(listed[0].disk_bytes >= 8192);
 

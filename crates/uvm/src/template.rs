@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{sha256_of_reader, sha256_of_sparse};
 use crate::hypervisor::FrozenMachine;
-use crate::store::write_cache;
+use crate::record;
 
 pub(crate) const MEMORY_FILE: &str = "memory";
 pub(crate) const STATE_FILE: &str = "state";
@@ -33,11 +33,7 @@ pub(crate) enum Damage {
     Manifest(String),
     /// A file is shorter or longer than it was.
     #[error("its {file} file has {found} bytes instead of {expected}")]
-    Size {
-        file: &'static str,
-        found: u64,
-        expected: u64,
-    },
+    Size { file: &'static str, found: u64, expected: u64 },
     /// A file's content has changed.
     #[error("its {file} file was altered")]
     Altered { file: &'static str },
@@ -124,12 +120,12 @@ impl Template {
         }
         let template = Self { manifest, memory, state };
         let seal = Seal::of(&template.memory, &template.state)?;
-        let sealed = fs::read(folder.join(SEAL_FILE)).ok().and_then(|text| serde_json::from_slice::<Seal>(&text).ok());
+        let sealed = record::read::<Seal>(&folder.join(SEAL_FILE));
         template.compare_sizes(&seal)?;
         if sealed.as_ref() != Some(&seal) {
             template.compare_content()?;
             // Failing only means that the next start compares again.
-            if let Err(error) = write_cache(&folder.join(SEAL_FILE), &seal) {
+            if let Err(error) = record::write(&folder.join(SEAL_FILE), &seal) {
                 tracing::warn!(%id, %error, "cannot renew a template's seal");
             }
         }
@@ -193,7 +189,7 @@ pub(crate) fn seal(folder: &Path, manifest: &Manifest) -> io::Result<()> {
         file.sync_all()?;
     }
     let seal = Seal::of(&File::open(folder.join(MEMORY_FILE))?, &File::open(folder.join(STATE_FILE))?)?;
-    write_cache(&folder.join(SEAL_FILE), &seal)?;
+    record::write(&folder.join(SEAL_FILE), &seal)?;
     File::open(folder)?.sync_all()
 }
 
@@ -284,7 +280,7 @@ pub(crate) mod tests {
         let path = folder.path().join(SEAL_FILE);
         let mut seal: Seal = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let own = std::mem::replace(&mut seal.host_boot_id, "another boot".into());
-        write_cache(&path, &seal).unwrap();
+        record::write(&path, &seal).unwrap();
         Template::open(folder.path(), &id).unwrap();
         let renewed: Seal = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(renewed.host_boot_id, own);

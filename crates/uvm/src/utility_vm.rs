@@ -241,8 +241,7 @@ impl Prepared {
     }
 
     async fn template(&self) -> Result<(Template, bool), TemplateError> {
-        let builder =
-            Builder { store: &self.store, image: &self.image, hypervisor: &self.hypervisor, key: &self.key };
+        let builder = Builder { store: &self.store, image: &self.image, hypervisor: &self.hypervisor, key: &self.key };
         builder.find_or_build().await
     }
 }

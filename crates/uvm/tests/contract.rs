@@ -127,6 +127,18 @@ in_lab!(a_guest_that_gets_no_time_to_answer_is_destroyed, lab, {
     lab::until(Duration::from_secs(5), || lab.own_children().is_empty()).await;
 });
 
+in_lab!(a_scratch_disk_belongs_to_one_vm_at_a_time, lab, {
+    let request = lab.request();
+    let first = UtilityVm::start(lab.start_request(&request, "same")).await.unwrap();
+    let mut second = lab.start_request(&request, "other");
+    second.scratch = lab.disk("same.scratch");
+    let error = UtilityVm::start(second.clone()).await.unwrap_err();
+    assert!(format!("{error:?}").contains("lock"), "{error:?}");
+    first.kill();
+    first.wait().await;
+    UtilityVm::start(second).await.unwrap();
+});
+
 in_lab!(what_cannot_start_says_why_and_leaves_nothing, lab, {
     let mut required = lab.request();
     required.boundary_required = true;

@@ -32,7 +32,7 @@ impl Said {
     /// # Panics
     /// Unless the command ended with 0.
     #[track_caller]
-    #[must_use]
+    #[allow(clippy::must_use_candidate, reason = "it is a check too")]
     pub fn ok(&self) -> String {
         assert_eq!(self.code, 0, "{self}");
         self.text().trim_end_matches(['\n', '\r']).to_owned()

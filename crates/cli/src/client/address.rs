@@ -2,22 +2,25 @@
 
 use std::path::PathBuf;
 
-use crate::error::CliError;
-
 /// Where bulkheadd serves unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/bulkhead.sock";
+
+/// An address that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot use the engine address {0:?}: only unix:///PATH is supported")]
+pub struct UnknownAddress(String);
 
 /// Chooses the first address that is given; each must be `unix://PATH`.
 ///
 /// # Errors
-/// [`CliError::Usage`] for another kind of address.
-pub fn choose(flag: Option<&str>, environment: impl Fn(&str) -> Option<String>) -> Result<PathBuf, CliError> {
+/// [`UnknownAddress`] for another kind of address.
+pub fn choose(flag: Option<&str>, environment: impl Fn(&str) -> Option<String>) -> Result<PathBuf, UnknownAddress> {
     let given = |name: &str| environment(name).filter(|value| !value.is_empty());
     let address = flag.map(str::to_owned).or_else(|| given("BULKHEAD_HOST")).or_else(|| given("DOCKER_HOST"));
     let Some(address) = address else { return Ok(DEFAULT_SOCKET.into()) };
     match address.strip_prefix("unix://") {
         Some(path) if path.starts_with('/') => Ok(path.into()),
-        _ => Err(CliError::Usage(format!("cannot use the engine address {address:?}: only unix:///PATH is supported"))),
+        _ => Err(UnknownAddress(address)),
     }
 }
 

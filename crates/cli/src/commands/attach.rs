@@ -6,7 +6,7 @@ use crate::client::Client;
 use crate::client::body::RequestBody;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
-use crate::session::{Ended, Session, Target};
+use crate::session::{self, Ended, Session, Target};
 use crate::terminal::keys;
 
 /// `attach`.
@@ -31,6 +31,9 @@ pub(super) async fn attach(client: &Client, args: &AttachArgs) -> CliResult<u8> 
         stdin,
         detach_keys: keys::parse(args.detach_keys.as_deref().unwrap_or(keys::DEFAULT))?,
     };
+    if target.tty {
+        session::redraw(client, &target.resize).await;
+    }
     match Session::begin(client, target)?.run(streams).await? {
         Ended::Detached => Ok(0),
         Ended::Closed => waiting.code().await,

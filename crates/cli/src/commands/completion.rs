@@ -2,10 +2,10 @@
 
 use clap::CommandFactory;
 
+use super::say;
 use crate::args::Cli;
 use crate::args::system::CompletionArgs;
 use crate::error::CliResult;
-use crate::output::listing::say;
 
 /// `completion`: the script for a shell.
 pub(super) fn completion(args: &CompletionArgs) -> CliResult<()> {

@@ -3,13 +3,13 @@
 use bollard::models::ContainerCreateBody;
 use serde_json::Value;
 
+use super::say;
 use crate::args::container::CreateArgs;
 use crate::client::Client;
 use crate::client::body::RequestBody;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
 use crate::output::color::{self, Tone};
-use crate::output::listing::say;
 use crate::request::{Attached, create_body};
 
 /// `create`.
@@ -27,7 +27,10 @@ pub(super) async fn make(client: &Client, args: &CreateArgs, body: &ContainerCre
     let url = url.with_some("platform", args.platform.as_deref());
     // Refused before the container exists, so that a file from an earlier run is not taken for its id.
     if let Some(file) = args.cidfile.as_ref().filter(|file| file.exists()) {
-        let text = format!("container ID file found, make sure the other container isn't running or delete {}", file.display());
+        let text = format!(
+            "container ID file found, make sure the other container isn't running or delete {}",
+            file.display()
+        );
         return Err(CliError::Usage(text));
     }
     let made: Value = match client.post(&url, body).await.map_err(CliError::from) {

@@ -5,12 +5,12 @@ mod checks;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::say;
 use crate::args::system::DoctorArgs;
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::CliResult;
 use crate::output::color::{self, Tone};
-use crate::output::listing::say;
 use crate::output::{pretty, progress};
 
 /// How much a finding matters.
@@ -74,7 +74,8 @@ async fn look(client: &Client) -> Vec<Finding> {
     match &info {
         Ok(info) => {
             let version = info["ServerVersion"].as_str().unwrap_or("unknown");
-            findings.push(Finding::good("engine", format!("version {version} at unix://{}", client.socket().display())));
+            findings
+                .push(Finding::good("engine", format!("version {version} at unix://{}", client.socket().display())));
         }
         Err(error) => findings.push(Finding::bad(
             "engine",
@@ -86,7 +87,11 @@ async fn look(client: &Client) -> Vec<Finding> {
         match client.get::<Value>(&Url::new("/bulkhead/probe")).await {
             Ok(probe) => findings.extend(checks::hyperv(&probe)),
             Err(error) => {
-                findings.push(Finding::bad("isolation hyperv", error.to_string(), "see the engine's log for the reason"));
+                findings.push(Finding::bad(
+                    "isolation hyperv",
+                    error.to_string(),
+                    "see the engine's log for the reason",
+                ));
             }
         }
     }

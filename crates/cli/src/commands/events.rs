@@ -3,13 +3,12 @@
 use hyper::Method;
 use serde_json::Value;
 
-use super::{filters, text};
+use super::{filters, say, text};
 use crate::args::process::EventsArgs;
 use crate::client::Client;
 use crate::client::body::RequestBody;
 use crate::client::url::Url;
 use crate::error::CliResult;
-use crate::output::listing::say;
 use crate::output::template::Template;
 use crate::output::time;
 

@@ -45,8 +45,7 @@ pub(super) async fn exec(client: &Client, args: &ExecArgs) -> CliResult<u8> {
         let sent = client.send(hyper::Method::POST, &start, RequestBody::json(&body)?).await;
         return sent.map(|_| 0).map_err(|error| coded(error.into()));
     }
-    let streams =
-        client.hijack(&start, RequestBody::json(&body)?).await.map_err(|error| coded(error.into()))?;
+    let streams = client.hijack(&start, RequestBody::json(&body)?).await.map_err(|error| coded(error.into()))?;
     let target = Target {
         resize: Url::named("/exec/", id, "/resize"),
         kill: None,

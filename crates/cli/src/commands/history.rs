@@ -2,27 +2,32 @@
 
 use serde_json::Value;
 
-use super::{ellipsis, short_id, text};
+use super::{ellipsis, print, short_id, text};
 use crate::args::image::HistoryArgs;
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::CliResult;
-use crate::output::listing::{self, Column, Columns, Row, Style};
+use crate::output::listing::{Column, Columns, Row, Style};
 use crate::output::quantity::decimal_size;
 use crate::output::time;
 
 /// Characters of a command that are shown.
 const COMMAND_WIDTH: usize = 45;
 
-const SHOWN: [Column; 5] =
-    [("ID", "IMAGE"), ("CreatedSince", "CREATED"), ("CreatedBy", "CREATED BY"), ("Size", "SIZE"), ("Comment", "COMMENT")];
+const SHOWN: [Column; 5] = [
+    ("ID", "IMAGE"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedBy", "CREATED BY"),
+    ("Size", "SIZE"),
+    ("Comment", "COMMENT"),
+];
 
 /// `history`.
 pub(super) async fn history(client: &Client, args: &HistoryArgs) -> CliResult<()> {
     let steps: Vec<Value> = client.get(&Url::image(&args.image, "/history")).await?;
     let rows: Vec<Row> = steps.iter().map(|step| row(step, args.no_trunc)).collect();
     let style = Style { format: args.format.as_deref(), quiet: args.quiet.then_some("ID") };
-    listing::print(Columns { shown: &SHOWN, hidden: &[("CreatedAt", "CREATED AT")] }, &rows, style)
+    print(Columns { shown: &SHOWN, hidden: &[("CreatedAt", "CREATED AT")] }, &rows, style)
 }
 
 fn row(step: &Value, full: bool) -> Row {

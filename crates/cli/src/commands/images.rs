@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::{filters, for_each, short_id, text};
+use super::{filters, for_each, print, say, short_id, text};
 use crate::args::image::{ImagesArgs, RmiArgs, TagArgs};
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
-use crate::output::listing::{self, Column, Columns, Row, Style, say};
+use crate::output::listing::{Column, Columns, Row, Style};
 use crate::output::quantity::decimal_size;
 use crate::output::time;
 
@@ -31,7 +31,7 @@ pub(super) async fn images(client: &Client, args: &ImagesArgs) -> CliResult<()> 
         shown.insert(2, ("Digest", "DIGEST"));
     }
     let style = Style { format: args.format.as_deref(), quiet: args.quiet.then_some("ID") };
-    listing::print(Columns { shown: &shown, hidden: &HIDDEN }, &rows, style)
+    print(Columns { shown: &shown, hidden: &HIDDEN }, &rows, style)
 }
 
 fn id_row(image: &Value, full: bool) -> Row {
@@ -55,7 +55,8 @@ fn rows_of(image: &Value, args: &ImagesArgs) -> Vec<Row> {
         })
         .collect();
     if named.is_empty() {
-        let repository = digests.first().and_then(|name| name.split_once('@')).map_or(NONE, |(repository, _)| repository);
+        let repository =
+            digests.first().and_then(|name| name.split_once('@')).map_or(NONE, |(repository, _)| repository);
         named.push((repository.to_owned(), NONE.to_owned(), digest_of(&digests, repository)));
     }
     let created = image["Created"].as_i64().unwrap_or_default();
@@ -82,7 +83,8 @@ fn digest_of(digests: &[String], repository: &str) -> String {
 pub(super) async fn rmi(client: &Client, args: &RmiArgs) -> CliResult<()> {
     for_each(&args.images, async |name| {
         let removed = client.delete(&Url::image(name, "").with_flag("force", args.force)).await?;
-        let removed: Vec<Value> = serde_json::from_slice(&removed).map_err(|error| CliError::Answer(error.to_string()))?;
+        let removed: Vec<Value> =
+            serde_json::from_slice(&removed).map_err(|error| CliError::Answer(error.to_string()))?;
         for one in &removed {
             match (one["Untagged"].as_str(), one["Deleted"].as_str()) {
                 (Some(name), _) => say(&format!("Untagged: {name}"))?,
@@ -99,7 +101,6 @@ pub(super) async fn rmi(client: &Client, args: &RmiArgs) -> CliResult<()> {
 pub(super) async fn tag(client: &Client, args: &TagArgs) -> CliResult<()> {
     Ok(client.command(&Url::image(&args.image, "/tag").with("repo", &args.target)).await?)
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use hyper::Method;
 
+use super::say;
 use super::upload::{self, Upload};
 use crate::args::image::ImportArgs;
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
-use crate::output::listing::say;
 
 /// `import`.
 pub(super) async fn import(client: &Client, args: &ImportArgs) -> CliResult<()> {

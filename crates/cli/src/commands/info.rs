@@ -2,13 +2,12 @@
 
 use serde_json::Value;
 
-use super::text;
+use super::{say, text};
 use crate::args::system::FormatArgs;
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::CliResult;
 use crate::output::color::{self, Tone};
-use crate::output::listing::say;
 use crate::output::progress;
 use crate::output::quantity::binary_size;
 use crate::output::template::Template;
@@ -91,7 +90,8 @@ mod tests {
             }},
         });
         let text = describe(&info, false);
-        for part in ["Hyperv available:   no", "none (software emulation)", "Missing:            install qemu", "1GiB"] {
+        for part in ["Hyperv available:   no", "none (software emulation)", "Missing:            install qemu", "1GiB"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

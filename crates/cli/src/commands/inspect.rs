@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
+use super::say;
 use crate::args::process::InspectArgs;
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
-use crate::output::listing::say;
 use crate::output::pretty;
 use crate::output::template::Template;
 

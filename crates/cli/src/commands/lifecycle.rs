@@ -1,12 +1,11 @@
 //! `wait`, `kill`, `stop`, `restart`, `rm`, `pause`, `unpause`, `rename`.
 
 use super::container::Waiting;
-use super::for_each;
+use super::{for_each, say};
 use crate::args::process::{KillArgs, Names, RenameArgs, RmArgs, StopArgs};
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::CliResult;
-use crate::output::listing::say;
 
 /// `wait`.
 pub(super) async fn wait(client: &Client, args: &Names) -> CliResult<()> {

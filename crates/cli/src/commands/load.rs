@@ -4,13 +4,13 @@ use hyper::Method;
 use indicatif::ProgressBar;
 use serde_json::Value;
 
+use super::say;
 use super::upload::{self, Upload};
 use crate::args::image::LoadArgs;
 use crate::client::Client;
 use crate::client::lines::JsonLines;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
-use crate::output::listing::say;
 use crate::output::progress;
 
 /// `load`.

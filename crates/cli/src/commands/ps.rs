@@ -2,13 +2,13 @@
 
 use serde_json::Value;
 
-use super::{ellipsis, filters, short_id, text};
+use super::{ellipsis, filters, print, short_id, text};
 use crate::args::process::PsArgs;
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::CliResult;
 use crate::output::color::Tone;
-use crate::output::listing::{self, Column, Columns, Row, Style};
+use crate::output::listing::{Column, Columns, Row, Style};
 use crate::output::quantity::decimal_size;
 use crate::output::time;
 
@@ -50,14 +50,19 @@ pub(super) async fn ps(client: &Client, args: &PsArgs) -> CliResult<()> {
         shown.push(("Size", "SIZE"));
     }
     let style = Style { format: args.format.as_deref(), quiet: args.quiet.then_some("ID") };
-    listing::print(Columns { shown: &shown, hidden: &HIDDEN }, &rows, style)
+    print(Columns { shown: &shown, hidden: &HIDDEN }, &rows, style)
 }
 
 fn row(container: &Value, full: bool) -> Row {
     let mut row = Row::default();
     let (id, image, state) = (text(container, "Id"), text(container, "Image"), text(container, "State"));
-    let names: Vec<&str> =
-        container["Names"].as_array().into_iter().flatten().filter_map(Value::as_str).map(|name| name.trim_start_matches('/')).collect();
+    let names: Vec<&str> = container["Names"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(|name| name.trim_start_matches('/'))
+        .collect();
     let command = text(container, "Command");
     let created = container["Created"].as_i64().unwrap_or_default();
     let isolation = [&container["Isolation"], &container["HostConfig"]["Isolation"]];
@@ -92,7 +97,9 @@ fn labels(labels: &Value) -> String {
 }
 
 fn mounts(mounts: &Value) -> String {
-    let place = |mount: &Value| [text(mount, "Name"), text(mount, "Source")].into_iter().find(|text| !text.is_empty()).map(str::to_owned);
+    let place = |mount: &Value| {
+        [text(mount, "Name"), text(mount, "Source")].into_iter().find(|text| !text.is_empty()).map(str::to_owned)
+    };
     mounts.as_array().into_iter().flatten().filter_map(place).collect::<Vec<_>>().join(",")
 }
 
@@ -133,11 +140,16 @@ mod tests {
             "Ports": [{"PrivatePort": 80, "Type": "tcp"}, {"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}],
             "NetworkSettings": {"Networks": {"none": {}}}, "SizeRw": 5, "SizeRootFs": 1000,
         });
-        let columns = Columns { shown: &SHOWN, hidden: &HIDDEN };
-        let _ = columns;
         let row = row(&container, false);
         let shown = format!("{row:?}");
-        for part in ["0123456789ab\"", "\\\"sh -c 'a very long …\\\"", "hyperv", "80/tcp, 0.0.0.0:8080->80/tcp", "a=b", "5B (virtual 1kB)"] {
+        for part in [
+            "0123456789ab\"",
+            "\\\"sh -c 'a very long …\\\"",
+            "hyperv",
+            "80/tcp, 0.0.0.0:8080->80/tcp",
+            "a=b",
+            "5B (virtual 1kB)",
+        ] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
     }

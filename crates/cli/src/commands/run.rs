@@ -1,13 +1,12 @@
 //! `run`: create, attach, wait, start, and then what the container does.
 
 use super::container::{self, Waiting};
-use super::create;
+use super::{create, say};
 use crate::args::container::RunArgs;
 use crate::client::Client;
 use crate::client::body::RequestBody;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult, REFUSED, start_code};
-use crate::output::listing::say;
 use crate::request::{Attached, create_body};
 use crate::session::{Ended, Session, Target};
 use crate::terminal::{self, keys};

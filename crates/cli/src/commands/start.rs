@@ -1,13 +1,12 @@
 //! `start`.
 
 use super::container::{self, Waiting};
-use super::for_each;
+use super::{for_each, say};
 use crate::args::process::StartArgs;
 use crate::client::Client;
 use crate::client::body::RequestBody;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult, start_code};
-use crate::output::listing::say;
 use crate::session::{Ended, Session, Target};
 use crate::terminal::keys;
 

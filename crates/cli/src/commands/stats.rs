@@ -10,13 +10,13 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::Value;
 
-use super::{short_id, text};
+use super::{print, short_id, text};
 use crate::args::process::StatsArgs;
 use crate::client::Client;
 use crate::client::body::RequestBody;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
-use crate::output::listing::{self, Column, Columns, Row, Style};
+use crate::output::listing::{Column, Columns, Row, Style};
 use sample::Sample;
 
 /// Time between two drawings.
@@ -105,7 +105,7 @@ async fn once(client: &Client, args: &StatsArgs) -> CliResult<()> {
         Ok(row(id, Some(&Sample::read(&value)), args.no_trunc))
     };
     let rows = futures_util::future::try_join_all(wanted.iter().map(ask)).await?;
-    listing::print(columns(), &rows, style(args))
+    print(columns(), &rows, style(args))
 }
 
 fn columns() -> Columns<'static> {
@@ -122,7 +122,7 @@ fn draw(args: &StatsArgs, rows: &[Row]) -> CliResult<()> {
         let mut out = std::io::stdout().lock();
         out.write_all(b"\x1b[H\x1b[J").map_err(CliError::local("cannot write to standard output"))?;
     }
-    listing::print(columns(), rows, style(args))
+    print(columns(), rows, style(args))
 }
 
 fn row(id: &str, sample: Option<&Sample>, full: bool) -> Row {

@@ -3,14 +3,14 @@
 use hyper::Method;
 use serde_json::Value;
 
-use super::{for_each, short_id, text};
+use super::{for_each, print, say, short_id, text};
 use crate::args::system::TemplateCommand;
 use crate::client::Client;
 use crate::client::body::RequestBody;
 use crate::client::url::Url;
 use crate::error::CliResult;
 use crate::output::color::Tone;
-use crate::output::listing::{self, Column, Columns, Row, Style, say};
+use crate::output::listing::{Column, Columns, Row, Style};
 use crate::output::progress;
 use crate::output::quantity::{binary_size, decimal_size};
 use crate::output::time;
@@ -34,12 +34,13 @@ pub(super) async fn template(client: &Client, command: &TemplateCommand) -> CliR
             let templates: Vec<Value> = client.get(&Url::new("/bulkhead/templates")).await?;
             let rows: Vec<Row> = templates.iter().map(row).collect();
             let style = Style { format: format.as_deref(), quiet: quiet.then_some("ID") };
-            listing::print(Columns { shown: &SHOWN, hidden: &[] }, &rows, style)
+            print(Columns { shown: &SHOWN, hidden: &[] }, &rows, style)
         }
         TemplateCommand::Create => {
             let url = Url::new("/bulkhead/templates");
             let making = client.post::<Value>(&url, &Value::Null);
-            let template = progress::patiently(making, async { "booting and freezing a utility VM".to_owned() }).await?;
+            let template =
+                progress::patiently(making, async { "booting and freezing a utility VM".to_owned() }).await?;
             say(text(&template, "id"))
         }
         TemplateCommand::Rm { ids } => {

@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
+use super::say;
 use crate::args::process::TopArgs;
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::CliResult;
 use crate::output::color;
-use crate::output::listing::say;
 use crate::output::table::{self, Field};
 
 /// `top`.

@@ -2,12 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::text;
+use super::{say, text};
 use crate::args::system::FormatArgs;
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::CliResult;
-use crate::output::listing::say;
 use crate::output::template::Template;
 
 /// `version`: the client's, and the engine's if it answers.

@@ -1,13 +1,23 @@
 //! Lists such as `ps` and `images`: a table, JSON lines, only ids, or a template.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use serde_json::{Map, Value};
 
 use super::color::{self, Tone};
 use super::table::{self, Field};
-use super::template::Template;
-use crate::error::{CliError, CliResult};
+use super::template::{Template, TemplateError};
+
+/// A list that cannot be printed.
+#[derive(Debug, thiserror::Error)]
+pub enum PrintError {
+    /// `--format`.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// Standard output is closed, or full.
+    #[error("cannot write to standard output: {0}")]
+    Write(#[from] io::Error),
+}
 
 /// A column: the field's name in templates, and what stands above it.
 pub type Column = (&'static str, &'static str);
@@ -68,7 +78,7 @@ pub struct Columns<'a> {
 ///
 /// # Errors
 /// When the template does not fit, or standard output is closed.
-pub fn print(columns: Columns<'_>, rows: &[Row], style: Style<'_>) -> CliResult<()> {
+pub fn print(columns: Columns<'_>, rows: &[Row], style: Style<'_>) -> Result<(), PrintError> {
     let text = render(columns, rows, style, color::on_stdout())?;
     if text.is_empty() { Ok(()) } else { say(&text) }
 }
@@ -77,13 +87,14 @@ pub fn print(columns: Columns<'_>, rows: &[Row], style: Style<'_>) -> CliResult<
 ///
 /// # Errors
 /// When it is closed.
-pub fn say(text: &str) -> CliResult<()> {
+pub fn say(text: &str) -> Result<(), PrintError> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(CliError::local("cannot write to standard output"))
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
 }
 
 /// The list as text, without a line feed at the end.
-fn render(columns: Columns<'_>, rows: &[Row], style: Style<'_>, colored: bool) -> CliResult<String> {
+fn render(columns: Columns<'_>, rows: &[Row], style: Style<'_>, colored: bool) -> Result<String, PrintError> {
     if let (Some(field), None) = (style.quiet, style.format) {
         return Ok(rows.iter().map(|row| row.field(field).text).collect::<Vec<_>>().join("\n"));
     }
@@ -94,7 +105,9 @@ fn render(columns: Columns<'_>, rows: &[Row], style: Style<'_>, colored: bool) -
                 rows.iter().map(|row| columns.shown.iter().map(|(name, _)| row.field(name)).collect()).collect();
             Ok(table::layout(&heading, &lines, colored))
         }
-        "json" => Ok(rows.iter().map(|row| Value::Object(row.fields.clone()).to_string()).collect::<Vec<_>>().join("\n")),
+        "json" => {
+            Ok(rows.iter().map(|row| Value::Object(row.fields.clone()).to_string()).collect::<Vec<_>>().join("\n"))
+        }
         format => match format.strip_prefix("table ") {
             Some(template) => templated_table(columns, rows, template),
             None => {
@@ -108,7 +121,7 @@ fn render(columns: Columns<'_>, rows: &[Row], style: Style<'_>, colored: bool) -
 }
 
 /// `table {{.A}}\t{{.B}}`: tabs part the columns.
-fn templated_table(columns: Columns<'_>, rows: &[Row], template: &str) -> CliResult<String> {
+fn templated_table(columns: Columns<'_>, rows: &[Row], template: &str) -> Result<String, PrintError> {
     let template = Template::parse(template)?;
     let known = |field: &str| {
         let mut all = columns.shown.iter().chain(columns.hidden);

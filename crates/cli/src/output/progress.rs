@@ -18,7 +18,10 @@ impl Spinner {
     #[must_use]
     pub fn start(message: impl Into<String>) -> Self {
         let bar = ProgressBar::with_draw_target(None, target());
-        bar.set_style(ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.set_style(
+            ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        );
         bar.set_message(message.into());
         bar.enable_steady_tick(FRAME);
         Self(bar)
@@ -59,7 +62,9 @@ pub fn bytes_bar(total: Option<u64>) -> ProgressBar {
         Some(_) => "{msg} [{bar:40.cyan}] {bytes}/{total_bytes} {bytes_per_sec} {eta:.dim}",
         None => "{spinner:.cyan} {msg} {bytes} {bytes_per_sec} {elapsed:.dim}",
     };
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    bar.set_style(
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "),
+    );
     bar
 }
 

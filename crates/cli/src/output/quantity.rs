@@ -40,9 +40,14 @@ mod tests {
 
     #[test]
     fn sizes_are_dockers() {
-        for (bytes, text) in
-            [(0.0, "0B"), (999.0, "999B"), (1000.0, "1kB"), (4_269_678.0, "4.27MB"), (72.8e6, "72.8MB"), (1.5e9, "1.5GB")]
-        {
+        for (bytes, text) in [
+            (0.0, "0B"),
+            (999.0, "999B"),
+            (1000.0, "1kB"),
+            (4_269_678.0, "4.27MB"),
+            (72.8e6, "72.8MB"),
+            (1.5e9, "1.5GB"),
+        ] {
             assert_eq!(decimal_size(bytes), text);
         }
         for (bytes, text) in [(0.0, "0B"), (1023.0, "1023B"), (5_505_024.0, "5.25MiB"), (1_073_741_824.0, "1GiB")] {

@@ -77,9 +77,9 @@ impl Template {
                 Node::Print(expression) => {
                     let mut fields = Vec::new();
                     collect_fields(expression, &mut fields);
-                    fields.first().map_or(Node::Text(String::new()), |field| {
-                        Node::Print(Expression::Field(vec![field.clone()]))
-                    })
+                    fields
+                        .first()
+                        .map_or(Node::Text(String::new()), |field| Node::Print(Expression::Field(vec![field.clone()])))
                 }
                 other => other.clone(),
             })
@@ -142,9 +142,7 @@ fn field(value: &Value, path: &[String]) -> Result<Value, TemplateError> {
     let mut value = value;
     for name in path {
         value = match value {
-            Value::Object(fields) => {
-                fields.get(name).ok_or_else(|| TemplateError::NoField { field: name.clone() })?
-            }
+            Value::Object(fields) => fields.get(name).ok_or_else(|| TemplateError::NoField { field: name.clone() })?,
             // Go prints "<no value>" for what lies behind nothing.
             Value::Null => return Ok(Value::Null),
             _ => return Err(TemplateError::NoField { field: name.clone() }),
@@ -191,7 +189,9 @@ fn index(value: &Value, key: &Value) -> Result<Value, TemplateError> {
         (Value::Object(fields), Value::String(key)) => Ok(fields.get(key).cloned().unwrap_or_default()),
         (Value::Array(items), Value::Number(number)) => {
             let at = number.as_u64().and_then(|number| usize::try_from(number).ok());
-            at.and_then(|at| items.get(at)).cloned().ok_or_else(|| TemplateError::Value(format!("index out of range: {number}")))
+            at.and_then(|at| items.get(at))
+                .cloned()
+                .ok_or_else(|| TemplateError::Value(format!("index out of range: {number}")))
         }
         (Value::Null, _) => Ok(Value::Null),
         _ => Err(TemplateError::Value("can't index this value".into())),
@@ -256,10 +256,14 @@ mod tests {
             ("{{- .Name -}} ", "web"),
             ("{{if eq .Name \"web\" \"db\"}}1{{end}}", "1"),
             ("plain", "plain"),
-            ("{{json .}}", &json!({
-                "Name": "web", "State": {"Running": true, "ExitCode": 0, "Error": ""}, "Args": ["a", "b"],
-                "Labels": {"x.y": "z"}, "None": null, "Mounts": [{"Type": "bind"}, {"Type": "tmpfs"}],
-            }).to_string()),
+            (
+                "{{json .}}",
+                &json!({
+                    "Name": "web", "State": {"Running": true, "ExitCode": 0, "Error": ""}, "Args": ["a", "b"],
+                    "Labels": {"x.y": "z"}, "None": null, "Mounts": [{"Type": "bind"}, {"Type": "tmpfs"}],
+                })
+                .to_string(),
+            ),
         ] {
             assert_eq!(applied(text), expected, "{text}");
         }
@@ -268,7 +272,9 @@ mod tests {
     #[test]
     fn what_cannot_be_is_said() {
         assert_eq!(applied("{{.Nope}}"), "! template: can't evaluate field Nope: there is no such field");
-        for bad in ["{{", "{{.Name", "{{range .Args}}", "{{end}}", "{{nofunction .Name}}", "{{}}", "{{else}}", "{{.Name.X}}"] {
+        for bad in
+            ["{{", "{{.Name", "{{range .Args}}", "{{end}}", "{{nofunction .Name}}", "{{}}", "{{else}}", "{{.Name.X}}"]
+        {
             assert!(applied(bad).starts_with("! "), "{bad}");
         }
     }

@@ -25,7 +25,9 @@ pub fn variables(
         match entry.split_once('=') {
             Some(("", _)) => return Err(CliError::Usage(format!("invalid environment variable: {entry}"))),
             Some(_) => variables.push(entry),
-            None if entry.is_empty() => return Err(CliError::Usage("invalid environment variable: it is empty".into())),
+            None if entry.is_empty() => {
+                return Err(CliError::Usage("invalid environment variable: it is empty".into()));
+            }
             None => variables.extend(own(&entry).map(|value| format!("{entry}={value}"))),
         }
     }

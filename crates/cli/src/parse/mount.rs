@@ -41,7 +41,9 @@ pub fn mount(text: &str) -> CliResult<Mount> {
                 let word = serde_json::Value::String(needed()?);
                 bind.propagation = Some(serde_json::from_value(word).map_err(|error| invalid(error.to_string()))?);
             }
-            "bind-create-src" => bind.create_mountpoint = Some(truth(value).ok_or_else(|| invalid(format!("bad {key}")))?),
+            "bind-create-src" => {
+                bind.create_mountpoint = Some(truth(value).ok_or_else(|| invalid(format!("bad {key}")))?)
+            }
             _ => return Err(invalid(format!("unexpected key '{key}'"))),
         }
     }
@@ -68,7 +70,10 @@ fn truth(value: Option<&str>) -> Option<bool> {
 /// Reads `/path[:options]` of every `--tmpfs`.
 #[must_use]
 pub fn tmpfs(list: &[String]) -> HashMap<String, String> {
-    list.iter().map(|text| text.split_once(':').unwrap_or((text, ""))).map(|(path, options)| (path.into(), options.into())).collect()
+    list.iter()
+        .map(|text| text.split_once(':').unwrap_or((text, "")))
+        .map(|(path, options)| (path.into(), options.into()))
+        .collect()
 }
 
 /// Reads `/dev/a[:/dev/b][:rwm]`.
@@ -107,7 +112,13 @@ mod tests {
         assert!(mount.bind_options.is_some());
         let tmpfs = super::mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1770").unwrap();
         assert_eq!(tmpfs.tmpfs_options.map(|o| (o.size_bytes, o.mode)), Some((Some(1 << 20), Some(0o1770))));
-        for bad in ["type=odd,target=/x", "type=bind,source=/a", "target", "type=bind,target=/a,size=1", "type=tmpfs,target=/t,tmpfs-size=x"] {
+        for bad in [
+            "type=odd,target=/x",
+            "type=bind,source=/a",
+            "target",
+            "type=bind,target=/a,size=1",
+            "type=tmpfs,target=/t,tmpfs-size=x",
+        ] {
             assert!(super::mount(bad).is_err(), "{bad}");
         }
     }
@@ -115,7 +126,10 @@ mod tests {
     #[test]
     fn devices_and_tmpfs_have_parts() {
         let device = super::device("/dev/a:/dev/b:rw").unwrap();
-        assert_eq!((device.path_in_container.as_deref(), device.cgroup_permissions.as_deref()), (Some("/dev/b"), Some("rw")));
+        assert_eq!(
+            (device.path_in_container.as_deref(), device.cgroup_permissions.as_deref()),
+            (Some("/dev/b"), Some("rw"))
+        );
         assert_eq!(super::device("/dev/a:r").unwrap().path_in_container.as_deref(), Some("/dev/a"));
         assert!(super::device("").is_err() && super::device("/a:/b:x").is_err() && super::device("/a:/b:r:w").is_err());
         let tmpfs = super::tmpfs(&["/a:size=1m,exec".into(), "/b".into()]);

@@ -45,7 +45,10 @@ mod tests {
     fn ports_have_protocol_and_host_side() {
         let map = bindings(&["127.0.0.1:8080:80".into(), "53/udp".into(), "81:80".into()]).unwrap();
         let web = map["80/tcp"].as_ref().unwrap();
-        assert_eq!((web.len(), web[0].host_ip.as_deref(), web[1].host_port.as_deref()), (2, Some("127.0.0.1"), Some("81")));
+        assert_eq!(
+            (web.len(), web[0].host_ip.as_deref(), web[1].host_port.as_deref()),
+            (2, Some("127.0.0.1"), Some("81"))
+        );
         assert_eq!(map["53/udp"].as_ref().unwrap()[0].host_port.as_deref(), Some(""));
         for bad in ["x", "80/odd", "0", "1:2:3:x", "99999"] {
             assert!(bindings(&[bad.to_owned()]).is_err(), "{bad}");

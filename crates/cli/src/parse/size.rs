@@ -11,7 +11,8 @@ pub fn bytes(text: &str) -> Result<i64, String> {
     let end = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
     let (number, unit) = lower.split_at(end);
     let unit = unit.trim_start();
-    let letter = unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b').filter(|rest| !rest.is_empty())).unwrap_or(unit);
+    let letter =
+        unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b').filter(|rest| !rest.is_empty())).unwrap_or(unit);
     let power = match letter {
         "" | "b" => 0,
         "k" => 1,
@@ -90,7 +91,8 @@ mod tests {
 
     #[test]
     fn processors_are_billionths() {
-        for (text, expected) in [("1", 1_000_000_000), ("1.5", 1_500_000_000), (".25", 250_000_000), ("0.000000001", 1)] {
+        for (text, expected) in [("1", 1_000_000_000), ("1.5", 1_500_000_000), (".25", 250_000_000), ("0.000000001", 1)]
+        {
             assert_eq!(nano_cpus(text), Ok(expected), "{text}");
         }
         for bad in ["", ".", "-1", "x", "1.0000000001", "1.5.2"] {

@@ -27,7 +27,8 @@ pub fn parse(text: &str) -> Result<Vec<u8>, CliError> {
         }
     };
     let keys = text.split(',').filter(|key| !key.is_empty());
-    keys.map(|name| key(name).ok_or_else(|| CliError::Usage(format!("invalid detach keys: unknown key {name:?}")))).collect()
+    keys.map(|name| key(name).ok_or_else(|| CliError::Usage(format!("invalid detach keys: unknown key {name:?}"))))
+        .collect()
 }
 
 /// Looks for the sequence in what is typed. Shape: bytes that may begin the sequence are held back until it is clear.

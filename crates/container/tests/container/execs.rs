@@ -98,6 +98,11 @@ fn commands_that_cannot_run_are_typed_errors() {
     let error = exec(&container, &lost).unwrap_err();
     let expected = "chdir to cwd (\"/nowhere\") set in config.json failed: no such file or directory";
     assert!(matches!(&error, ExecError::Setup(setup) if setup.message == expected), "{error:?}");
+    for number in 3..20 {
+        let mut leaked = process(&fixture, &["true"]);
+        leaked.set_cwd(format!("/proc/self/fd/{number}").into());
+        assert!(exec(&container, &leaked).is_err(), "{number}");
+    }
     // Nothing of the failed ones is left.
     assert_eq!(container.processes().unwrap().len(), 1);
     end(container, pid);

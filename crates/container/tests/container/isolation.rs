@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::fs::OpenOptions;
+use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
@@ -11,11 +12,14 @@ use crate::fixture::{Fixture, exec, process, silent, wait};
 pub const CASES: &[Case] = &[
     ("privileges_are_as_specified", privileges_are_as_specified),
     ("seccomp_holds_for_the_first_and_further_processes", seccomp_holds_for_the_first_and_further_processes),
+    ("masked_comparisons_of_seccomp_are_right", masked_comparisons_of_seccomp_are_right),
+    ("loopback_is_up", loopback_is_up),
     ("a_read_only_root_and_masked_paths_hold", a_read_only_root_and_masked_paths_hold),
     ("devices_are_denied", devices_are_denied),
     ("nothing_of_the_helper_leaks", nothing_of_the_helper_leaks),
     ("the_engines_program_cannot_be_overwritten", the_engines_program_cannot_be_overwritten),
     ("a_working_directory_cannot_be_a_leaked_descriptor", a_working_directory_cannot_be_a_leaked_descriptor),
+    ("links_of_the_image_do_not_lead_to_the_host", links_of_the_image_do_not_lead_to_the_host),
     ("processes_are_alone", processes_are_alone),
 ];
 
@@ -82,6 +86,32 @@ fn seccomp_holds_for_the_first_and_further_processes() {
         wait(started.pid);
         container.delete(false).unwrap();
     }
+}
+
+fn masked_comparisons_of_seccomp_are_right() {
+    // As in Docker's profile: clone is allowed unless it makes namespaces.
+    let mut fixture =
+        Fixture::new("true & wait; (exit 3); echo $?; unshare -m true 2>&1 | grep -c 'not permitted'; id -u");
+    symlink("busybox", fixture.rootfs().join("bin/unshare")).unwrap();
+    let rule = |names: &[&str], args: serde_json::Value| json!({ "names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "args": args });
+    let masked =
+        |value: u64| json!([{ "index": 0, "value": 0x7E02_0000_u64, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ" }]);
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [rule(&["unshare"], masked(0x2_0000)), rule(&["clone"], masked(0x2_0000))],
+    });
+    fixture.set("/linux/seccomp", profile);
+    let all = ["CAP_SYS_ADMIN"];
+    fixture.set("/process/capabilities", json!({ "bounding": all, "effective": all, "permitted": all }));
+    assert_eq!(fixture.output(), "3\n1\n0\n");
+}
+
+fn loopback_is_up() {
+    let fixture = Fixture::new(
+        "cat /sys/class/net/lo/operstate /sys/class/net/lo/flags; ping -c1 127.0.0.1 | grep -c ' 0% packet loss'",
+    );
+    symlink("busybox", fixture.rootfs().join("bin/ping")).unwrap();
+    assert_eq!(fixture.output(), "unknown\n0x9\n1\n");
 }
 
 fn a_read_only_root_and_masked_paths_hold() {
@@ -156,6 +186,35 @@ fn a_working_directory_cannot_be_a_leaked_descriptor() {
         fixture.set("/process/cwd", json!(format!("/proc/self/fd/{number}")));
         assert!(fixture.try_create(silent()).is_err(), "{number}");
     }
+}
+
+fn links_of_the_image_do_not_lead_to_the_host() {
+    let host = tempfile::tempdir().unwrap();
+    fs::write(host.path().join("ptmx"), "the host's").unwrap();
+    for name in ["dev", "proc", "sys"] {
+        let fixture = Fixture::new("true");
+        fs::remove_dir(fixture.rootfs().join(name)).unwrap();
+        symlink(host.path(), fixture.rootfs().join(name)).unwrap();
+        let error = fixture.try_create(silent()).unwrap_err();
+        assert_eq!(error.kind(), proto::ErrorKind::InvalidArgument);
+    }
+    // Others are followed within the root.
+    let mut fixture = Fixture::new("ls /link/made; cat /etc/hosts");
+    symlink(host.path(), fixture.rootfs().join("link")).unwrap();
+    fs::remove_file(fixture.rootfs().join("etc/passwd")).unwrap();
+    symlink("/proc/self/environ", fixture.rootfs().join("etc/passwd")).unwrap();
+    symlink(host.path().join("ptmx"), fixture.rootfs().join("etc/hosts")).unwrap();
+    fs::create_dir_all(fixture.rootfs().join(host.path().strip_prefix("/").unwrap())).unwrap();
+    fs::write(host.path().join("bound"), "bound\n").unwrap();
+    let bind = |source: &str, destination: &str| json!({ "destination": destination, "type": "bind", "source": host.path().join(source), "options": ["rbind", "ro"] });
+    let mounts = fixture.spec["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({ "destination": "/link/made", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"] }));
+    mounts.push(bind("bound", "/etc/hosts"));
+    assert_eq!(fixture.output(), "bound\n");
+    let mut left: Vec<_> = fs::read_dir(host.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["bound", "ptmx"]);
+    assert_eq!(fs::read_to_string(host.path().join("ptmx")).unwrap(), "the host's");
 }
 
 fn processes_are_alone() {

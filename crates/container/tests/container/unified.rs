@@ -1,6 +1,8 @@
 //! The same on a system with cgroup version 2 only, such as a utility VM: made of a private mount namespace in which nothing
 //! but version 2 is mounted. Where the host uses version 1, its controllers are missing in there; the rest is true.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -40,7 +42,7 @@ fn a_container_lives_in_version_2() {
         "0::/\n"
     );
 
-    let length = || std::fs::metadata(fixture.rootfs().join("tick")).unwrap().len();
+    let length = || fs::metadata(fixture.rootfs().join("tick")).unwrap().len();
     container.pause().unwrap();
     let before = length();
     std::thread::sleep(std::time::Duration::from_millis(60));
@@ -73,10 +75,13 @@ fn devices_are_denied_by_a_program() {
 
 fn a_fork_bomb_is_killed_at_once() {
     enter();
-    let mut fixture = Fixture::new("f() { f & f & }; f; touch /ready; f; f; exec sleep 100");
-    fixture.set("/process/rlimits", json!([]));
+    // No pids controller here: the bomb is bounded as a user's processes are, since root's are not.
+    let mut fixture = Fixture::new("f() { f & f & }; f; touch /tmp/ready; f; f; exec sleep 100");
+    fs::set_permissions(fixture.rootfs().join("tmp"), fs::Permissions::from_mode(0o777)).unwrap();
+    fixture.set("/annotations", json!({ "dev.bulkhead.user": "app" }));
+    fixture.set("/process/rlimits", json!([{ "type": "RLIMIT_NPROC", "hard": 80, "soft": 80 }]));
     let (container, started) = fixture.start();
-    fixture.await_file("ready");
+    fixture.await_file("tmp/ready");
     container.delete(true).unwrap();
     wait(started.pid);
     assert!(!folder(&fixture).exists());

@@ -1,21 +1,15 @@
-//! Further processes in a running container: `POST /containers/{id}/exec` and `GET /exec/{id}/json`.
+//! Further processes in a running container.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
 use bollard::models::ExecConfig;
-use serde_json::{Value, json};
 
-use super::{Container, lock, names};
-use crate::body;
+use super::lock;
+use super::record::CODE_UNKNOWN;
 use crate::clock::Timestamp;
-use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::streams::Streams;
-use crate::streams::hijack::parse_detach_keys;
 
 /// How long an exec that has ended can still be asked for its exit code.
 const KEPT: Duration = Duration::from_secs(300);
@@ -53,8 +47,22 @@ pub struct Exec {
 }
 
 impl Exec {
-    fn phase(&self) -> MutexGuard<'_, ExecPhase> {
-        lock(&self.phase)
+    /// A process that was asked for.
+    #[must_use]
+    pub fn new(id: String, config: ExecConfig) -> Self {
+        Self { id, config, streams: Arc::default(), phase: Mutex::new(ExecPhase::Created) }
+    }
+
+    /// Where it is in its life.
+    #[must_use]
+    pub fn phase(&self) -> ExecPhase {
+        *lock(&self.phase)
+    }
+
+    /// It ended so long ago that nobody asks for it any more.
+    #[must_use]
+    pub fn is_old(&self) -> bool {
+        matches!(self.phase(), ExecPhase::Exited { at, .. } if at.elapsed() > KEPT)
     }
 
     /// It has a terminal.
@@ -72,7 +80,7 @@ impl Exec {
     /// It runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        matches!(*self.phase(), ExecPhase::Running { .. })
+        matches!(self.phase(), ExecPhase::Running { .. })
     }
 
     /// Begins its one start.
@@ -80,7 +88,7 @@ impl Exec {
     /// # Errors
     /// 409 when it was started before.
     pub fn begin(&self) -> ApiResult<()> {
-        let mut phase = self.phase();
+        let mut phase = lock(&self.phase);
         match *phase {
             ExecPhase::Created => {
                 *phase = ExecPhase::Starting;
@@ -95,111 +103,21 @@ impl Exec {
 
     /// It runs now.
     pub fn started(&self, pid: u32) {
-        *self.phase() = ExecPhase::Running { pid };
+        *lock(&self.phase) = ExecPhase::Running { pid };
     }
 
     /// It ended, or could not be started.
     pub fn ended(&self, code: u32) {
-        *self.phase() = ExecPhase::Exited { code, at: Timestamp::now() };
+        *lock(&self.phase) = ExecPhase::Exited { code, at: Timestamp::now() };
     }
 
     /// The container ended, and everything in it with it.
     pub fn container_ended(&self) {
-        let mut phase = self.phase();
+        let mut phase = lock(&self.phase);
         if matches!(*phase, ExecPhase::Running { .. } | ExecPhase::Starting) {
-            *phase = ExecPhase::Exited { code: super::shim::CODE_UNKNOWN, at: Timestamp::now() };
+            *phase = ExecPhase::Exited { code: CODE_UNKNOWN, at: Timestamp::now() };
         }
     }
-}
-
-/// Prepares a further process.
-///
-/// # Errors
-/// 404; 400 for a command or option that is none; 409 when the container does not run or is paused.
-pub async fn create(
-    State(engine): State<Arc<Engine>>,
-    Path(id): Path<String>,
-    request: Request,
-) -> ApiResult<(StatusCode, Json<Value>)> {
-    let config: ExecConfig = body::json(request).await?;
-    if config.cmd.as_ref().is_none_or(Vec::is_empty) {
-        return Err(ApiError::invalid("No exec command specified"));
-    }
-    if let Some(keys) = config.detach_keys.as_deref().filter(|keys| !keys.is_empty()) {
-        parse_detach_keys(keys)?;
-    }
-    let container = engine.containers.find(&id)?;
-    container.running()?;
-    if container.record().phase.is_paused() {
-        return Err(ApiError::conflict(format!("container {id} is paused, unpause the container before exec")));
-    }
-    let exec_id = hex::encode(names::random::<32>()?);
-    let exec = Exec {
-        id: exec_id.clone(),
-        config,
-        streams: Arc::default(),
-        phase: Mutex::new(ExecPhase::Created),
-    };
-    let action = format!("exec_create: {}", exec.command_line());
-    {
-        let mut execs = container.execs();
-        execs.retain(|_, exec| !is_old(*exec.phase()));
-        execs.insert(exec_id.clone(), Arc::new(exec));
-    }
-    container.emit(&engine, action, &[("execID", exec_id.clone())]);
-    Ok((StatusCode::CREATED, Json(json!({ "Id": exec_id }))))
-}
-
-fn is_old(phase: ExecPhase) -> bool {
-    matches!(phase, ExecPhase::Exited { at, .. } if at.elapsed() > KEPT)
-}
-
-/// Finds a further process, and its container.
-///
-/// # Errors
-/// 404.
-pub fn find(engine: &Engine, id: &str) -> ApiResult<(Arc<Container>, Arc<Exec>)> {
-    let all = engine.containers.all();
-    let found = all.into_iter().find_map(|container| {
-        let exec = container.execs().get(id).cloned();
-        exec.map(|exec| (container, exec))
-    });
-    found.ok_or_else(|| ApiError::not_found(format!("No such exec instance: {id}")))
-}
-
-/// Says where a further process is.
-///
-/// # Errors
-/// 404.
-pub async fn inspect(State(engine): State<Arc<Engine>>, Path(id): Path<String>) -> ApiResult<Json<Value>> {
-    let (container, exec) = find(&engine, &id)?;
-    let phase = *exec.phase();
-    let (running, pid, code) = match phase {
-        ExecPhase::Created | ExecPhase::Starting => (false, 0, None),
-        ExecPhase::Running { pid } => (true, pid, None),
-        ExecPhase::Exited { code, .. } => (false, 0, Some(code)),
-    };
-    let config = &exec.config;
-    let command = config.cmd.clone().unwrap_or_default();
-    Ok(Json(json!({
-        "ID": exec.id,
-        "Running": running,
-        "ExitCode": code,
-        "ProcessConfig": {
-            "tty": exec.terminal(),
-            "entrypoint": command.first(),
-            "arguments": command.get(1..).unwrap_or_default(),
-            "privileged": config.privileged.unwrap_or_default(),
-            "user": config.user.clone().unwrap_or_default(),
-        },
-        "OpenStdin": config.attach_stdin.unwrap_or_default(),
-        "OpenStderr": config.attach_stderr.unwrap_or_default(),
-        "OpenStdout": config.attach_stdout.unwrap_or_default(),
-        "CanRemove": false,
-        "ContainerID": container.id,
-        "DetachKeys": config.detach_keys.clone().unwrap_or_default(),
-        "Pid": pid,
-    })))
 }
 
 #[cfg(test)]
@@ -208,12 +126,8 @@ mod tests {
 
     #[test]
     fn a_process_starts_once() {
-        let exec = Exec {
-            id: "x".into(),
-            config: ExecConfig { cmd: Some(vec!["a".into(), "b".into()]), ..ExecConfig::default() },
-            streams: Arc::default(),
-            phase: Mutex::new(ExecPhase::Created),
-        };
+        let config = ExecConfig { cmd: Some(vec!["a".into(), "b".into()]), ..ExecConfig::default() };
+        let exec = Exec::new("x".into(), config);
         exec.begin().unwrap();
         assert_eq!(exec.begin().unwrap_err().message, "exec x is already running");
         exec.started(7);

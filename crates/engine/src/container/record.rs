@@ -13,6 +13,8 @@ use crate::clock::Timestamp;
 
 /// Name of the record's file in the container's folder.
 pub const FILE_NAME: &str = "config.json";
+/// Exit code of a process whose end nobody saw: as if by SIGKILL.
+pub const CODE_UNKNOWN: u32 = 137;
 /// Version of the record's form.
 const FORMAT: u32 = 1;
 
@@ -345,8 +347,13 @@ pub mod tests {
         let fault = || Fault { code: 127, error: "no".into() };
         let created = Phase::Created { fault: None }.after_fault(fault());
         assert_eq!((created.word(), created.code(), created.error()), ("created", 127, "no"));
-        let ended =
-            Ended { started_at: Timestamp(1), finished_at: Timestamp(2), code: 0, error: String::new(), oom_killed: false };
+        let ended = Ended {
+            started_at: Timestamp(1),
+            finished_at: Timestamp(2),
+            code: 0,
+            error: String::new(),
+            oom_killed: false,
+        };
         let exited = Phase::Exited(ended).after_fault(fault());
         assert_eq!((exited.word(), exited.code(), exited.started_at()), ("exited", 127, Some(Timestamp(1))));
     }

@@ -15,15 +15,17 @@ pub(super) struct BodyReader {
     current: Bytes,
 }
 
-/// Starts a task that feeds the reader. It ends with the body, or when the reader is gone.
+/// Starts a task that feeds the reader. It ends with the body: what a reader that is gone has not read is dropped, since a
+/// connection that is closed while the client still sends would hide the answer from it.
 pub(super) fn reader(body: Body) -> BodyReader {
     let (sender, pieces) = mpsc::channel(PIECES);
     tokio::spawn(async move {
         let mut stream = body.into_data_stream();
         while let Some(piece) = stream.next().await {
             let broken = piece.is_err();
-            // A reader that is gone has seen enough: an archive may have bytes behind its end.
-            if sender.send(piece.map_err(io::Error::other)).await.is_err() || broken {
+            // An error here means that the reader is gone; the rest is read all the same.
+            let _ = sender.send(piece.map_err(io::Error::other)).await;
+            if broken {
                 return;
             }
         }

@@ -34,10 +34,7 @@ pub(super) async fn create(engine: Arc<Engine>, query: &Query, body: Body) -> Ap
     };
     let rootfs = body::reader(body);
     progress::answer(move |lines| {
-        let id = engine
-            .images
-            .import(rootfs, &options)
-            .map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
+        let id = engine.images.import(rootfs, &options).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
         let name = options.reference.as_ref().map_or_else(|| id.to_string(), Reference::familiar);
         publish(&engine, "import", id.as_str(), &name);
         lines.send(json!({"status": id.as_str()}));

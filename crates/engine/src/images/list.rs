@@ -47,7 +47,9 @@ pub(crate) fn entries(engine: &Engine) -> Vec<Value> {
     let shared = shared_bytes(&engine.images, &all);
     let count = |image: &ImageSummary| containers.get(&image.id).copied().unwrap_or_default();
     let none = Filters::default();
-    all.iter().map(|image| entry(image, &none, crate::version::MAX, count(image), shared.get(&image.id).copied())).collect()
+    all.iter()
+        .map(|image| entry(image, &none, crate::version::MAX, count(image), shared.get(&image.id).copied()))
+        .collect()
 }
 
 /// How many containers were made from each image.
@@ -98,8 +100,7 @@ impl<'a> Bounds<'a> {
 
 /// At least one of the image's names fits the filter `reference`.
 fn names_fit(filters: &Filters, image: &ImageSummary) -> bool {
-    !filters.has("reference")
-        || image.repo_tags.iter().chain(&image.repo_digests).any(|name| name_fits(filters, name))
+    !filters.has("reference") || image.repo_tags.iter().chain(&image.repo_digests).any(|name| name_fits(filters, name))
 }
 
 /// A pattern stands for the name with its tag, or for the repository alone.
@@ -111,16 +112,9 @@ fn name_fits(filters: &Filters, name: &str) -> bool {
     filters.fits("reference", |wanted| pattern::fits(wanted, name) || pattern::fits(wanted, repository))
 }
 
-fn entry(
-    image: &ImageSummary,
-    filters: &Filters,
-    version: ApiVersion,
-    containers: u64,
-    shared: Option<u64>,
-) -> Value {
-    let fitting = |names: &[String]| -> Vec<String> {
-        names.iter().filter(|name| name_fits(filters, name)).cloned().collect()
-    };
+fn entry(image: &ImageSummary, filters: &Filters, version: ApiVersion, containers: u64, shared: Option<u64>) -> Value {
+    let fitting =
+        |names: &[String]| -> Vec<String> { names.iter().filter(|name| name_fits(filters, name)).cloned().collect() };
     let (mut tags, mut digests) = (fitting(&image.repo_tags), fitting(&image.repo_digests));
     if tags.is_empty() && digests.is_empty() && version < EMPTY_NAMES_SINCE {
         tags = vec!["<none>:<none>".into()];

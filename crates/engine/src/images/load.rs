@@ -32,10 +32,8 @@ pub(super) async fn load(engine: Arc<Engine>, query: &Query, body: Body) -> ApiR
                 lines.offer(line(&event));
             }
         };
-        let loaded = engine
-            .images
-            .load(archive, &mut tell)
-            .map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
+        let loaded =
+            engine.images.load(archive, &mut tell).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
         for image in loaded {
             publish(&engine, "load", image.id.as_str(), image.id.as_str());
             for name in &image.names {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{blocking, not_resolved, publish, reference, resolve};
 use crate::clock::Timestamp;
-use crate::container::uses_of;
+use crate::containers::uses_of;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::filters::Filters;

@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use crate::clock::Timestamp;
-use crate::streams::Source;
+use crate::output::Source;
 
 /// One line (or a part of a long one) as it was written by the process.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -64,7 +64,8 @@ impl Default for LogOptions {
 }
 
 /// Options of json-file that say nothing about how much is kept.
-const OTHER_OPTIONS: &[&str] = &["labels", "labels-regex", "env", "env-regex", "compress", "tag", "mode", "max-buffer-size"];
+const OTHER_OPTIONS: &[&str] =
+    &["labels", "labels-regex", "env", "env-regex", "compress", "tag", "mode", "max-buffer-size"];
 /// Docker's drivers that are not there.
 const MISSING_DRIVERS: &[&str] =
     &["local", "journald", "syslog", "gelf", "fluentd", "awslogs", "splunk", "gcplogs", "etwlogs"];

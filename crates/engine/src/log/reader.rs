@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Entry, Log};
 use crate::clock::Timestamp;
-use crate::streams::Wanted;
+use crate::output::Wanted;
 
 /// What a client wants of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -197,7 +197,7 @@ fn find_line_from_end(file: &mut File, count: usize) -> io::Result<Result<u64, u
 mod tests {
     use super::super::{LogOptions, LogWriter};
     use super::*;
-    use crate::streams::{Chunk, Source};
+    use crate::output::{Chunk, Source};
     use axum::body::Bytes;
 
     const BOTH: Wanted = Wanted { stdout: true, stderr: true };

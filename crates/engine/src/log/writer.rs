@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::{Log, entry};
 use crate::clock::Timestamp;
-use crate::streams::{Chunk, Source};
+use crate::output::{Chunk, Source};
 
 /// The longest piece of a line that becomes one entry. Source: moby `daemon/logger/copier.go`.
 const MAX_ENTRY_BYTES: usize = 16 * 1024;
@@ -103,7 +103,7 @@ impl LogWriter {
         let time = at.to_rfc3339_nano();
         let unfinished = &mut self.unfinished[index(chunk.source)];
         let mut rest = &chunk.bytes[..];
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', rest) {
             let (line, next) = rest.split_at(end + 1);
             if unfinished.is_empty() && line.len() <= MAX_ENTRY_BYTES {
                 entry::encode(&mut self.buffer, line, chunk.source, &time);
@@ -187,7 +187,8 @@ fn write_long(buffer: &mut Vec<u8>, line: &mut Vec<u8>, source: Source, time: &s
     while line.len() - done > MAX_ENTRY_BYTES {
         let piece = &line[done..done + MAX_ENTRY_BYTES];
         let inside = piece.iter().rev().take(3).position(|byte| *byte >= 0xC0).map_or(0, |back| back + 1);
-        let cut = if piece.last().is_some_and(|byte| *byte >= 0x80) { MAX_ENTRY_BYTES - inside } else { MAX_ENTRY_BYTES };
+        let cut =
+            if piece.last().is_some_and(|byte| *byte >= 0x80) { MAX_ENTRY_BYTES - inside } else { MAX_ENTRY_BYTES };
         entry::encode(buffer, &piece[..cut], source, time);
         done += cut;
     }
@@ -218,11 +219,20 @@ mod tests {
 
     #[tokio::test]
     async fn lines_are_joined_across_chunks_and_sources_kept_apart() {
-        let chunks: &[(Source, &[u8])] =
-            &[(Source::Stdout, b"on"), (Source::Stderr, b"err\n"), (Source::Stdout, b"e\ntwo\nthr"), (Source::Stdout, b"ee")];
+        let chunks: &[(Source, &[u8])] = &[
+            (Source::Stdout, b"on"),
+            (Source::Stderr, b"err\n"),
+            (Source::Stdout, b"e\ntwo\nthr"),
+            (Source::Stdout, b"ee"),
+        ];
         let (_dir, log) = written(LogOptions::default(), chunks).await;
         let seen: Vec<_> = entries(&log).into_iter().map(|entry| (entry.source, entry.text)).collect();
-        let expected = [(Source::Stderr, "err\n"), (Source::Stdout, "one\n"), (Source::Stdout, "two\n"), (Source::Stdout, "three")];
+        let expected = [
+            (Source::Stderr, "err\n"),
+            (Source::Stdout, "one\n"),
+            (Source::Stdout, "two\n"),
+            (Source::Stdout, "three"),
+        ];
         assert_eq!(seen, expected.map(|(source, text)| (source, text.to_owned())));
     }
 

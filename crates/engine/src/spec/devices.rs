@@ -48,9 +48,9 @@ pub(super) fn decide(host: &HostConfig, isolation: Isolation) -> Result<Devices,
         return Ok(Devices { nodes, rules: vec![rule(true, LinuxDeviceType::A, None, None, "rwm")] });
     }
     let mut devices = Devices { nodes: Vec::new(), rules: vec![rule(false, LinuxDeviceType::A, None, None, "rwm")] };
-    devices.rules.extend(
-        ALLOWED.iter().map(|(major, minor)| rule(true, LinuxDeviceType::C, Some(*major), *minor, "rwm")),
-    );
+    devices
+        .rules
+        .extend(ALLOWED.iter().map(|(major, minor)| rule(true, LinuxDeviceType::C, Some(*major), *minor, "rwm")));
     for mapping in asked {
         devices.map(mapping)?;
     }

@@ -97,7 +97,8 @@ mod tests {
         assert_eq!((command.entrypoint, command.cmd), (strings(&["/entry"]), strings(&["x"])));
         let entrypoint = merged(ContainerConfig { entrypoint: strings(&["/mine"]), ..Default::default() });
         assert_eq!((entrypoint.entrypoint, entrypoint.cmd), (strings(&["/mine"]), None));
-        let emptied = merged(ContainerConfig { entrypoint: strings(&[""]), cmd: strings(&["x"]), ..Default::default() });
+        let emptied =
+            merged(ContainerConfig { entrypoint: strings(&[""]), cmd: strings(&["x"]), ..Default::default() });
         assert_eq!((emptied.entrypoint, emptied.cmd), (None, strings(&["x"])));
     }
 

@@ -256,8 +256,13 @@ impl Bind {
             return Err(no_volumes());
         }
         let destination = absolute(destination, text)?;
-        let mut bind =
-            Self { source: source.into(), destination, read_only: false, propagation: "rprivate".into(), recursive: true };
+        let mut bind = Self {
+            source: source.into(),
+            destination,
+            read_only: false,
+            propagation: "rprivate".into(),
+            recursive: true,
+        };
         for option in options.split(',').filter(|option| !option.is_empty()) {
             match option {
                 "ro" | "readonly" => bind.read_only = true,
@@ -329,13 +334,17 @@ mod tests {
     fn the_kernels_file_systems_are_mounted_as_docker_mounts_them() {
         let mounts = kernel_file_systems(&HostConfig::default(), Shared::default()).unwrap();
         assert_eq!(options(&mounts, "/proc"), ["nosuid", "noexec", "nodev"]);
-        assert!(options(&mounts, "/sys").contains(&"ro".into()) && options(&mounts, "/sys/fs/cgroup").contains(&"ro".into()));
+        assert!(
+            options(&mounts, "/sys").contains(&"ro".into())
+                && options(&mounts, "/sys/fs/cgroup").contains(&"ro".into())
+        );
         assert!(options(&mounts, "/dev/shm").contains(&"size=67108864".into()));
         assert!(options(&mounts, "/dev").contains(&"size=65536k".into()));
         let privileged = kernel_file_systems(&host(|h| h.privileged = Some(true)), Shared::default()).unwrap();
         assert!(options(&privileged, "/sys").contains(&"rw".into()));
         assert!(kernel_file_systems(&host(|h| h.shm_size = Some(-1)), Shared::default()).is_err());
-        let no_shm = kernel_file_systems(&HostConfig::default(), Shared { no_shm: true, ..Default::default() }).unwrap();
+        let no_shm =
+            kernel_file_systems(&HostConfig::default(), Shared { no_shm: true, ..Default::default() }).unwrap();
         assert!(no_shm.iter().all(|mount| mount.destination() != Path::new("/dev/shm")));
     }
 

@@ -98,9 +98,10 @@ mod tests {
     #[test]
     fn the_host_is_shared_only_by_process_containers() {
         assert!(shared(|h| h.pid_mode = Some("host".into()), Isolation::Process).unwrap().pid);
-        for change in
-            [|h: &mut HostConfig| h.pid_mode = Some("host".into()), |h: &mut HostConfig| h.ipc_mode = Some("host".into())]
-        {
+        for change in [
+            |h: &mut HostConfig| h.pid_mode = Some("host".into()),
+            |h: &mut HostConfig| h.ipc_mode = Some("host".into()),
+        ] {
             let error = shared(change, Isolation::Hyperv).unwrap_err().to_string();
             assert!(error.contains("cannot be combined with isolation hyperv"), "{error}");
         }

@@ -111,9 +111,8 @@ fn replace(environment: &mut Vec<String>, given: &[String]) -> Result<(), SpecEr
         if name.is_empty() || entry.contains('\0') {
             return Err(SpecError::Process(format!("invalid environment variable: {entry}")));
         }
-        let same = environment
-            .iter()
-            .position(|kept| kept.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')));
+        let same =
+            environment.iter().position(|kept| kept.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')));
         match (same, value) {
             (Some(at), Some(_)) => environment[at].clone_from(entry),
             (Some(at), None) => {

@@ -74,9 +74,7 @@ fn refuse_what_a_utility_vm_has_not(host: &HostConfig) -> Result<(), SpecError> 
         ("--device-read-bps and its like", throttled),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
-        Some((option, _)) => {
-            Err(SpecError::NotAvailable(format!("{option} cannot be used with isolation hyperv yet")))
-        }
+        Some((option, _)) => Err(SpecError::NotAvailable(format!("{option} cannot be used with isolation hyperv yet"))),
         None => Ok(()),
     }
 }

@@ -54,9 +54,11 @@ fn default_profile(capabilities: &Capabilities) -> LinuxSeccomp {
     }
     let masked = |mask, value| argument(LinuxSeccompOperator::ScmpCmpMaskedEq, mask, Some(value));
     rules.extend(SOCKET_DOMAINS.map(|(mask, value)| rule(["socket"], allow, vec![masked(mask, value)])));
-    rules.extend(PERSONALITIES.map(|persona| {
-        rule(["personality"], allow, vec![argument(LinuxSeccompOperator::ScmpCmpEq, persona, None)])
-    }));
+    rules.extend(
+        PERSONALITIES.map(|persona| {
+            rule(["personality"], allow, vec![argument(LinuxSeccompOperator::ScmpCmpEq, persona, None)])
+        }),
+    );
     if !capabilities.contains(&Capability::SysAdmin) {
         rules.push(rule(["clone"], allow, vec![masked(CLONE_NAMESPACES, 0)]));
         let mut clone3 = rule(["clone3"], LinuxSeccompAction::ScmpActErrno, Vec::new());

@@ -57,7 +57,9 @@ impl SecurityOptions {
             }
             ("apparmor", "unconfined" | "") | ("label", "disable") => {}
             ("apparmor" | "label", _) => {
-                return Err(SpecError::NotAvailable(format!("--security-opt {option}: no security module is used yet")));
+                return Err(SpecError::NotAvailable(format!(
+                    "--security-opt {option}: no security module is used yet"
+                )));
             }
             _ => return Err(invalid(2)),
         }

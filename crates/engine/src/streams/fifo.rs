@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode};
 use tokio::net::unix::pipe;
 
-use super::{Outputs, Source};
+use super::Outputs;
+use crate::output::Source;
 use crate::task::StdioPaths;
 
 /// How much a fifo holds: more than the kernel's 64 KiB saves wake-ups, and costs only what is in it.

@@ -17,8 +17,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, pipe};
 use tokio::sync::mpsc;
 
 use super::mux::Framing;
-use super::{Attachment, Chunk, Streams};
+use super::{Attachment, Streams};
 use crate::error::{ApiError, ApiResult};
+use crate::output::{Chunk, Source};
 
 /// A connection taken out of HTTP.
 pub struct Connection {
@@ -139,14 +140,18 @@ impl Connection {
 
     /// Writes a last text, such as why a process could not be started.
     pub async fn write_text(mut self, framing: Framing, text: &str) {
-        let chunk = Chunk { source: super::Source::Stdout, bytes: Bytes::copy_from_slice(text.as_bytes()) };
+        let chunk = Chunk { source: Source::Stdout, bytes: Bytes::copy_from_slice(text.as_bytes()) };
         if let Err(error) = self.writer.write_all(&framing.encode(&chunk)).await {
             tracing::debug!(%error, "a client left first");
         }
     }
 }
 
-async fn write_output(writer: &mut OwnedWriteHalf, output: &mut mpsc::Receiver<Chunk>, framing: Framing) -> io::Result<()> {
+async fn write_output(
+    writer: &mut OwnedWriteHalf,
+    output: &mut mpsc::Receiver<Chunk>,
+    framing: Framing,
+) -> io::Result<()> {
     while let Some(chunk) = output.recv().await {
         let mut frame = framing.header(chunk.source, chunk.bytes.len()).chain(chunk.bytes);
         writer.write_all_buf(&mut frame).await?;

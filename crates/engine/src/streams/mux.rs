@@ -4,7 +4,7 @@
 
 use axum::body::Bytes;
 
-use super::{Chunk, Source};
+use crate::output::{Chunk, Source};
 
 /// How output is written to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,11 +7,9 @@ use bytes::BytesMut;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
-use super::{Chunk, Source, Streams};
+use super::Streams;
 use crate::log::LogSink;
-
-/// The most that one read takes.
-pub const CHUNK_BYTES: usize = 64 * 1024;
+use crate::output::{Chunk, Source};
 
 /// The reading ends of a process' output.
 pub struct Outputs(Vec<Output>);
@@ -60,7 +58,7 @@ impl Outputs {
         let mut failed = None;
         self.0.retain(|output| {
             loop {
-                let mut buffer = vec![0; CHUNK_BYTES];
+                let mut buffer = vec![0; Chunk::MAX_BYTES];
                 match rustix::io::read(&output.pipe, &mut buffer) {
                     Ok(0) => return false,
                     Ok(length) => {
@@ -84,11 +82,11 @@ impl Output {
     async fn read(&self) -> io::Result<Option<Bytes>> {
         loop {
             self.pipe.readable().await?;
-            let mut buffer = BytesMut::with_capacity(CHUNK_BYTES);
+            let mut buffer = BytesMut::with_capacity(Chunk::MAX_BYTES);
             match self.pipe.try_read_buf(&mut buffer) {
                 Ok(0) => return Ok(None),
                 // A short text must not hold a large buffer while it waits in queues.
-                Ok(length) if length < CHUNK_BYTES / 4 => return Ok(Some(Bytes::copy_from_slice(&buffer))),
+                Ok(length) if length < Chunk::MAX_BYTES / 4 => return Ok(Some(Bytes::copy_from_slice(&buffer))),
                 Ok(_) => return Ok(Some(buffer.freeze())),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
@@ -100,7 +98,13 @@ impl Output {
 /// Copies until every output has ended, or the engine stops. Shape: every byte goes to the log and to every client that
 /// wants its source, in order; the slowest sets the pace. When: `resumed` says that the process ran before the fifos
 /// were opened.
-pub async fn pump(mut outputs: Outputs, streams: &Streams, log: Option<LogSink>, stop: &CancellationToken, resumed: bool) {
+pub async fn pump(
+    mut outputs: Outputs,
+    streams: &Streams,
+    log: Option<LogSink>,
+    stop: &CancellationToken,
+    resumed: bool,
+) {
     if resumed {
         match outputs.take_present() {
             Ok(chunks) => {
@@ -135,8 +139,8 @@ async fn deliver(chunk: Chunk, streams: &Streams, log: Option<&LogSink>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::Wanted;
     use crate::streams::fifo::{self, FifoSet};
-    use crate::streams::Wanted;
     use std::io::Write;
     use std::sync::Arc;
 

@@ -180,8 +180,9 @@ fn security_options(cgroups: &Cgroups) -> Vec<&'static str> {
 fn warnings(engine: &Engine, probe: &HostProbe, cgroups: &Cgroups) -> Vec<String> {
     let mut warnings = Vec::new();
     match probe.accelerator {
-        _ if !probe.missing.is_empty() => warnings
-            .extend(probe.missing.iter().map(|missing| format!("WARNING: isolation hyperv is not available: {missing}"))),
+        _ if !probe.missing.is_empty() => warnings.extend(
+            probe.missing.iter().map(|missing| format!("WARNING: isolation hyperv is not available: {missing}")),
+        ),
         None => warnings.push(format!("WARNING: isolation hyperv is not available: {}", probe.accelerator_reason)),
         Some(Accelerator::Tcg) => warnings.push(format!(
             "WARNING: utility VMs run in software emulation here and are no security boundary: {}",

@@ -120,7 +120,7 @@ fn symbolic_links_are_followed_inside_the_layer_only() {
     let mut put_link = |at: &str, target: &str| {
         let Ok(Place::Name { folder, name }) = tree.locate(at.as_bytes()) else { panic!("{at}") };
         let leaf = Leaf { inode: 0, file_type: FileType::Symlink, target: Some(target.as_bytes().into()) };
-        tree.put_leaf(folder, name, leaf);
+        tree.put_leaf(folder, name, leaf).unwrap();
     };
     put_link("a/up", "../../../x");
     put_link("a/absolute", "/y/z");
@@ -152,9 +152,9 @@ fn whiteouts_mean_the_same_in_any_order() {
         let mut tree = Tree::new();
         for index in order {
             match tree.locate(entries[index].path).unwrap() {
-                Place::Whiteout { folder, name } => tree.hide(folder, name),
+                Place::Whiteout { folder, name } => tree.hide(folder, name).unwrap(),
                 Place::Name { folder, name } => {
-                    tree.put_leaf(folder, name, Leaf { inode: 0, file_type: FileType::Regular, target: None });
+                    tree.put_leaf(folder, name, Leaf { inode: 0, file_type: FileType::Regular, target: None }).unwrap();
                 }
                 other => panic!("{other:?}"),
             }
@@ -198,6 +198,22 @@ fn bounds_hold() {
         convert_with(&links, &Limits::default()),
         Err(LayerError::Entry { fault: EntryFault::PathTooLong, .. })
     ));
+}
+
+#[test]
+fn names_cannot_take_all_memory() {
+    let small = || Tree { budget_bytes: 1 << 20, ..Tree::new() };
+    // Each path implies 2,000 folders that are not there yet.
+    let mut tree = small();
+    let fault = (0..100).find_map(|index| tree.locate(format!("{index}/{}f", "d/".repeat(2000)).as_bytes()).err());
+    assert_eq!(fault, Some(EntryFault::LayerTooLarge));
+    // One folder says something else of itself again and again.
+    let mut xattrs = Xattrs::default();
+    xattrs.push(b"user.x", &[0; 60_000]);
+    let facts = FolderFacts { xattrs, ..FolderFacts::default() };
+    let mut tree = small();
+    let fault = (0..100).find_map(|_| tree.put_folder(ROOT, b"d"[..].into(), facts.clone()).err());
+    assert_eq!(fault, Some(EntryFault::LayerTooLarge));
 }
 
 #[test]

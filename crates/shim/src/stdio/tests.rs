@@ -1,4 +1,3 @@
-use std::path::Path;
 use std::time::Instant;
 
 use super::*;
@@ -16,8 +15,13 @@ impl Pipes {
             nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
             path.to_str().unwrap().to_owned()
         };
-        let paths =
-            StdioPaths { stdin: make("in"), stdout: make("out"), stderr: make("err"), terminal: false, stdin_end: StdinEnd::Request };
+        let paths = StdioPaths {
+            stdin: make("in"),
+            stdout: make("out"),
+            stderr: make("err"),
+            terminal: false,
+            stdin_end: StdinEnd::Request,
+        };
         Self { folder, paths }
     }
 
@@ -139,4 +143,16 @@ fn what_is_no_fifo_is_told_apart() {
     assert_eq!(error.kind(), ErrorKind::NotImplemented);
     let error = Fifos::open(&paths(folder.path().join("none").to_str().unwrap().into())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn every_late_caller_sees_the_end() {
+    let pipes = Pipes::new();
+    let (direct, streams) = Fifos::open(&pipes.paths).unwrap().into_direct().unwrap();
+    drop(direct);
+    streams.complete().await;
+    for _ in 0..3 {
+        assert_eq!(read_to_end(pipes.caller_reads("out")).await, b"");
+        assert_eq!(read_to_end(pipes.caller_reads("err")).await, b"");
+    }
 }

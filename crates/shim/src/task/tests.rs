@@ -102,7 +102,7 @@ impl ComputeSystem for FakeSystem {
     async fn update(&self, _: LinuxResources) -> Result<(), Status> {
         Ok(())
     }
-    async fn delete(&self) -> Result<(), Status> {
+    async fn delete(&self, _: Changes) -> Result<(), Status> {
         Ok(())
     }
 }
@@ -139,7 +139,7 @@ async fn a_container_runs_from_create_to_delete() {
     let Fixture { folder, init, task, .. } = fixture(true, None);
     assert_eq!(task.snapshot("").await.unwrap().state, "created");
     assert_eq!(task.start("").await.unwrap(), 11);
-    let refused = task.delete().await.unwrap_err();
+    let refused = task.delete(Changes::Kept).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::FailedPrecondition, "a running container is not deleted");
     assert_eq!(task.start("").await.unwrap_err().kind(), ErrorKind::FailedPrecondition);
     init.end(3);
@@ -148,7 +148,7 @@ async fn a_container_runs_from_create_to_delete() {
     let report = Bundle::at(folder.path().to_owned()).exit_report().unwrap().unwrap();
     assert_eq!((report.exit_code, report.exited_at_ns), (3, 5));
     assert_eq!(task.kill("", 15, false).await.unwrap_err().kind(), ErrorKind::NotFound);
-    let (pid, exit) = task.delete().await.unwrap();
+    let (pid, exit) = task.delete(Changes::Kept).await.unwrap();
     assert_eq!((pid, exit.code), (11, 3));
 }
 
@@ -172,7 +172,7 @@ async fn wait_answers_after_the_output_and_the_state_before_it() {
 #[tokio::test]
 async fn a_created_container_can_be_deleted() {
     let Fixture { init, task, .. } = fixture(true, None);
-    let (_, exit) = task.delete().await.unwrap();
+    let (_, exit) = task.delete(Changes::Kept).await.unwrap();
     assert_eq!(exit.code, 137);
     assert_eq!(*init.signals.lock().unwrap(), [libc::SIGKILL]);
 }

@@ -1,5 +1,6 @@
 //! A shim as our engine starts it, with a client, for tests that need root.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "this is test code, which clippy knows only of functions marked as tests")]
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -12,7 +13,9 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::TaskClient;
 use oci_spec::runtime::{Process, Spec};
-use proto::control::{BackendChoice, ContainerBundle, ExitReport, LayerFile, UtilityVmRequest, Writable};
+use proto::control::{
+    BackendChoice, ContainerBundle, ExitReport, LayerFile, UtilityVmReport, UtilityVmRequest, Writable,
+};
 use proto::{Isolation, Status};
 use protobuf::well_known_types::any::Any;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -62,7 +65,8 @@ fn busybox_root(folder: &Path) {
         fs::create_dir_all(folder.join(name)).unwrap();
     }
     fs::copy("/bin/busybox", folder.join("bin/busybox")).unwrap();
-    let applets = ["sh", "cat", "echo", "true", "sleep", "yes", "head", "ps", "stty", "dd", "kill", "uname", "tee", "seq"];
+    let applets =
+        ["sh", "cat", "echo", "true", "sleep", "yes", "head", "ps", "stty", "dd", "kill", "uname", "tee", "seq"];
     for applet in applets {
         std::os::unix::fs::symlink("busybox", folder.join("bin").join(applet)).unwrap();
     }
@@ -311,12 +315,12 @@ impl Fixture {
     /// Delete and Shutdown; then nothing of the container may be left.
     pub async fn finish(mut self) {
         self.delete("").await.unwrap_or_else(|error| panic!("delete: {error}\n{}", self.log()));
-        self.shut_down().await;
+        self.shut_down(false).await;
         self.assert_nothing_left();
     }
 
-    pub async fn shut_down(&mut self) {
-        let request = api::ShutdownRequest { id: self.id.clone(), ..Default::default() };
+    pub async fn shut_down(&mut self, now: bool) {
+        let request = api::ShutdownRequest { id: self.id.clone(), now, ..Default::default() };
         // The answer may lose the race with the end of the connection.
         let _ = self.client.shutdown(context(), &request).await;
         let begin = Instant::now();
@@ -330,14 +334,20 @@ impl Fixture {
         serde_json::from_slice(&fs::read(self.bundle().join(ExitReport::FILE_NAME)).unwrap()).unwrap()
     }
 
+    pub fn utility_vm(&self) -> UtilityVmReport {
+        serde_json::from_slice(&fs::read(self.bundle().join(UtilityVmReport::FILE_NAME)).unwrap()).unwrap()
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.bundle().join("shim.log")).unwrap_or_default()
     }
 
     /// Runs the shim's `delete` and answers its output.
     pub fn delete_after_crash(&self) -> api::DeleteResponse {
-        let output =
-            Command::new(SHIM).args(["-namespace", "test", "-id", &self.id, "delete"]).current_dir(self.bundle()).output();
+        let output = Command::new(SHIM)
+            .args(["-namespace", "test", "-id", &self.id, "delete"])
+            .current_dir(self.bundle())
+            .output();
         let output = output.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         protobuf::Message::parse_from_bytes(&output.stdout).unwrap()
@@ -409,8 +419,7 @@ fn write_bundle(folder: &Path, bundle: &Path, id: &str, setup: Setup) {
     if setup.engines {
         let layer = folder.join("layer.erofs");
         run(Command::new("/usr/bin/mkfs.erofs").arg(&layer).arg(&tree));
-        let layers =
-            vec![LayerFile { diff_id: format!("sha256:{}", "0".repeat(64)).parse().unwrap(), path: layer }];
+        let layers = vec![LayerFile { diff_id: format!("sha256:{}", "0".repeat(64)).parse().unwrap(), path: layer }];
         let (writable, utility_vm) = match setup.isolation {
             Isolation::Process => (upper(folder), None),
             Isolation::Hyperv => (scratch(folder), Some(vm_request(setup.memory_bytes))),

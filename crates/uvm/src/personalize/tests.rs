@@ -169,7 +169,10 @@ async fn a_guest_may_open_no_substream() {
     let guest = GuestConnection::open(host).await.unwrap();
     let mut connection = yamux::Connection::new(port.compat(), yamux::Config::default(), yamux::Mode::Server);
     let stream = std::future::poll_fn(|cx| connection.poll_new_outbound(cx)).await.unwrap();
-    let task = tokio::spawn(async move { while std::future::poll_fn(|cx| connection.poll_next_inbound(cx)).await.is_some() {} });
+    let task =
+        tokio::spawn(
+            async move { while std::future::poll_fn(|cx| connection.poll_next_inbound(cx)).await.is_some() {} },
+        );
     stream.compat().write_all(b"hello").await.unwrap();
     let error = personalize(&guest, &identity(), LIMIT).await.unwrap_err();
     let PersonalizeError::Call(GuestError::Lost(reason)) = error else { panic!("{error:?}") };

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::hypervisor::HypervisorError;
+use crate::record;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
@@ -33,12 +34,12 @@ impl QemuInstallation {
     /// As [`QemuInstallation::find`], but asks only if `cache` does not know this very program.
     pub(crate) fn find_cached(cache: &Path) -> Result<Self, HypervisorError> {
         let (program, fingerprint) = locate(&search_path()).ok_or_else(not_installed)?;
-        let known = fs::read(cache).ok().and_then(|text| serde_json::from_slice::<Self>(&text).ok());
+        let known = record::read::<Self>(cache);
         if let Some(known) = known.filter(|known| known.program == program && known.fingerprint == fingerprint) {
             return Ok(known);
         }
         let found = Self::ask(program, fingerprint)?;
-        if let Err(error) = crate::store::write_cache(cache, &found) {
+        if let Err(error) = record::write(cache, &found) {
             tracing::warn!(%error, "cannot remember qemu's version; each start asks for it");
         }
         Ok(found)
@@ -133,10 +134,10 @@ mod tests {
             return;
         };
         let planted = QemuInstallation { program, fingerprint, version: "1.2.3-planted".into() };
-        crate::store::write_cache(&cache, &planted).unwrap();
+        record::write(&cache, &planted).unwrap();
         assert_eq!(QemuInstallation::find_cached(&cache).unwrap(), planted);
         let stale = QemuInstallation { fingerprint: "other".into(), ..planted.clone() };
-        crate::store::write_cache(&cache, &stale).unwrap();
+        record::write(&cache, &stale).unwrap();
         assert_ne!(QemuInstallation::find_cached(&cache).unwrap().version, planted.version);
     }
 }

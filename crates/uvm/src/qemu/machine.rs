@@ -116,7 +116,8 @@ impl QemuMachine {
         let process = Arc::new(process);
         let qmp = Arc::new(Qmp::connect(control));
         let (sender, ended) = watch::channel(None);
-        let watcher = Watcher { child, watched, process: Arc::clone(&process), qmp: Arc::clone(&qmp), log: log.clone() };
+        let watcher =
+            Watcher { child, watched, process: Arc::clone(&process), qmp: Arc::clone(&qmp), log: log.clone() };
         tokio::spawn(async move {
             let exit = watcher.run().await;
             sender.send_replace(Some(exit));
@@ -237,7 +238,11 @@ impl VirtualMachine for QemuMachine {
             Ok(saved) => saved?,
             Err(_) => {
                 let limit_s = FREEZE_LIMIT.as_secs();
-                return Err(HypervisorError::Deadline { during: "saving the template", limit_s, detail: String::new() });
+                return Err(HypervisorError::Deadline {
+                    during: "saving the template",
+                    limit_s,
+                    detail: String::new(),
+                });
             }
         }
         Ok(())

@@ -1,4 +1,5 @@
 //! What the contract tests need: QEMU, the guest image, a template store that they share, disks.
+#![allow(dead_code, clippy::unwrap_used, reason = "part of the tests; each test binary uses a part of it")]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -30,11 +31,22 @@ impl Lab {
         bulkhead_uvm::GuestImage::open(&guest_image).map_err(|error| error.to_string())?;
         bulkhead_uvm::Qemu::find(proto::control::Accelerator::Tcg).map_err(|error| error.to_string())?;
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        for name in ["scratch", "layer"] {
-            let file = File::create(folder.path().join(name)).map_err(|error| error.to_string())?;
-            file.set_len(1 << 20).map_err(|error| error.to_string())?;
-        }
-        Ok(Self { folder, guest_image })
+        let lab = Self { folder, guest_image };
+        lab.disk("layer");
+        Ok(lab)
+    }
+
+    /// A small empty disk of that name; one that exists stays.
+    pub fn disk(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        let file = File::options().create(true).append(true).open(&path).unwrap();
+        file.set_len(1 << 20).unwrap();
+        path
+    }
+
+    /// This test's own folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// A store of this test's own.
@@ -60,7 +72,7 @@ impl Lab {
     pub fn start_request<'a>(&self, vm: &'a UtilityVmRequest, name: &str) -> StartRequest<'a> {
         StartRequest {
             vm,
-            scratch: self.folder.path().join("scratch"),
+            scratch: self.disk(&format!("{name}.scratch")),
             layers: vec![self.folder.path().join("layer")],
             run_dir: self.folder.path().join(name),
             hostname: name.to_owned(),

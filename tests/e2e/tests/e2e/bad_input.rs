@@ -143,7 +143,7 @@ fn a_socket_in_use() {
     let flag = format!("-H=unix://{}", first.socket().display());
     let options = HostOptions { flags: vec![flag], ..HostOptions::default() };
     let Some(second) = TestHost::prepare(Wall::Process, &options) else { return };
-    refuses_to_start(&second, &["docker.sock", "in use"]);
+    refuses_to_start(&second, &["cannot serve", "docker.sock"]);
     assert_eq!(first.run(&[], &["echo", "fine"]).ok(), "fine");
 }
 

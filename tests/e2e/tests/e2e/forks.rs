@@ -83,7 +83,7 @@ fn a_forks_clock_is_the_hosts() {
     std::thread::sleep(Duration::from_secs(2));
     let nanoseconds = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
     let before = nanoseconds();
-    let text = host.docker(&["exec", &id, "stat", "-c", "%Y", "/proc/self"]).ok();
+    let text = host.docker(&["exec", &id, "date", "+%s"]).ok();
     let after = nanoseconds();
     let inside = text.parse::<u128>().unwrap() * 1_000_000_000;
     // Whole seconds are all that busybox tells; the engine's own measurement is exact to its round trip.

@@ -23,7 +23,8 @@ fn verbs(wall: Wall) {
     assert_eq!(host.bulkhead(&["exec", "one", "echo", "inside"]).ok(), "inside");
     assert_eq!(host.bulkhead(&["exec", "one", "sh", "-c", "exit 5"]).code, 5);
     assert_eq!(host.bulkhead(&["logs", "one"]).ok(), "started");
-    assert!(host.bulkhead(&["top", "one"]).ok().contains("sleep 1000"));
+    let top = host.bulkhead(&["top", "one"]);
+    assert!(top.ok().contains("sleep 1000"), "{top}");
     assert!(host.bulkhead(&["inspect", "one"]).ok().contains(&id));
     assert_eq!(host.bulkhead(&["pause", "one"]).code, 0);
     assert_eq!(host.bulkhead(&["unpause", "one"]).code, 0);

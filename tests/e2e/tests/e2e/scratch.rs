@@ -10,14 +10,7 @@ fn a_hyperv_containers_changes_are_in_one_sparse_disk_file() {
     let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
     let id = host.run_detached(&[], &["sleep", "1000"]);
     let data = host.inspect(&id)["GraphDriver"]["Data"].clone();
-    let file = data
-        .as_object()
-        .unwrap()
-        .values()
-        .filter_map(|value| value.as_str())
-        .map(PathBuf::from)
-        .find(|path| path.is_file());
-    let file = file.unwrap_or_else(|| panic!("no disk file in {data}"));
+    let file = PathBuf::from(data["Scratch"].as_str().unwrap_or_else(|| panic!("no disk file in {data}")));
     assert!(file.starts_with(host.data_root()), "{}", file.display());
     let before = file.metadata().unwrap();
     assert!(before.blocks() * 512 < 16 << 20, "{} bytes used", before.blocks() * 512);

@@ -41,10 +41,10 @@ fn the_first_runs_at_once_make_one_template() {
         assert_eq!(run.end().ok(), "up");
     }
     assert_eq!(templates(&host).len(), 1);
-    // Forks need no boot: the next one is much quicker than the template was.
+    // Forks need no boot: the next run is over before a boot would be.
+    let boot_ms = host.get_json("/bulkhead/templates")[0]["boot_ms"].as_u64().expect("boot_ms");
     let took = host.run(&[], &["true"]).took;
-    let boot_ms = templates(&host)[0].to_string();
-    assert!(took.as_millis() < 5000, "{took:?}, template {boot_ms}");
+    assert!(took.as_millis() < u128::from(boot_ms), "{took:?}, booting took {boot_ms} ms");
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn templates_are_made_listed_and_removed_by_command() {
     assert_ne!(host.bulkhead(&["template", "rm", &id]).code, 0);
     assert_eq!(host.run(&[], &["echo", "made again"]).ok(), "made again");
     assert_eq!(templates(&host).len(), 1);
-    assert_eq!(host.bulkhead(&["template", "prune", "-f"]).code, 0);
+    assert_eq!(host.bulkhead(&["template", "prune"]).code, 0);
     // The current one is no rubbish.
     assert_eq!(templates(&host).len(), 1);
 }

@@ -19,10 +19,7 @@ pub(super) fn hyperv(probe: &Value) -> Vec<Finding> {
     let reason = probe["accelerator_reason"].as_str().unwrap_or_default();
     let missing: Vec<&str> = probe["missing"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if !missing.is_empty() {
-        return missing
-            .into_iter()
-            .map(|missing| Finding::bad(subject, "not available", missing))
-            .collect();
+        return missing.into_iter().map(|missing| Finding::bad(subject, "not available", missing)).collect();
     }
     let mut findings = vec![match probe["accelerator"].as_str() {
         Some("kvm") => Finding::good(subject, format!("hardware virtualization: {reason}")),
@@ -31,7 +28,11 @@ pub(super) fn hyperv(probe: &Value) -> Vec<Finding> {
             format!("works by software emulation, which is no security boundary: {reason}"),
             "for a boundary use a host with hardware virtualization; to refuse others, start bulkheadd with --require-boundary",
         ),
-        _ => Finding::bad(subject, format!("not available: {reason}"), "install qemu-system-x86, and make the guest image"),
+        _ => Finding::bad(
+            subject,
+            format!("not available: {reason}"),
+            "install qemu-system-x86, and make the guest image",
+        ),
     }];
     if let Some(version) = probe["qemu"].as_str() {
         findings.push(Finding::good("qemu", format!("version {version}")));
@@ -94,7 +95,11 @@ pub(super) fn file_system(name: &'static str, without: &str) -> Finding {
     if index.lines().any(|line| line.split(':').next().is_some_and(|path| path.contains(&format!("/{name}.ko")))) {
         return Finding::good(name, "a module that is loaded when it is needed");
     }
-    Finding::bad(name, format!("the kernel has it not: {without}"), format!("use a kernel with {name}, or load it: modprobe {name}"))
+    Finding::bad(
+        name,
+        format!("the kernel has it not: {without}"),
+        format!("use a kernel with {name}, or load it: modprobe {name}"),
+    )
 }
 
 /// Room where the engine keeps its data.
@@ -132,7 +137,11 @@ pub(super) fn memory() -> Finding {
         .unwrap_or_default();
     let told = format!("{} available", binary_size((kib * 1024) as f64));
     if kib * 1024 < TOO_FEW_BYTES {
-        Finding::warning("memory", told, "stop what is not needed; a utility VM takes 64 MiB and what its container uses")
+        Finding::warning(
+            "memory",
+            told,
+            "stop what is not needed; a utility VM takes 64 MiB and what its container uses",
+        )
     } else {
         Finding::good("memory", told)
     }

@@ -1,5 +1,7 @@
 //! What a container used between two moments. Source: docker/cli `command/container/stats_helpers.go`.
 
+use std::ops::Add;
+
 use serde_json::Value;
 
 use crate::output::quantity::{binary_size, decimal_size};
@@ -30,7 +32,7 @@ impl Sample {
         let blocks = |operation: &str| -> f64 {
             let entries = value["blkio_stats"]["io_service_bytes_recursive"].as_array().into_iter().flatten();
             let fits = |entry: &&Value| entry["op"].as_str().is_some_and(|op| op.eq_ignore_ascii_case(operation));
-            entries.filter(fits).map(|entry| number(&entry["value"])).sum()
+            entries.filter(fits).map(|entry| number(&entry["value"])).fold(0.0, f64::add)
         };
         Self {
             name: value["name"].as_str().unwrap_or_default().trim_start_matches('/').to_owned(),
@@ -38,8 +40,8 @@ impl Sample {
             cpu_percent: cpu_percent(value),
             memory_bytes: inactive.filter(|inactive| *inactive < usage).map_or(usage, |inactive| usage - inactive),
             memory_limit_bytes: number(&memory["limit"]),
-            received_bytes: networks().map(|network| number(&network["rx_bytes"])).sum(),
-            sent_bytes: networks().map(|network| number(&network["tx_bytes"])).sum(),
+            received_bytes: networks().map(|network| number(&network["rx_bytes"])).fold(0.0, f64::add),
+            sent_bytes: networks().map(|network| number(&network["tx_bytes"])).fold(0.0, f64::add),
             read_bytes: blocks("read"),
             written_bytes: blocks("write"),
         }
@@ -78,7 +80,11 @@ fn cpu_percent(value: &Value) -> f64 {
     let system = number(&now["system_cpu_usage"]) - number(&before["system_cpu_usage"]);
     let count = number(&now["online_cpus"]).max(1.0);
     // The first sample of a stream has nothing before it.
-    if used > 0.0 && system > 0.0 && number(&before["system_cpu_usage"]) > 0.0 { used / system * count * 100.0 } else { 0.0 }
+    if used > 0.0 && system > 0.0 && number(&before["system_cpu_usage"]) > 0.0 {
+        used / system * count * 100.0
+    } else {
+        0.0
+    }
 }
 
 #[cfg(test)]
@@ -101,6 +107,7 @@ mod tests {
         assert_eq!(sample.cpu_percent(), "20.00%");
         assert_eq!((sample.memory().as_str(), sample.memory_percent().as_str()), ("2MiB / 4MiB", "50.00%"));
         assert_eq!((sample.network().as_str(), sample.disk().as_str()), ("1kB / 5B", "7B / 2kB"));
-        assert_eq!(Sample::read(&json!({})).cpu_percent(), "0.00%");
+        let empty = Sample::read(&json!({}));
+        assert_eq!((empty.cpu_percent().as_str(), empty.network().as_str()), ("0.00%", "0B / 0B"));
     }
 }

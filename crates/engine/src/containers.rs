@@ -1,0 +1,74 @@
+//! What clients do with containers: every endpoint below `/containers` and `/exec`, and what happens between them.
+//!
+//! The way of a run: [`create`] makes folder and record; [`start`] calls [`launch`], which makes the [`bundle`], starts the
+//! [`shim`] and the task; [`supervise`] watches until the end, and then restarts ([`restart_policy`]) or removes ([`remove`]).
+
+mod attach;
+mod bundle;
+mod config;
+mod create;
+mod exec;
+mod exec_start;
+mod inspect;
+mod kill;
+mod launch;
+mod list;
+mod logs;
+mod names;
+mod pause;
+mod prune;
+mod remove;
+mod rename;
+mod resize;
+mod restart_policy;
+mod shim;
+mod size;
+mod start;
+mod stats;
+mod stop;
+pub mod supervise;
+mod top;
+mod update;
+mod usage;
+mod view;
+mod wait;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{delete, get, post};
+
+use crate::engine::Engine;
+
+pub use launch::Run;
+pub use remove::{discard, uses_of};
+pub use restart_policy::apply_at_start;
+pub use shim::{bury, delete_leftovers};
+
+/// The routes of this module.
+pub fn router() -> Router<Arc<Engine>> {
+    Router::new()
+        .route("/containers/json", get(list::list))
+        .route("/containers/create", post(create::create))
+        .route("/containers/prune", post(prune::prune))
+        .route("/containers/{id}", delete(remove::remove))
+        .route("/containers/{id}/json", get(inspect::inspect))
+        .route("/containers/{id}/start", post(start::start))
+        .route("/containers/{id}/stop", post(stop::stop))
+        .route("/containers/{id}/restart", post(stop::restart))
+        .route("/containers/{id}/kill", post(kill::kill))
+        .route("/containers/{id}/pause", post(pause::pause))
+        .route("/containers/{id}/unpause", post(pause::unpause))
+        .route("/containers/{id}/rename", post(rename::rename))
+        .route("/containers/{id}/update", post(update::update))
+        .route("/containers/{id}/resize", post(resize::container))
+        .route("/containers/{id}/attach", post(attach::attach))
+        .route("/containers/{id}/wait", post(wait::wait))
+        .route("/containers/{id}/logs", get(logs::logs))
+        .route("/containers/{id}/top", get(top::top))
+        .route("/containers/{id}/stats", get(stats::stats))
+        .route("/containers/{id}/exec", post(exec::create))
+        .route("/exec/{id}/start", post(exec_start::start))
+        .route("/exec/{id}/resize", post(resize::exec))
+        .route("/exec/{id}/json", get(exec::inspect))
+}

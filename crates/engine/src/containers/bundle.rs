@@ -1,0 +1,163 @@
+//! The bundle: what a shim needs to run a container.
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use bollard::models::HostConfig;
+use oci_spec::runtime::Spec;
+use proto::control::{ContainerBundle, UtilityVmRequest, Writable};
+use proto::{ContainerId, Isolation};
+
+use super::create::SCRATCH;
+use super::shim;
+use crate::container::{Container, kept};
+use crate::engine::Engine;
+use crate::error::{ApiError, ApiResult, chain};
+use crate::spec::{self, SpecInput};
+use crate::streams::fifo::{self, FifoSet};
+use crate::task::StdioPaths;
+
+/// Name of the folder in the bundle on which a process container's root is mounted, by the shim, for itself alone.
+pub const ROOTFS: &str = "rootfs";
+/// OCI's file in a bundle.
+const SPEC_FILE: &str = "config.json";
+
+/// A bundle on disk, with its shim started. On drop nothing is undone: [`shim::delete_leftovers`] does.
+pub struct Bundle {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// The shim's socket.
+    pub socket: PathBuf,
+    /// The first process' fifos.
+    pub stdio: StdioPaths,
+    /// The shim's process id.
+    pub shim_pid: u32,
+}
+
+/// Where a container's cgroup is, relative to each hierarchy's root.
+#[must_use]
+pub fn cgroup_path(engine: &Engine, host: &HostConfig, id: &ContainerId) -> String {
+    let asked = host.cgroup_parent.as_deref().unwrap_or_default().trim_matches('/');
+    if asked.is_empty() { format!("{}/{id}", engine.settings.cgroup_parent) } else { format!("/{asked}/{id}") }
+}
+
+/// Makes the bundle and starts the shim; while that comes up, the files are written.
+///
+/// When: in a blocking thread; no bundle of this container is there.
+///
+/// # Errors
+/// 400 and 501 for a configuration that cannot be, 500 for what cannot be made or started.
+pub fn prepare(engine: &Engine, container: &Container) -> ApiResult<Bundle> {
+    let (dir, socket) = (engine.bundle(&container.id), engine.socket(&container.id));
+    let failed =
+        |what: &str, error: io::Error| ApiError::caused(format!("cannot prepare the container: {what}"), &error);
+    std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| failed("its bundle", error))?;
+    let shim_pid = shim::spawn(engine, &container.id, &dir, &socket)
+        .map_err(|error| failed(&format!("its shim {}", engine.settings.shim.display()), error))?;
+    let config = container.config()?;
+    let host = container.host()?;
+    let fifos = FifoSet::for_container(config.open_stdin.unwrap_or_default(), container.terminal);
+    let stdio = fifos.paths(&dir, "");
+    fifo::make(&stdio).map_err(|error| failed("its fifos", error))?;
+    std::fs::create_dir(dir.join(ROOTFS)).map_err(|error| failed("its root", error))?;
+    spec::create_missing_bind_sources(&host).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
+    write_json(&dir.join(SPEC_FILE), &build_spec(engine, container)?)?;
+    write_json(&dir.join(ContainerBundle::FILE_NAME), &describe(engine, container, &host, &dir)?)?;
+    Ok(Bundle { dir, socket, stdio, shim_pid })
+}
+
+/// The container's OCI spec.
+///
+/// # Errors
+/// As [`spec::build`].
+pub fn build_spec(engine: &Engine, container: &Container) -> ApiResult<Spec> {
+    let (config, host) = (container.config()?, container.host()?);
+    let rootfs = engine.bundle(&container.id).join(ROOTFS);
+    let input = SpecInput {
+        isolation: container.isolation,
+        config: &config,
+        host_config: &host,
+        rootfs: &rootfs,
+        files: &container.dir,
+        hostname: config.hostname.as_deref().unwrap_or_default(),
+        cgroup: &cgroup_path(engine, &host, &container.id),
+        terminal: container.terminal,
+    };
+    spec::build(&input).map_err(|error| ApiError::new(error.kind(), chain(&error)))
+}
+
+fn describe(engine: &Engine, container: &Container, host: &HostConfig, bundle: &Path) -> ApiResult<ContainerBundle> {
+    let image_id = container.record().image_id.clone();
+    let image = engine.images.image(&image_id).ok_or_else(|| {
+        ApiError::not_found(format!("the container's image {image_id} was removed; make the container again"))
+    })?;
+    let layers = engine.images.layer_files(&image).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
+    let utility_vm = (container.isolation == Isolation::Hyperv).then(|| utility_vm(engine, container, host));
+    Ok(ContainerBundle {
+        isolation: container.isolation,
+        layers,
+        writable: writable(container, bundle),
+        cgroup: cgroup_path(engine, host, &container.id),
+        utility_vm,
+    })
+}
+
+fn writable(container: &Container, bundle: &Path) -> Writable {
+    match container.isolation {
+        Isolation::Process => Writable::Upper {
+            upper: kept(&container.dir, "upper"),
+            work: kept(&container.dir, "work"),
+            merged: bundle.join(ROOTFS),
+        },
+        Isolation::Hyperv => Writable::Scratch { disk: kept(&container.dir, SCRATCH) },
+    }
+}
+
+fn utility_vm(engine: &Engine, container: &Container, host: &HostConfig) -> UtilityVmRequest {
+    let positive = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0);
+    let settings = &engine.settings;
+    UtilityVmRequest {
+        template_store: settings.template_store.clone(),
+        guest_image: settings.guest_image.clone(),
+        backend: settings.backend,
+        memory_bytes: positive(host.memory),
+        cpus_milli: cpus_milli(host),
+        boundary_required: settings.boundary_required || spec::boundary_required(host),
+        machine_id: container.id.as_str()[..32].to_owned(),
+        personalize_timeout_ms: settings.personalize_timeout_ms,
+    }
+}
+
+/// `--cpus`, or what `--cpu-quota` and `--cpu-period` make of it, in thousandths.
+fn cpus_milli(host: &HostConfig) -> Option<u64> {
+    const DEFAULT_PERIOD_US: u64 = 100_000;
+    let positive = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0);
+    if let Some(nanos) = positive(host.nano_cpus) {
+        return Some(nanos.div_ceil(1_000_000));
+    }
+    let quota = positive(host.cpu_quota)?;
+    Some((quota * 1000).div_ceil(positive(host.cpu_period).unwrap_or(DEFAULT_PERIOD_US)))
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> ApiResult<()> {
+    serde_json::to_vec(value)
+        .map_err(io::Error::other)
+        .and_then(|text| std::fs::write(path, text))
+        .map_err(|error| ApiError::caused("cannot write the container's bundle", &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_counted_in_thousandths() {
+        let host =
+            |nano_cpus, cpu_quota, cpu_period| HostConfig { nano_cpus, cpu_quota, cpu_period, ..HostConfig::default() };
+        assert_eq!(cpus_milli(&host(Some(1_500_000_000), None, None)), Some(1500));
+        assert_eq!(cpus_milli(&host(Some(0), Some(50_000), None)), Some(500));
+        assert_eq!(cpus_milli(&host(None, Some(50_000), Some(25_000))), Some(2000));
+        assert_eq!(cpus_milli(&host(None, Some(-1), None)), None);
+    }
+}

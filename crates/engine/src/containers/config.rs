@@ -1,0 +1,261 @@
+//! What a client asks of a new container: read, decided, checked.
+
+use bollard::models::{ContainerConfig, HostConfig, RestartPolicyNameEnum};
+use proto::Isolation;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::error::{ApiError, ApiResult};
+
+/// The body of `POST /containers/create`, taken apart. Shape: `config` and `host` are objects as the client sent them;
+/// in `host` the isolation is decided and the defaults that matter are filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Requested {
+    /// Docker's `Config`.
+    pub config: Value,
+    /// Docker's `HostConfig`.
+    pub host: Value,
+    /// The wall.
+    pub isolation: Isolation,
+    /// What the client should know.
+    pub warnings: Vec<String>,
+}
+
+impl Requested {
+    /// Reads and decides.
+    ///
+    /// # Errors
+    /// 400 for what can never be; 501 for what this version does not do.
+    pub fn read(body: Value, default: Isolation) -> ApiResult<Self> {
+        let Value::Object(mut config) = body else {
+            return Err(ApiError::invalid("config cannot be empty in order to create a container"));
+        };
+        let host = config.remove("HostConfig").filter(|value| !value.is_null()).unwrap_or_else(|| json!({}));
+        let networking = config.remove("NetworkingConfig").unwrap_or_default();
+        if config.is_empty() {
+            return Err(ApiError::invalid("config cannot be empty in order to create a container"));
+        }
+        let Value::Object(mut host) = host else {
+            return Err(ApiError::invalid("invalid JSON: HostConfig is no object"));
+        };
+        let isolation = choose_isolation(&host, default)?;
+        host.insert("Isolation".into(), json!(isolation.as_str()));
+        fill_defaults(&mut host);
+        let mut requested =
+            Self { config: Value::Object(config), host: Value::Object(host), isolation, warnings: Vec::new() };
+        let typed = requested.typed_host()?;
+        check(&typed)?;
+        requested.warnings = check_network(&typed, &networking)?;
+        Ok(requested)
+    }
+
+    /// `config` with types.
+    ///
+    /// # Errors
+    /// 400 when it has another form.
+    pub fn typed_config(&self) -> ApiResult<ContainerConfig> {
+        ContainerConfig::deserialize(&self.config).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+    }
+
+    /// `host` with types.
+    ///
+    /// # Errors
+    /// 400 when it has another form.
+    pub fn typed_host(&self) -> ApiResult<HostConfig> {
+        HostConfig::deserialize(&self.host).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+    }
+
+    /// Puts the typed configuration, with the image's merged in, over what the client sent.
+    ///
+    /// # Errors
+    /// 500 when it cannot be written as JSON.
+    pub fn set_config(&mut self, typed: &ContainerConfig) -> ApiResult<()> {
+        let merged =
+            serde_json::to_value(typed).map_err(|error| ApiError::caused("cannot write the configuration", &error))?;
+        if let (Value::Object(config), Value::Object(merged)) = (&mut self.config, merged) {
+            // An entrypoint that was emptied is not in the typed form.
+            for name in ["Entrypoint", "Cmd"] {
+                config.insert(name.into(), Value::Null);
+            }
+            config.extend(merged);
+        }
+        Ok(())
+    }
+}
+
+/// `--isolation` decides; `--runtime process` and `--runtime hyperv` say the same for clients that know no isolation.
+fn choose_isolation(host: &Map<String, Value>, default: Isolation) -> ApiResult<Isolation> {
+    let word = |name: &str| host.get(name).and_then(Value::as_str).unwrap_or_default();
+    let by_runtime: Option<Isolation> = word("Runtime").parse().ok();
+    let isolation = Isolation::choose(word("Isolation"), by_runtime.unwrap_or(default))
+        .map_err(|error| ApiError::invalid(error.to_string()))?;
+    if by_runtime.is_some_and(|by_runtime| by_runtime != isolation) {
+        return Err(ApiError::invalid(format!(
+            "--isolation {isolation} and --runtime {} contradict each other",
+            word("Runtime")
+        )));
+    }
+    Ok(isolation)
+}
+
+/// The defaults that other parts rely on; the rest is filled in for show only.
+fn fill_defaults(host: &mut Map<String, Value>) {
+    let empty = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.is_empty(),
+        Some(Value::Number(number)) => number.as_i64() == Some(0),
+        Some(_) => false,
+    };
+    let defaults = [
+        ("NetworkMode", json!("default")),
+        ("IpcMode", json!("private")),
+        ("CgroupnsMode", json!("private")),
+        ("ShmSize", json!(64 << 20)),
+        ("Runtime", json!(RUNTIME)),
+    ];
+    for (name, value) in defaults {
+        if empty(host.get(name)) {
+            host.insert(name.into(), value);
+        }
+    }
+    // How clients say "as it is".
+    for (name, nothing) in [("MemorySwappiness", -1), ("PidsLimit", 0)] {
+        if host.get(name).and_then(Value::as_i64) == Some(nothing) {
+            host.insert(name.into(), Value::Null);
+        }
+    }
+    if empty(host.get("RestartPolicy").map(|policy| &policy["Name"])) {
+        host.insert("RestartPolicy".into(), json!({ "Name": "no", "MaximumRetryCount": 0 }));
+    }
+    if empty(host.get("LogConfig").map(|config| &config["Type"])) {
+        let options = host.get("LogConfig").map(|config| config["Config"].clone()).filter(Value::is_object);
+        host.insert("LogConfig".into(), json!({ "Type": "json-file", "Config": options.unwrap_or_else(|| json!({})) }));
+    }
+}
+
+/// The name under which containerd knows our shim.
+pub const RUNTIME: &str = "io.containerd.bulkhead.v2";
+/// Names that stand for the one runtime there is.
+const RUNTIMES: &[&str] = &["", RUNTIME, "process", "hyperv", "bulkhead", "runc", "io.containerd.runc.v2"];
+
+/// What is independent of the image and not the OCI spec's business.
+fn check(host: &HostConfig) -> ApiResult<()> {
+    let runtime = host.runtime.as_deref().unwrap_or_default();
+    if !RUNTIMES.contains(&runtime) {
+        return Err(ApiError::invalid(format!("unknown or invalid runtime name: {runtime}")));
+    }
+    let policy = host.restart_policy.clone().unwrap_or_default();
+    let name = policy.name.unwrap_or(RestartPolicyNameEnum::NO);
+    let restarts = !matches!(name, RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO);
+    if restarts && host.auto_remove == Some(true) {
+        return Err(ApiError::invalid("can't create 'AutoRemove' container with restart policy"));
+    }
+    let retries = policy.maximum_retry_count.unwrap_or(0);
+    if retries != 0 && name != RestartPolicyNameEnum::ON_FAILURE {
+        return Err(ApiError::invalid(format!(
+            "invalid restart policy: maximum retry count can only be used with 'on-failure'; {name} was given"
+        )));
+    }
+    if retries < 0 {
+        return Err(ApiError::invalid("invalid restart policy: maximum retry count cannot be negative"));
+    }
+    let later = [
+        (host.volumes_from.as_ref().is_some_and(|list| !list.is_empty()), "--volumes-from"),
+        (host.links.as_ref().is_some_and(|list| !list.is_empty()), "--link"),
+        (host.device_requests.as_ref().is_some_and(|list| !list.is_empty()), "--gpus and other device requests"),
+    ];
+    match later.iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(ApiError::not_implemented(format!("{what}: not supported by this version of Bulkhead"))),
+        None => Ok(()),
+    }
+}
+
+/// There are no networks yet: every container has a loopback interface of its own.
+fn check_network(host: &HostConfig, networking: &Value) -> ApiResult<Vec<String>> {
+    const ADVICE: &str = "not supported by this version of Bulkhead; use --network none";
+    let missing = |what: String| Err(ApiError::not_implemented(format!("{what}: {ADVICE}")));
+    let mode = host.network_mode.as_deref().unwrap_or_default();
+    if !matches!(mode, "" | "none" | "default" | "bridge") {
+        return missing(format!("network mode {mode:?}"));
+    }
+    if host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty()) || host.publish_all_ports == Some(true) {
+        return missing("published ports".into());
+    }
+    let endpoints = networking["EndpointsConfig"].as_object();
+    let other = |name: &&String| !matches!(name.as_str(), "none" | "default" | "bridge");
+    if let Some(name) = endpoints.into_iter().flat_map(Map::keys).find(other) {
+        return missing(format!("network {name:?}"));
+    }
+    if mode == "none" {
+        return Ok(Vec::new());
+    }
+    Ok(vec![
+        "There are no networks yet: the container has a loopback interface only. Use --network none to say so.".into(),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[allow(clippy::needless_pass_by_value, reason = "tests read better with json!() as the argument")]
+    fn read(host: Value) -> ApiResult<Requested> {
+        Requested::read(json!({ "Image": "busybox", "HostConfig": host }), Isolation::Process)
+    }
+
+    #[test]
+    fn isolation_is_decided_whatever_its_case() {
+        for (word, isolation) in
+            [("HyperV", Isolation::Hyperv), ("", Isolation::Process), ("default", Isolation::Process)]
+        {
+            let requested = read(json!({ "Isolation": word, "NetworkMode": "none" })).unwrap();
+            assert_eq!(requested.isolation, isolation);
+            assert_eq!(requested.host["Isolation"], isolation.as_str());
+            assert!(requested.warnings.is_empty());
+        }
+        assert_eq!(read(json!({ "Runtime": "hyperv" })).unwrap().isolation, Isolation::Hyperv);
+        let both = json!({ "Runtime": "hyperv", "Isolation": "process" });
+        assert_eq!(read(both).unwrap_err().http_status(), 400);
+        let error = read(json!({ "Isolation": "vm" })).unwrap_err();
+        assert_eq!((error.http_status().as_u16(), error.message.contains("invalid isolation \"vm\"")), (400, true));
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_and_not_ignored() {
+        for host in [
+            json!({ "NetworkMode": "host" }),
+            json!({ "NetworkMode": "container:x" }),
+            json!({ "PortBindings": { "80/tcp": [{ "HostPort": "80" }] } }),
+            json!({ "VolumesFrom": ["x"] }),
+            json!({ "Links": ["x"] }),
+        ] {
+            assert_eq!(read(host.clone()).unwrap_err().http_status(), 501, "{host}");
+        }
+        assert_eq!(read(json!({ "Runtime": "nosuch" })).unwrap_err().http_status(), 400);
+        let both = json!({ "AutoRemove": true, "RestartPolicy": { "Name": "always" } });
+        assert_eq!(read(both).unwrap_err().message, "can't create 'AutoRemove' container with restart policy");
+    }
+
+    #[test]
+    fn no_network_is_said_so() {
+        assert_eq!(read(json!({})).unwrap().warnings.len(), 1);
+        assert_eq!(read(json!({ "NetworkMode": "default" })).unwrap().warnings.len(), 1);
+    }
+
+    #[test]
+    fn an_empty_body_is_no_container() {
+        for body in [json!({}), json!({ "HostConfig": {} }), json!([]), Value::Null] {
+            let error = Requested::read(body, Isolation::Process).unwrap_err();
+            assert_eq!(error.message, "config cannot be empty in order to create a container");
+        }
+    }
+
+    #[test]
+    fn an_emptied_entrypoint_leaves_what_was_sent() {
+        let mut requested = read(json!({})).unwrap();
+        requested.config["Entrypoint"] = json!([""]);
+        let typed = ContainerConfig { cmd: Some(vec!["sh".into()]), ..requested.typed_config().unwrap() };
+        requested.set_config(&ContainerConfig { entrypoint: None, ..typed }).unwrap();
+        assert_eq!((&requested.config["Entrypoint"], &requested.config["Cmd"]), (&Value::Null, &json!(["sh"])));
+    }
+}

@@ -1,0 +1,320 @@
+//! `POST /containers/create`.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use bollard::models::{ContainerConfig, HostConfig};
+use image::{Image, Scratch};
+use oci_spec::runtime::Spec;
+use proto::{ContainerId, Isolation};
+use serde_json::{Value, json};
+
+use super::config::Requested;
+use super::names;
+use crate::clock::Timestamp;
+use crate::container::record::{Phase, Record};
+use crate::container::{Container, kept};
+use crate::engine::Engine;
+use crate::error::{ApiError, ApiResult};
+use crate::query::Query;
+use crate::spec::{self, SpecInput};
+use crate::{body, error};
+
+/// Size of a hyperv container's disk when the client says none, in bytes. It is sparse: it takes what is written.
+const DEFAULT_SCRATCH_BYTES: u64 = 10 << 30;
+
+/// Makes a container.
+///
+/// # Errors
+/// 400 and 501 as [`Requested::read`] and [`spec::build`] say, 404 for an unknown image, 409 for a name that is taken.
+pub async fn create(
+    State(engine): State<Arc<Engine>>,
+    query: Query,
+    request: Request,
+) -> ApiResult<(StatusCode, Json<Value>)> {
+    check_platform(query.get("platform").unwrap_or_default())?;
+    let requested = Requested::read(body::json(request).await?, engine.settings.default_isolation)?;
+    let name = match query.get("name").map(|name| name.strip_prefix('/').unwrap_or(name)) {
+        Some(name) if names::is_valid(name) => Some(name.to_owned()),
+        Some(name) => return Err(names::invalid(name)),
+        None => None,
+    };
+    let maker = Arc::clone(&engine);
+    let container = tokio::task::spawn_blocking(move || make(&maker, requested, name)).await??;
+    container.emit(&engine.events, "create", &[]);
+    let warnings = container.record().warnings.clone();
+    Ok((StatusCode::CREATED, Json(json!({ "Id": container.id, "Warnings": warnings }))))
+}
+
+/// Other platforms need an emulator, which comes with a later version.
+fn check_platform(platform: &str) -> ApiResult<()> {
+    let host = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let mut parts = platform.split('/');
+    let (system, arch) = (parts.next().unwrap_or_default(), parts.next().unwrap_or(host));
+    if matches!(system, "" | "linux") && (arch == host || arch == std::env::consts::ARCH) {
+        return Ok(());
+    }
+    Err(ApiError::not_implemented(format!(
+        "platform {platform:?}: not supported by this version of Bulkhead; this host runs linux/{host}"
+    )))
+}
+
+/// Makes the container's folder, record and writable part. What was made is taken back when a later step fails.
+fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiResult<Arc<Container>> {
+    let id = new_id()?;
+    let mut config = requested.typed_config()?;
+    let host = requested.typed_host()?;
+    let reference = config.image.clone().unwrap_or_default();
+    let image = resolve(engine, &reference)?;
+    if let Some(defaults) = image.config.config() {
+        spec::merge_image(&mut config, defaults);
+    }
+    if host.uts_mode.as_deref() != Some("host") && config.hostname.as_deref().unwrap_or_default().is_empty() {
+        config.hostname = Some(id.as_str()[..12].to_owned());
+    }
+    requested.set_config(&config)?;
+    if config.healthcheck.is_some() {
+        requested.warnings.push("Health checks are not supported yet: the container's is ignored.".into());
+    }
+    crate::container::log_options(&host)?;
+    let name = name.map_or_else(|| names::draw(&engine.containers), Ok)?;
+    let reserved = engine.containers.reserve(&name, &id)?;
+    let folder = Folder::make(engine.containers_dir().join(id.as_str()))?;
+    write_network_files(&folder.path, &config, &host)?;
+    let terminal = config.tty.unwrap_or_default();
+    let plan = Plan { id: &id, isolation: requested.isolation, config: &config, host: &host, terminal };
+    let spec = plan.validate(engine, &folder.path)?;
+    show_paths(&mut requested.host, &spec);
+    plan.make_writable(engine, &folder.path)?;
+    let record = Record {
+        format: Record::format(),
+        id: id.clone(),
+        name,
+        created: Timestamp::now(),
+        isolation: requested.isolation,
+        image_id: image.id,
+        image: reference,
+        config: requested.config,
+        host: requested.host,
+        warnings: requested.warnings,
+        phase: Phase::Created { fault: None },
+        restarts: 0,
+        stopped_by_client: false,
+        utility_vm: None,
+    };
+    record.write(&folder.path).map_err(|error| ApiError::caused("cannot create the container", &error))?;
+    let container =
+        Container::new(record, folder.path.clone()).map_err(|error| ApiError::invalid(error::chain(&error)))?;
+    let container = Arc::new(container);
+    engine.containers.add(Arc::clone(&container), reserved);
+    folder.keep();
+    Ok(container)
+}
+
+/// 64 hexadecimal digits, of which the first twelve are no number, since a host name made of them must not be one.
+fn new_id() -> ApiResult<ContainerId> {
+    loop {
+        let text = hex::encode(names::random::<32>()?);
+        if text[..12].bytes().any(|digit| digit.is_ascii_alphabetic()) {
+            return text.parse().map_err(|error| ApiError::caused("cannot make an id", &error));
+        }
+    }
+}
+
+fn resolve(engine: &Engine, reference: &str) -> ApiResult<Image> {
+    if reference.is_empty() {
+        return Err(ApiError::invalid("no image specified"));
+    }
+    engine.images.resolve(reference).map_err(|error| match error.kind() {
+        proto::ErrorKind::NotFound => ApiError::not_found(format!("No such image: {}", with_tag(reference))),
+        kind => ApiError::new(kind, error::chain(&error)),
+    })
+}
+
+/// A reference with the tag that is meant when it has none; the docker CLI looks at this text.
+fn with_tag(reference: &str) -> String {
+    let name = reference.rsplit('/').next().unwrap_or(reference);
+    let is_id = reference.len() == 64 && reference.bytes().all(|b| b.is_ascii_hexdigit());
+    if name.contains([':', '@']) || is_id { reference.to_owned() } else { format!("{reference}:latest") }
+}
+
+/// The container's folder while it is made; removed on drop unless kept.
+struct Folder {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Folder {
+    fn make(path: PathBuf) -> ApiResult<Self> {
+        std::fs::DirBuilder::new()
+            .mode(0o710)
+            .create(&path)
+            .map_err(|error| ApiError::caused("cannot make the container's folder", &error))?;
+        Ok(Self { path, keep: false })
+    }
+
+    fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(error) = std::fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a container that was not finished");
+        }
+    }
+}
+
+/// Writes hostname, hosts and resolv.conf as Docker does for a container without networks.
+fn write_network_files(dir: &Path, config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
+    let hostname = config.hostname.as_deref().unwrap_or_default();
+    let mut hosts = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
+    for extra in host.extra_hosts.iter().flatten() {
+        let (name, address) = extra
+            .split_once([':', '='])
+            .ok_or_else(|| ApiError::invalid(format!("bad format for add-host: {extra:?}")))?;
+        hosts.push_str(&format!("{}\t{name}\n", address.trim_matches(['[', ']'])));
+    }
+    let files = [("hostname", format!("{hostname}\n")), ("hosts", hosts), ("resolv.conf", resolv_conf(host))];
+    files.into_iter().try_for_each(|(name, text)| {
+        std::fs::write(kept(dir, name), text).map_err(|error| ApiError::caused(format!("cannot write {name}"), &error))
+    })
+}
+
+/// The client's name servers, or the host's file.
+fn resolv_conf(host: &HostConfig) -> String {
+    let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+    let (servers, search, options) = (list(&host.dns), list(&host.dns_search), list(&host.dns_options));
+    if servers.is_empty() && search.is_empty() && options.is_empty() {
+        return std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    }
+    let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    if !search.is_empty() {
+        text.push_str(&format!("search {}\n", search.join(" ")));
+    }
+    if !options.is_empty() {
+        text.push_str(&format!("options {}\n", options.join(" ")));
+    }
+    text
+}
+
+/// Notes which paths are hidden or read-only, as Docker does, unless the client has said so itself.
+fn show_paths(host: &mut Value, spec: &Spec) {
+    let Some(linux) = spec.linux() else { return };
+    for (name, paths) in [("MaskedPaths", linux.masked_paths()), ("ReadonlyPaths", linux.readonly_paths())] {
+        if host[name].is_null() {
+            host[name] = json!(paths);
+        }
+    }
+}
+
+/// What decides about a container's writable part and its spec.
+struct Plan<'a> {
+    id: &'a ContainerId,
+    isolation: Isolation,
+    config: &'a ContainerConfig,
+    host: &'a HostConfig,
+    terminal: bool,
+}
+
+impl Plan<'_> {
+    /// Finds out now what would make the start impossible.
+    fn validate(&self, engine: &Engine, files: &Path) -> ApiResult<Spec> {
+        let hostname = self.config.hostname.as_deref().unwrap_or_default();
+        let input = SpecInput {
+            isolation: self.isolation,
+            config: self.config,
+            host_config: self.host,
+            rootfs: Path::new("rootfs"),
+            files,
+            hostname,
+            cgroup: &super::bundle::cgroup_path(engine, self.host, self.id),
+            terminal: self.terminal,
+        };
+        spec::build(&input).map_err(|error| ApiError::new(error.kind(), error::chain(&error)))
+    }
+
+    fn make_writable(&self, engine: &Engine, dir: &Path) -> ApiResult<()> {
+        let failed =
+            |error: &dyn std::fmt::Display| ApiError::internal(format!("cannot make the container's disk: {error}"));
+        match self.isolation {
+            Isolation::Process => image::prepare_upper(dir).map(drop).map_err(|error| failed(&error)),
+            Isolation::Hyperv => {
+                let blank = engine.settings.data_root.join("blank");
+                let bytes = scratch_bytes(self.host)?;
+                Scratch::prepare(&blank, &kept(dir, SCRATCH), bytes).map_err(|error| failed(&error::chain(&error)))
+            }
+        }
+    }
+}
+
+/// Name of a hyperv container's disk file.
+pub const SCRATCH: &str = "scratch.img";
+
+/// `--storage-opt size=20G`.
+fn scratch_bytes(host: &HostConfig) -> ApiResult<u64> {
+    let Some(options) = &host.storage_opt else { return Ok(DEFAULT_SCRATCH_BYTES) };
+    if let Some(name) = options.keys().find(|name| name.as_str() != "size") {
+        return Err(ApiError::invalid(format!("unknown storage option {name:?}")));
+    }
+    let Some(size) = options.get("size") else { return Ok(DEFAULT_SCRATCH_BYTES) };
+    crate::log::parse_size(size)
+        .ok_or_else(|| ApiError::invalid(format!("invalid size {size:?} in the storage options")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_image_is_named_with_its_tag() {
+        for (reference, shown) in [
+            ("busybox", "busybox:latest"),
+            ("reg:5000/a/b", "reg:5000/a/b:latest"),
+            ("a:1", "a:1"),
+            ("a@sha256:00", "a@sha256:00"),
+        ] {
+            assert_eq!(with_tag(reference), shown);
+        }
+    }
+
+    #[test]
+    fn only_this_platform_is_there() {
+        for good in ["", "linux", &format!("linux/{}", std::env::consts::ARCH)] {
+            check_platform(good).unwrap();
+        }
+        assert_eq!(check_platform("linux/s390x").unwrap_err().http_status(), 501);
+        assert_eq!(check_platform("windows/amd64").unwrap_err().http_status(), 501);
+    }
+
+    #[test]
+    fn ids_are_new_and_no_number() {
+        let (a, b) = (new_id().unwrap(), new_id().unwrap());
+        assert_ne!(a, b);
+        assert_eq!(a.as_str().len(), 64);
+        assert!(a.as_str()[..12].parse::<u64>().is_err());
+    }
+
+    #[test]
+    fn name_servers_of_the_client_replace_the_hosts() {
+        let host = HostConfig {
+            dns: Some(vec!["1.1.1.1".into()]),
+            dns_search: Some(vec!["a".into(), "b".into()]),
+            ..HostConfig::default()
+        };
+        assert_eq!(resolv_conf(&host), "nameserver 1.1.1.1\nsearch a b\n");
+    }
+}

@@ -1,0 +1,226 @@
+//! `POST /exec/{id}/start`.
+
+use std::sync::Arc;
+
+use axum::extract::{Extension, Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use proto::Status;
+use serde::Deserialize;
+use tokio::task::JoinHandle;
+
+use super::exec;
+use super::{bundle, launch};
+use crate::body;
+use crate::container::Container;
+use crate::container::exec::Exec;
+use crate::container::record::CODE_UNKNOWN;
+use crate::engine::Engine;
+use crate::error::{ApiError, ApiResult, chain};
+use crate::output::Wanted;
+use crate::spec;
+use crate::streams::fifo::{self, FifoSet};
+use crate::streams::hijack::{Connection, DEFAULT_DETACH_KEYS, Hijack, Input, SessionEnd, parse_detach_keys};
+use crate::streams::mux::Framing;
+use crate::streams::{self, Attachment};
+use crate::task::{StdioPaths, Task};
+use crate::version::ApiVersion;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct StartRequest {
+    detach: bool,
+    tty: bool,
+    console_size: Option<Vec<u32>>,
+}
+
+/// Starts a further process, and carries its streams unless the client detaches.
+///
+/// # Errors
+/// 404; 409 when it was started before or the container does not run; the command's fault, for a detached client.
+pub async fn start(
+    State(engine): State<Arc<Engine>>,
+    Path(id): Path<String>,
+    Extension(version): Extension<ApiVersion>,
+    mut request: Request,
+) -> ApiResult<Response> {
+    let hijack = Hijack::of(&mut request);
+    let asked: StartRequest = body::optional_json(request).await?.unwrap_or_default();
+    let (container, exec) = exec::find(&engine, &id)?;
+    let running = container.running()?;
+    if container.record().phase.is_paused() {
+        return Err(ApiError::conflict(format!(
+            "container {} is paused, unpause the container before exec",
+            container.id
+        )));
+    }
+    exec.begin()?;
+    let size = asked.console_size.as_deref().and_then(|size| Some((*size.get(1)?, *size.first()?)));
+    let starter = Starter { engine, container, exec, task: running.task, size };
+    if asked.detach {
+        tokio::spawn(async move { starter.start(None).await.map(drop) }).await??;
+        return Ok(StatusCode::OK.into_response());
+    }
+    let framing = Framing::of_terminal(asked.tty || starter.exec.terminal());
+    let content_type = framing.content_type(version);
+    let refused = Arc::clone(&starter.exec);
+    hijack.answer(
+        content_type,
+        move |connection| starter.run(connection, framing),
+        move || {
+            refused.ended(launch::NOT_STARTED);
+            Err(ApiError::invalid(
+                "starting an attached exec needs a connection upgrade (Connection: Upgrade, Upgrade: tcp)",
+            ))
+        },
+    )
+}
+
+struct Starter {
+    engine: Arc<Engine>,
+    container: Arc<Container>,
+    exec: Arc<Exec>,
+    task: Task,
+    size: Option<(u32, u32)>,
+}
+
+impl Starter {
+    async fn run(self, connection: Connection, framing: Framing) {
+        let config = &self.exec.config;
+        let wanted = Wanted {
+            stdout: config.attach_stdout.unwrap_or_default(),
+            stderr: config.attach_stderr.unwrap_or_default(),
+        };
+        let attachment = self.exec.streams.attach(wanted);
+        let input = self.input();
+        let (engine, container, exec) = (Arc::clone(&self.engine), Arc::clone(&self.container), Arc::clone(&self.exec));
+        match self.start(Some(attachment)).await {
+            Ok(attachment) => {
+                let Some(attachment) = attachment else { return };
+                if connection.carry(attachment, framing, input).await == SessionEnd::Detached {
+                    container.emit(&engine.events, "exec_detach", &[("execID", exec.id.clone())]);
+                }
+            }
+            Err(error) => connection.write_text(framing, &format!("{error}\r\n")).await,
+        }
+    }
+
+    fn input(&self) -> Option<Input> {
+        let config = &self.exec.config;
+        if !config.attach_stdin.unwrap_or_default() {
+            return None;
+        }
+        let keys = config.detach_keys.as_deref().filter(|keys| !keys.is_empty()).unwrap_or(DEFAULT_DETACH_KEYS);
+        let keys = parse_detach_keys(keys).unwrap_or_default();
+        let terminal = self.exec.terminal();
+        Some(Input { ends_stdin: !terminal, detach_keys: if terminal { keys } else { Vec::new() } })
+    }
+
+    /// Starts the process and watches over it in the background.
+    async fn start(self, attachment: Option<Attachment>) -> ApiResult<Option<Attachment>> {
+        let fifos = FifoSet {
+            stdin: self.exec.config.attach_stdin.unwrap_or_default(),
+            stdout: self.exec.config.attach_stdout.unwrap_or_default(),
+            stderr: self.exec.config.attach_stderr.unwrap_or_default() && !self.exec.terminal(),
+            terminal: self.exec.terminal(),
+        };
+        let paths = fifos.paths(&self.engine.bundle(&self.container.id), &format!("{}-", &self.exec.id[..16]));
+        let started = self.try_start(&paths).await;
+        match started {
+            Ok(copying) => {
+                tokio::spawn(self.watch(copying, paths));
+                Ok(attachment)
+            }
+            Err(error) => {
+                fifo::remove(&paths);
+                let fault = launch::is_command_fault(&error);
+                let code = if fault { launch::fault_code(&error) } else { launch::NOT_STARTED };
+                self.exec.ended(code);
+                self.exec.streams.close_stdin();
+                let message = format!("OCI runtime exec failed: exec failed: {}: unknown", error.message);
+                if fault { Err(ApiError::invalid(message)) } else { Err(error) }
+            }
+        }
+    }
+
+    async fn try_start(&self, paths: &StdioPaths) -> ApiResult<JoinHandle<()>> {
+        let process = self.process().await?;
+        fifo::make(paths).map_err(|error| ApiError::caused("cannot make the fifos of an exec", &error))?;
+        let ends = fifo::open(paths).map_err(|error| ApiError::caused("cannot open the fifos of an exec", &error))?;
+        let id = self.exec.id.as_str();
+        self.task.exec(id, paths, process).await?;
+        self.exec.streams.open_stdin(ends.stdin);
+        let (streams, stopping) = (Arc::clone(&self.exec.streams), self.engine.stopping.clone());
+        let copying = tokio::spawn(async move { streams::pump(ends.outputs, &streams, None, &stopping, false).await });
+        match self.task.start(id).await {
+            Ok(pid) => self.exec.started(pid),
+            Err(error) => {
+                copying.abort();
+                self.forget().await;
+                return Err(error.into());
+            }
+        }
+        if let Some((width, height)) = self.size.filter(|(width, height)| *width > 0 && *height > 0)
+            && self.exec.terminal()
+            && let Err(error) = self.task.resize(id, width, height).await
+        {
+            tracing::debug!(%error, "an exec's terminal has no first size");
+        }
+        let action = format!("exec_start: {}", self.exec.command_line());
+        self.container.emit(&self.engine.events, action, &[("execID", self.exec.id.clone())]);
+        Ok(copying)
+    }
+
+    /// OCI's process object.
+    async fn process(&self) -> ApiResult<Vec<u8>> {
+        let (engine, container, exec) = (Arc::clone(&self.engine), Arc::clone(&self.container), Arc::clone(&self.exec));
+        tokio::task::spawn_blocking(move || {
+            let spec = bundle::build_spec(&engine, &container)?;
+            let process = spec::build_exec_process(&spec, &exec.config)
+                .map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
+            serde_json::to_vec(&process).map_err(|error| ApiError::caused("cannot write the process", &error))
+        })
+        .await?
+    }
+
+    async fn watch(self, copying: JoinHandle<()>, paths: StdioPaths) {
+        let exit = self.exit_or_input_end().await;
+        let code = match exit {
+            Ok(exit) => exit.code,
+            // With its shim the container ends, and so did this process.
+            Err(_) => CODE_UNKNOWN,
+        };
+        // A process that it left behind may hold the output open.
+        if tokio::time::timeout(super::supervise::DRAIN, copying).await.is_err() {
+            tracing::debug!("an exec's output is still being taken");
+        }
+        self.forget().await;
+        fifo::remove(&paths);
+        self.exec.ended(code);
+        self.exec.streams.end_run().await;
+        let extra = [("execID", self.exec.id.clone()), ("exitCode", code.to_string())];
+        self.container.emit(&self.engine.events, "exec_die", &extra);
+    }
+
+    async fn exit_or_input_end(&self) -> Result<crate::task::ProcessExit, Status> {
+        let id = self.exec.id.as_str();
+        let wait = self.task.wait(id);
+        tokio::pin!(wait);
+        let has_stdin = self.exec.config.attach_stdin.unwrap_or_default();
+        tokio::select! {
+            exit = wait.as_mut() => exit,
+            () = self.exec.streams.stdin_closed(), if has_stdin => {
+                if let Err(error) = self.task.close_stdin(id).await {
+                    tracing::debug!(%error, "the end of an exec's input came too late");
+                }
+                wait.await
+            }
+        }
+    }
+
+    async fn forget(&self) {
+        if let Err(error) = self.task.delete(&self.exec.id).await {
+            tracing::debug!(%error, "the shim has forgotten the exec already");
+        }
+    }
+}

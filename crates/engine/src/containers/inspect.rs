@@ -1,0 +1,96 @@
+//! `GET /containers/{id}/json`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+
+use super::{size, usage, view};
+use crate::container::{Container, kept};
+use crate::engine::Engine;
+use crate::error::ApiResult;
+use crate::query::Query;
+
+/// Shows a container.
+///
+/// # Errors
+/// 404.
+pub async fn inspect(
+    State(engine): State<Arc<Engine>>,
+    Path(id): Path<String>,
+    query: Query,
+) -> ApiResult<Json<Value>> {
+    let container = engine.containers.find(&id)?;
+    let (looked_at, looking) = (Arc::clone(&container), Arc::clone(&engine));
+    let mut shown = tokio::task::spawn_blocking(move || show(&looking, &looked_at)).await??;
+    if query.flag("size") {
+        let writable = size::writable_bytes(&container).await;
+        shown["SizeRw"] = json!(writable);
+        shown["SizeRootFs"] = json!(writable + size::image_bytes(&engine, &container));
+    }
+    Ok(Json(shown))
+}
+
+fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
+    let record = container.record().clone();
+    let host = container.host()?;
+    let path = |name: &str| kept(&container.dir, name).display().to_string();
+    let mut command = record.command();
+    let program = if command.is_empty() { String::new() } else { command.remove(0) };
+    let log_path = container.log.as_ref().map(|log| log.path().display().to_string()).unwrap_or_default();
+    let exec_ids: Vec<String> = container.execs().values().filter(|e| e.is_running()).map(|e| e.id.clone()).collect();
+    Ok(json!({
+        "Id": record.id,
+        "Created": record.created.to_rfc3339_nano(),
+        "Path": program,
+        "Args": command,
+        "State": view::state(&record.phase),
+        "Image": record.image_id,
+        "ResolvConfPath": path("resolv.conf"),
+        "HostnamePath": path("hostname"),
+        "HostsPath": path("hosts"),
+        "LogPath": log_path,
+        "Name": format!("/{}", record.name),
+        "RestartCount": record.restarts,
+        "Driver": "erofs",
+        "Platform": "linux",
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": if exec_ids.is_empty() { Value::Null } else { json!(exec_ids) },
+        "HostConfig": view::host_config(&record),
+        "GraphDriver": view::graph_driver(engine, container),
+        "Mounts": view::mounts(&host),
+        "Config": view::config(&record),
+        "NetworkSettings": view::network_settings(&record),
+        "Bulkhead": ours(engine, container),
+    }))
+}
+
+/// What Docker has no place for.
+fn ours(engine: &Engine, container: &Container) -> Value {
+    let record = container.record().clone();
+    let vm = record.utility_vm.as_ref();
+    let boundary = match vm {
+        Some(vm) => Some(vm.accelerator.boundary()),
+        None if record.isolation == proto::Isolation::Process => Some("process (shared kernel)"),
+        None => None,
+    };
+    json!({
+        "Isolation": record.isolation,
+        "Boundary": boundary,
+        "Accelerator": vm.map(|vm| vm.accelerator),
+        "Backend": vm.map(|vm| &vm.backend),
+        "Template": vm.map(|vm| &vm.template),
+        "TemplateBuilt": vm.map(|vm| vm.template_built),
+        "BootId": vm.map(|vm| &vm.boot_id),
+        "EntropyFingerprint": vm.map(|vm| &vm.entropy_fingerprint),
+        "ForkMicroseconds": vm.map(|vm| vm.fork_us),
+        "ClockErrorMicroseconds": vm.map(|vm| vm.clock_error_us),
+        "VmmPids": vm.filter(|_| record.phase.is_running()).map(|vm| &vm.vmm_pids),
+        "ShimPid": container.running().ok().map(|running| running.shim_pid),
+        "ShimLog": usage::shim_log(engine, container),
+        "HostMemoryBytes": usage::host_memory_bytes(container),
+    })
+}

@@ -1,0 +1,124 @@
+//! `DELETE /containers/{id}`.
+
+use std::io;
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use image::ImageUse;
+use proto::Digest;
+
+use super::{shim, stop};
+use crate::container::Container;
+use crate::container::record::{FILE_NAME, Phase};
+use crate::engine::Engine;
+use crate::error::{ApiError, ApiResult, chain};
+use crate::query::Query;
+
+/// Removes a container.
+///
+/// # Errors
+/// 404; 409 when it runs and is not to be killed.
+pub async fn remove(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
+    if query.flag("link") {
+        return Err(ApiError::not_implemented("removing links: not supported by this version of Bulkhead"));
+    }
+    let container = engine.containers.find(&id)?;
+    let force = query.flag("force");
+    tokio::spawn(async move { take_down(&engine, &container, force).await }).await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn take_down(engine: &Arc<Engine>, container: &Arc<Container>, force: bool) -> ApiResult<()> {
+    loop {
+        let lifecycle = container.lifecycle.lock().await;
+        if container.progress().borrow().removed {
+            return Err(ApiError::not_found(format!("No such container: {}", container.id)));
+        }
+        let phase = container.record().phase.clone();
+        let advice = match phase {
+            Phase::Running { paused: true, .. } => "container is paused and must be unpaused first",
+            Phase::Running { .. } => "container is running: stop the container before removing or force remove",
+            Phase::Restarting(_) if !force => {
+                "container is restarting: stop the container before removing or force remove"
+            }
+            Phase::Restarting(_) | Phase::Created { .. } | Phase::Exited(_) => return discard(engine, container).await,
+        };
+        if !force {
+            return Err(ApiError::conflict(format!(
+                "cannot remove container {:?}: {advice}",
+                format!("/{}", container.name())
+            )));
+        }
+        drop(lifecycle);
+        stop::force(engine, container)
+            .await
+            .map_err(|error| error.context(format!("cannot remove container {}", container.id)))?;
+        // With `--rm` it removes itself.
+        if container.record().host_flag("AutoRemove") {
+            let mut progress = container.progress();
+            let gone = progress.wait_for(|progress| progress.removed);
+            if tokio::time::timeout(stop::KILLED, gone).await.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Removes a container that does not run, with everything that is kept of it.
+///
+/// When: its lifecycle is held.
+///
+/// # Errors
+/// 500 when its files cannot be removed; it is still there then, and may be removed again.
+pub async fn discard(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
+    if engine.bundle(&container.id).exists() {
+        shim::delete_leftovers(engine, &container.id).await;
+    }
+    let dir = container.dir.clone();
+    let removed = tokio::task::spawn_blocking(move || {
+        // The record first: a folder without one is cleared away by the next engine, should this one not come to its end.
+        gone(std::fs::remove_file(dir.join(FILE_NAME)))?;
+        gone(std::fs::remove_dir_all(dir))
+    });
+    removed.await?.map_err(|error| ApiError::caused("cannot remove the container's files", &error))?;
+    engine.containers.remove(container);
+    container.emit(&engine.events, "destroy", &[]);
+    container.streams.end_run().await;
+    container.tell(|progress| {
+        progress.removed = true;
+        progress.running = false;
+    });
+    collect_image(engine);
+    Ok(())
+}
+
+/// What is not there is none to remove.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// An image that was removed by force while this container used it can go now.
+fn collect_image(engine: &Arc<Engine>) {
+    let engine = Arc::clone(engine);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = engine.images.collect(&|id| uses_of(&engine, id)) {
+            tracing::warn!("cannot remove an image that nobody uses any more: {}", chain(&error));
+        }
+    });
+}
+
+/// The containers that were made from an image.
+pub fn uses_of(engine: &Engine, image: &Digest) -> Vec<ImageUse> {
+    let all = engine.containers.all();
+    let made_from = all.iter().filter(|container| container.record().image_id == *image);
+    made_from
+        .map(|container| ImageUse {
+            container: container.id.to_string(),
+            running: container.record().phase.is_running(),
+        })
+        .collect()
+}

@@ -1,0 +1,135 @@
+//! `POST /containers/{id}/stop` and `/restart`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+
+use super::kill::{self, SIGKILL};
+use super::launch;
+use crate::container::Container;
+use crate::container::record::Phase;
+use crate::engine::Engine;
+use crate::error::{ApiError, ApiResult};
+use crate::query::Query;
+use proto::ErrorKind;
+
+/// How long a container may take to end when neither client nor configuration say.
+const DEFAULT_SECONDS: i64 = 10;
+/// How long the end of a killed container is waited for.
+pub const KILLED: Duration = Duration::from_secs(10);
+
+/// What a client says about stopping.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    signal: Option<u32>,
+    seconds: Option<i64>,
+}
+
+impl Patience {
+    fn read(query: &Query) -> ApiResult<Self> {
+        let signal = query.get("signal").map(kill::parse_signal).transpose()?;
+        Ok(Self { signal, seconds: query.number("t")? })
+    }
+
+    /// How long to wait before SIGKILL; forever when negative.
+    fn duration(self, container: &Container) -> Option<Duration> {
+        let configured = || container.record().config["StopTimeout"].as_i64();
+        let seconds = self.seconds.or_else(configured).unwrap_or(DEFAULT_SECONDS);
+        u64::try_from(seconds).ok().map(Duration::from_secs)
+    }
+}
+
+/// Asks a container to end, and ends it when it does not.
+///
+/// # Errors
+/// 404; 304 when it does not run.
+pub async fn stop(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
+    let container = engine.containers.find(&id)?;
+    let patience = Patience::read(&query)?;
+    if !cancel_restart(&container).await? {
+        container.running().map_err(|_| ApiError::new(ErrorKind::NotModified, ""))?;
+        end(&engine, &container, patience).await.map_err(|e| e.context(format!("cannot stop container: {id}")))?;
+    }
+    container.emit(&engine.events, "stop", &[]);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Stops a container if it runs, and starts it.
+///
+/// # Errors
+/// 404; what stopping and starting say.
+pub async fn restart(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
+    let container = engine.containers.find(&id)?;
+    let patience = Patience::read(&query)?;
+    let again = Arc::clone(&container);
+    tokio::spawn(async move {
+        cancel_restart(&again).await?;
+        if again.running().is_ok() {
+            end(&engine, &again, patience).await?;
+            again.emit(&engine.events, "stop", &[]);
+        }
+        let _lifecycle = again.lifecycle.lock().await;
+        if again.progress().borrow().removed {
+            return Err(ApiError::not_found(format!("No such container: {}", again.id)));
+        }
+        if !again.record().phase.is_running() {
+            again.record().restarts = 0;
+            launch::launch(&engine, &again).await?;
+        }
+        again.emit(&engine.events, "restart", &[]);
+        Ok(())
+    })
+    .await?
+    .map_err(|error: ApiError| error.context(format!("Cannot restart container {id}")))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A container that is about to be started again is not; true if it was.
+async fn cancel_restart(container: &Arc<Container>) -> ApiResult<bool> {
+    let _lifecycle = container.lifecycle.lock().await;
+    let Phase::Restarting(ended) = container.record().phase.clone() else { return Ok(false) };
+    container.record().stopped_by_client = true;
+    container.enter(Phase::Exited(ended)).await?;
+    container.tell(|progress| progress.running = false);
+    Ok(true)
+}
+
+async fn end(engine: &Arc<Engine>, container: &Arc<Container>, patience: Patience) -> ApiResult<()> {
+    let signal = patience.signal.map_or_else(|| kill::stop_signal(container), Ok)?;
+    container.record().stopped_by_client = true;
+    match kill::send(engine, container, signal).await {
+        Err(error) if error.kind == ErrorKind::Conflict => return Ok(()),
+        other => other?,
+    }
+    if wait_for_end(container, patience.duration(container)).await {
+        return Ok(());
+    }
+    force(engine, container).await
+}
+
+/// Kills a container and waits for its end.
+///
+/// # Errors
+/// 500 when it does not end.
+pub async fn force(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
+    match kill::send(engine, container, SIGKILL).await {
+        Err(error) if error.kind == ErrorKind::Conflict => return Ok(()),
+        other => other?,
+    }
+    if wait_for_end(container, Some(KILLED)).await {
+        return Ok(());
+    }
+    Err(ApiError::internal(format!("tried to kill container {}, but did not receive an exit event", container.id)))
+}
+
+/// Waits for the end of the present run; false when it takes longer than `patience` (absent: forever).
+pub async fn wait_for_end(container: &Container, patience: Option<Duration>) -> bool {
+    let mut progress = container.progress();
+    let ended = async { progress.wait_for(|progress| !progress.running || progress.removed).await.is_ok() };
+    match patience {
+        Some(patience) => tokio::time::timeout(patience, ended).await.unwrap_or(false),
+        None => ended.await,
+    }
+}

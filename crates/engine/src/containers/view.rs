@@ -1,0 +1,259 @@
+//! Containers as Docker's clients expect to see them.
+
+use bollard::models::{ContainerConfig, HostConfig};
+use proto::Isolation;
+use serde_json::{Map, Value, json};
+
+use super::create::SCRATCH;
+use crate::clock::{Timestamp, ZERO_TIME};
+use crate::container::record::{Phase, Record};
+use crate::container::{Container, kept};
+use crate::engine::Engine;
+
+/// `Config` with every key that Docker shows.
+#[must_use]
+pub fn config(record: &Record) -> Value {
+    let defaults = json!({
+        "Hostname": "", "Domainname": "", "User": "", "AttachStdin": false, "AttachStdout": false,
+        "AttachStderr": false, "Tty": false, "OpenStdin": false, "StdinOnce": false, "Env": null, "Cmd": null,
+        "Image": "", "Volumes": null, "WorkingDir": "", "Entrypoint": null, "OnBuild": null, "Labels": {},
+    });
+    let mut config = over(defaults, &record.config);
+    if config["Volumes"].as_object().is_some_and(Map::is_empty) {
+        config["Volumes"] = Value::Null;
+    }
+    config
+}
+
+/// `HostConfig` with every key that Docker shows.
+#[must_use]
+pub fn host_config(record: &Record) -> Value {
+    let mut defaults = json!({
+        "Binds": null, "ContainerIDFile": "", "LogConfig": { "Type": "json-file", "Config": {} },
+        "NetworkMode": "default", "PortBindings": {}, "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+        "AutoRemove": false, "VolumeDriver": "", "VolumesFrom": null, "ConsoleSize": [0, 0], "CapAdd": null,
+        "CapDrop": null, "CgroupnsMode": "private", "Dns": [], "DnsOptions": [], "DnsSearch": [], "ExtraHosts": null,
+        "GroupAdd": null, "IpcMode": "private", "Cgroup": "", "Links": null, "OomScoreAdj": 0, "PidMode": "",
+        "Privileged": false, "PublishAllPorts": false, "ReadonlyRootfs": false, "SecurityOpt": null, "UTSMode": "",
+        "UsernsMode": "", "ShmSize": 67_108_864, "Runtime": super::config::RUNTIME, "Isolation": "",
+    });
+    let resources = json!({
+        "CpuShares": 0, "Memory": 0, "NanoCpus": 0, "CgroupParent": "", "BlkioWeight": 0, "BlkioWeightDevice": [],
+        "BlkioDeviceReadBps": [], "BlkioDeviceWriteBps": [], "BlkioDeviceReadIOps": [], "BlkioDeviceWriteIOps": [],
+        "CpuPeriod": 0, "CpuQuota": 0, "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0, "CpusetCpus": "",
+        "CpusetMems": "", "Devices": [], "DeviceCgroupRules": null, "DeviceRequests": null, "MemoryReservation": 0,
+        "MemorySwap": 0, "MemorySwappiness": null, "OomKillDisable": null, "PidsLimit": null, "Ulimits": [],
+        "CpuCount": 0, "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0, "MaskedPaths": null,
+        "ReadonlyPaths": null,
+    });
+    if let (Value::Object(all), Value::Object(resources)) = (&mut defaults, resources) {
+        all.extend(resources);
+    }
+    over(defaults, &record.host)
+}
+
+/// What was given over what is shown otherwise; nothing given shows the default.
+fn over(mut defaults: Value, given: &Value) -> Value {
+    if let (Value::Object(all), Value::Object(given)) = (&mut defaults, given) {
+        all.extend(
+            given.iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.clone(), value.clone())),
+        );
+    }
+    defaults
+}
+
+/// `State`.
+#[must_use]
+pub fn state(phase: &Phase) -> Value {
+    let time = |time: Option<Timestamp>| time.map_or_else(|| ZERO_TIME.to_owned(), Timestamp::to_rfc3339_nano);
+    let ended = phase.ended();
+    let pid = if let Phase::Running { pid, .. } = phase { *pid } else { 0 };
+    json!({
+        "Status": phase.word(),
+        "Running": phase.is_running() || matches!(phase, Phase::Restarting(_)),
+        "Paused": phase.is_paused(),
+        "Restarting": matches!(phase, Phase::Restarting(_)),
+        "OOMKilled": ended.is_some_and(|ended| ended.oom_killed),
+        "Dead": false,
+        "Pid": pid,
+        "ExitCode": phase.code(),
+        "Error": phase.error(),
+        "StartedAt": time(phase.started_at()),
+        "FinishedAt": time(ended.map(|ended| ended.finished_at)),
+    })
+}
+
+/// Where a container's changes are on the host, and over what they lie.
+#[must_use]
+pub fn graph_driver(engine: &Engine, container: &Container) -> Value {
+    let text = |path: std::path::PathBuf| path.display().to_string();
+    let image = container.record().image_id.clone();
+    let layers =
+        engine.images.image(&image).and_then(|image| engine.images.layer_files(&image).ok()).unwrap_or_default();
+    // Highest first, as overlayfs writes it.
+    let lower: Vec<String> = layers.into_iter().rev().map(|layer| text(layer.path)).collect();
+    let lower = lower.join(":");
+    match container.isolation {
+        Isolation::Process => json!({
+            "Name": "erofs",
+            "Data": {
+                "LowerDir": lower,
+                "UpperDir": text(kept(&container.dir, "upper")),
+                "WorkDir": text(kept(&container.dir, "work")),
+                "MergedDir": text(engine.bundle(&container.id).join(super::bundle::ROOTFS)),
+            },
+        }),
+        Isolation::Hyperv => json!({
+            "Name": "erofs",
+            "Data": { "LowerDir": lower, "Scratch": text(kept(&container.dir, SCRATCH)) },
+        }),
+    }
+}
+
+/// `Mounts`: what was bound from the host.
+#[must_use]
+pub fn mounts(host: &HostConfig) -> Vec<Value> {
+    let bind = |text: &String| {
+        let mut parts = text.splitn(3, ':');
+        let (source, target) = (parts.next()?, parts.next()?);
+        let mode = parts.next().unwrap_or_default();
+        Some(json!({
+            "Type": "bind", "Source": source, "Destination": target, "Mode": mode,
+            "RW": !mode.split(',').any(|word| word == "ro"), "Propagation": "rprivate",
+        }))
+    };
+    let mounted = |mount: &bollard::models::Mount| {
+        let kind = mount.typ.map(|kind| kind.to_string()).unwrap_or_default();
+        json!({
+            "Type": kind, "Source": mount.source.clone().unwrap_or_default(),
+            "Destination": mount.target.clone().unwrap_or_default(), "Mode": "",
+            "RW": !mount.read_only.unwrap_or_default(), "Propagation": if kind == "bind" { "rprivate" } else { "" },
+        })
+    };
+    host.binds.iter().flatten().filter_map(bind).chain(host.mounts.iter().flatten().map(mounted)).collect()
+}
+
+/// `NetworkSettings`: a loopback interface only.
+#[must_use]
+pub fn network_settings(record: &Record) -> Value {
+    let mode = record.host_text("NetworkMode");
+    let mut networks = Map::new();
+    if mode == "none" {
+        networks.insert("none".into(), endpoint());
+    }
+    json!({
+        "Bridge": "", "SandboxID": "", "SandboxKey": "", "Ports": {}, "HairpinMode": false, "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null, "EndpointID": "",
+        "Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "IPAddress": "", "IPPrefixLen": 0,
+        "IPv6Gateway": "", "MacAddress": "", "Networks": networks,
+    })
+}
+
+fn endpoint() -> Value {
+    json!({
+        "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null, "GwPriority": 0,
+        "NetworkID": "", "EndpointID": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "",
+        "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": null,
+    })
+}
+
+/// `docker ps`' ports: those that the image names, none of which is published.
+#[must_use]
+pub fn ports(config: &ContainerConfig) -> Vec<Value> {
+    let port = |text: &String| {
+        let (number, kind) = text.split_once('/').unwrap_or((text, "tcp"));
+        Some(json!({ "PrivatePort": number.parse::<u16>().ok()?, "Type": kind }))
+    };
+    config.exposed_ports.iter().flatten().filter_map(port).collect()
+}
+
+/// `docker ps`' status, such as `Up 3 minutes` or `Exited (1) 2 hours ago`. Source: moby `container/state.go`.
+#[must_use]
+pub fn status_text(phase: &Phase) -> String {
+    let since = |time: Timestamp| human_duration(time.elapsed().as_secs());
+    match phase {
+        Phase::Created { .. } => "Created".into(),
+        Phase::Running { started_at, paused: true, .. } => format!("Up {} (Paused)", since(*started_at)),
+        Phase::Running { started_at, .. } => format!("Up {}", since(*started_at)),
+        Phase::Restarting(ended) => format!("Restarting ({}) {} ago", ended.code, since(ended.finished_at)),
+        Phase::Exited(ended) => format!("Exited ({}) {} ago", ended.code, since(ended.finished_at)),
+    }
+}
+
+/// Source: docker/go-units `HumanDuration`.
+fn human_duration(seconds: u64) -> String {
+    let (minutes, hours) = (seconds / 60, seconds.saturating_add(1800) / 3600);
+    match seconds {
+        0 => "Less than a second".into(),
+        1 => "1 second".into(),
+        2..60 => format!("{seconds} seconds"),
+        _ if minutes == 1 => "About a minute".into(),
+        _ if minutes < 60 => format!("{minutes} minutes"),
+        _ if hours == 1 => "About an hour".into(),
+        _ if hours < 48 => format!("{hours} hours"),
+        _ if hours < 24 * 7 * 2 => format!("{} days", hours / 24),
+        _ if hours < 24 * 30 * 2 => format!("{} weeks", hours / 24 / 7),
+        _ if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
+        _ => format!("{} years", hours / 24 / 365),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::record::tests::record;
+    use crate::container::record::{Ended, Fault};
+
+    #[test]
+    fn every_key_is_there_and_what_was_given_wins() {
+        let record = record("abc", "n");
+        let (config, host) = (config(&record), host_config(&record));
+        assert_eq!((&config["Image"], &config["Tty"]), (&json!("busybox"), &json!(false)));
+        assert_eq!((&host["NetworkMode"], &host["ShmSize"]), (&json!("none"), &json!(67_108_864)));
+        assert!(host.as_object().unwrap().len() > 60);
+    }
+
+    #[test]
+    fn a_failed_start_shows_in_the_state() {
+        let phase = Phase::Created { fault: Some(Fault { code: 127, error: "no".into() }) };
+        let state = state(&phase);
+        assert_eq!(
+            (&state["Status"], &state["ExitCode"], &state["Error"]),
+            (&json!("created"), &json!(127), &json!("no"))
+        );
+        assert_eq!(state["StartedAt"], ZERO_TIME);
+    }
+
+    #[test]
+    fn durations_read_as_docker_writes_them() {
+        for (seconds, text) in [
+            (0, "Less than a second"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (119, "About a minute"),
+            (120, "2 minutes"),
+            (3600, "About an hour"),
+            (5400, "2 hours"),
+            (86_400 * 3, "3 days"),
+            (86_400 * 100, "3 months"),
+        ] {
+            assert_eq!(human_duration(seconds), text);
+        }
+        let ended = Ended {
+            started_at: Timestamp(0),
+            finished_at: Timestamp::now(),
+            code: 3,
+            error: String::new(),
+            oom_killed: false,
+        };
+        assert_eq!(status_text(&Phase::Exited(ended)), "Exited (3) Less than a second ago");
+    }
+
+    #[test]
+    fn binds_are_listed_with_their_mode() {
+        let host = HostConfig { binds: Some(vec!["/a:/b:ro".into(), "/c:/d".into()]), ..HostConfig::default() };
+        let mounts = mounts(&host);
+        assert_eq!((&mounts[0]["RW"], &mounts[1]["RW"]), (&json!(false), &json!(true)));
+        assert_eq!((&mounts[1]["Source"], &mounts[1]["Destination"]), (&json!("/c"), &json!("/d")));
+    }
+}

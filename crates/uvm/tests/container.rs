@@ -1,0 +1,205 @@
+//! What is behind a fork's slots, seen by a container in it: one layer, as many as there are slots, and more than that
+//! (packed). And what a container can do to its utility VM: panic its kernel.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as expected")]
+
+mod lab;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use bulkhead_uvm::{ExitReason, UtilityVm};
+use proto::gcs::wire::{CreateContainerRequest, StartRequest as Start, WaitRequest};
+use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+
+use lab::Lab;
+
+/// Opens the lab with what is needed to make disks.
+fn open(test: &str) -> Option<Lab> {
+    let tools = ["mkfs.erofs", "mkfs.ext4", "busybox"];
+    let missing = tools.iter().find(|tool| {
+        Command::new("sh").args(["-c", &format!("command -v {tool} >/dev/null")]).status().is_ok_and(|s| !s.success())
+    });
+    match (Lab::open(), missing) {
+        (Ok(lab), None) => Some(lab),
+        (Err(missing), _) => {
+            lab::skip(test, &missing);
+            None
+        }
+        (_, Some(tool)) => {
+            lab::skip(test, &format!("{tool} is not installed"));
+            None
+        }
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Layers, lowest first: busybox in the first; each has a file of its own and the same file with its own number.
+fn layers(lab: &Lab, count: usize) -> Vec<PathBuf> {
+    let make = |number: usize| {
+        let tree = lab.folder().join(format!("tree{number}"));
+        fs::create_dir_all(tree.join("bin")).unwrap();
+        fs::create_dir_all(tree.join("etc")).unwrap();
+        if number == 0 {
+            run(Command::new("sh").args(["-c", &format!("cp $(command -v busybox) {0}/bin/busybox", tree.display())]));
+            for folder in ["proc", "sys", "dev", "tmp"] {
+                fs::create_dir_all(tree.join(folder)).unwrap();
+            }
+        }
+        fs::write(tree.join(format!("etc/layer{number}")), number.to_string()).unwrap();
+        fs::write(tree.join("etc/top"), format!("top is {number}")).unwrap();
+        let image = lab.folder().join(format!("layer{number}.erofs"));
+        run(Command::new("mkfs.erofs").arg(&image).arg(&tree));
+        let bytes = fs::metadata(&image).unwrap().len().next_multiple_of(4096);
+        fs::File::options().write(true).open(&image).unwrap().set_len(bytes).unwrap();
+        image
+    };
+    (0..count).map(make).collect()
+}
+
+fn scratch(lab: &Lab) -> PathBuf {
+    let tree = lab.folder().join("scratch-tree");
+    fs::create_dir_all(tree.join("upper")).unwrap();
+    fs::create_dir_all(tree.join("work")).unwrap();
+    let disk = lab.folder().join("scratch.img");
+    fs::File::create(&disk).unwrap().set_len(64 << 20).unwrap();
+    run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(&tree).arg(&disk));
+    disk
+}
+
+fn spec(script: &str, capabilities: &[&str]) -> Value {
+    let mount = |destination: &str, kind: &str| json!({"destination": destination, "type": kind, "source": kind});
+    let namespaces = ["pid", "mount", "ipc", "uts", "network"].map(|kind| json!({"type": kind}));
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["/bin/busybox", "sh", "-c", script],
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+            "noNewPrivileges": false,
+            "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities}
+        },
+        "root": {"path": "rootfs"},
+        "hostname": "box",
+        "mounts": [mount("/proc", "proc"), mount("/dev", "tmpfs"), mount("/tmp", "tmpfs")],
+        "linux": {"namespaces": namespaces}
+    })
+}
+
+async fn start(lab: &Lab, name: &str, count: usize) -> UtilityVm {
+    let request = lab.request();
+    let mut start = lab.start_request(&request, name);
+    start.layers = layers(lab, count);
+    start.scratch = scratch(lab);
+    UtilityVm::start(start).await.unwrap()
+}
+
+async fn create(vm: &UtilityVm, spec: &Value) {
+    let request = CreateContainerRequest {
+        id: "contract".into(),
+        spec: spec.to_string().into_bytes(),
+        layers: vm.layer_devices(),
+        scratch_slot: vm.scratch_slot(),
+        ..Default::default()
+    };
+    vm.guest().create_container(&request).await.unwrap();
+    vm.guest().start(&Start::default()).await.unwrap();
+}
+
+/// Runs a script in a container and returns its exit code and output.
+async fn output(vm: &UtilityVm, script: &str) -> (u32, String) {
+    let header = |kind| StreamHeader { kind, process: INIT_PROCESS };
+    let mut out = vm.guest().open_stream(header(StreamKind::Stdout)).await.unwrap();
+    let mut err = vm.guest().open_stream(header(StreamKind::Stderr)).await.unwrap();
+    create(vm, &spec(script, &[])).await;
+    let mut text = String::new();
+    let mut errors = String::new();
+    let (read, failed) = tokio::join!(out.read_to_string(&mut text), err.read_to_string(&mut errors));
+    read.unwrap();
+    failed.unwrap();
+    let wait = vm.guest().wait(&WaitRequest { process: INIT_PROCESS, ..Default::default() }).await.unwrap();
+    (wait.exit_code, text + &errors)
+}
+
+async fn layers_are_seen(name: &str, count: usize) {
+    let Some(lab) = open(name) else { return };
+    let vm = start(&lab, name, count).await;
+    let script = "busybox cat /etc/top; echo; busybox cat /etc/layer*; echo; echo written > /etc/new; busybox cat /etc/new; exit 7";
+    let (code, text) = output(&vm, script).await;
+    let numbers: String = (0..count).map(|number| number.to_string()).collect();
+    assert_eq!((code, text.as_str()), (7, format!("top is {}\n{numbers}\nwritten\n", count - 1).as_str()));
+    vm.guest().shutdown(&Default::default()).await.unwrap();
+    vm.kill();
+    vm.wait().await;
+    // The change is in the scratch disk, and in nothing else.
+    let found =
+        Command::new("debugfs").args(["-R", "cat /upper/etc/new"]).arg(lab.folder().join("scratch.img")).output();
+    if let Ok(found) = found {
+        assert_eq!(String::from_utf8_lossy(&found.stdout), "written\n");
+    }
+}
+
+#[tokio::test]
+async fn one_layer_is_seen() {
+    layers_are_seen("one_layer_is_seen", 1).await;
+}
+
+#[tokio::test]
+async fn as_many_layers_as_slots_are_seen() {
+    layers_are_seen("as_many_layers_as_slots_are_seen", 3).await;
+}
+
+#[tokio::test]
+async fn more_layers_than_slots_are_seen() {
+    layers_are_seen("more_layers_than_slots_are_seen", 9).await;
+}
+
+#[tokio::test]
+async fn a_kernel_panic_ends_that_vm_only() {
+    let Some(lab) = open("a_kernel_panic_ends_that_vm_only") else { return };
+    let neighbour = lab.start("neighbour").await.unwrap();
+    let vm = start(&lab, "panicking", 1).await;
+    create(&vm, &spec("echo c > /proc/sysrq-trigger", &["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"])).await;
+    let exit = tokio::time::timeout(Duration::from_secs(30), vm.wait()).await.unwrap();
+    assert_eq!(exit.reason, ExitReason::GuestPanic, "{exit:?}");
+    assert!(exit.detail.contains("Kernel panic"), "{exit:?}");
+    assert!(!lab::alive(vm.report().vmm_pids[0]));
+    assert_eq!(
+        neighbour.guest().processes(&Default::default()).await.unwrap_err().kind(),
+        proto::ErrorKind::FailedPrecondition
+    );
+}
+
+#[tokio::test]
+async fn a_layer_cannot_be_written_from_the_guest() {
+    let Some(lab) = open("a_layer_cannot_be_written_from_the_guest") else { return };
+    let vm = start(&lab, "writer", 1).await;
+    let before = fs::read(Path::new(lab.folder()).join("layer0.erofs")).unwrap();
+    let header = StreamHeader { kind: StreamKind::Stdout, process: INIT_PROCESS };
+    let mut out = vm.guest().open_stream(header).await.unwrap();
+    let mut privileged = spec(
+        "busybox mknod /tmp/disk b $(busybox cat /sys/block/vdb/dev | busybox tr : ' ') && \
+         busybox dd if=/dev/zero of=/tmp/disk bs=4096 count=1 conv=fsync 2>/dev/null; echo status $?",
+        &["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_DAC_OVERRIDE"],
+    );
+    privileged["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"destination": "/sys", "type": "sysfs", "source": "sysfs"}));
+    privileged["linux"]["resources"] = json!({"devices": [{"allow": true, "access": "rwm"}]});
+    create(&vm, &privileged).await;
+    let mut text = String::new();
+    out.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("status ") && text != "status 0\n", "{text}");
+    vm.kill();
+    vm.wait().await;
+    assert!(before == fs::read(Path::new(lab.folder()).join("layer0.erofs")).unwrap(), "a layer changed");
+}
