@@ -65,6 +65,15 @@ fn failed(error: &ttrpc::Error) -> Status {
 
 type TaskResult<T> = Result<T, Status>;
 
+/// What [`Task::shutdown`] ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndOf {
+    /// The shim, when its task has been deleted before.
+    ShimOnly,
+    /// The task too, whatever it does, and without a thought for the container's changes.
+    TaskToo,
+}
+
 impl Task {
     /// Takes a connected socket.
     #[must_use]
@@ -240,8 +249,8 @@ impl Task {
     }
 
     /// Lets the shim exit. A shim that ends before it has answered has done what it was told.
-    pub async fn shutdown(&self) {
-        let request = wire::ShutdownRequest { id: self.id.clone(), ..Default::default() };
+    pub async fn shutdown(&self, end: EndOf) {
+        let request = wire::ShutdownRequest { id: self.id.clone(), now: end == EndOf::TaskToo, ..Default::default() };
         if let Err(error) = self.client.shutdown(bound(QUICK), &request).await {
             tracing::debug!(id = self.id, %error, "shutdown of the shim");
         }

@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::container::record::{Ended, Phase};
 use crate::container::{Container, Running};
 use crate::engine::Engine;
-use crate::task::{ProcessExit, Task};
+use crate::task::{EndOf, ProcessExit, Task};
 
 /// How long the end of a container waits for its output to be taken; what is slower goes on while the container counts
 /// as ended.
@@ -128,18 +128,23 @@ pub async fn finish(
 /// Lets the shim clear away, and go.
 async fn release(engine: &Arc<Engine>, container: &Arc<Container>, task: Option<&Task>) {
     let (bundle, socket) = (engine.bundle(&container.id), engine.socket(&container.id));
-    if let Some(task) = task {
-        match task.delete("").await {
-            Ok(()) => {}
-            Err(error) if error.kind == proto::ErrorKind::Unavailable => {}
-            Err(error) => {
-                tracing::warn!(id = %container.id, %error, "the shim could not clear away; its delete command does");
-                shim::delete_leftovers(engine, &container.id).await;
+    match task {
+        // Its changes go with it, so nobody needs them on disk first.
+        Some(task) if container.record().host_flag("AutoRemove") => task.shutdown(EndOf::TaskToo).await,
+        Some(task) => {
+            match task.delete("").await {
+                Ok(()) => {}
+                Err(error) if error.kind == proto::ErrorKind::Unavailable => {}
+                Err(error) => {
+                    tracing::warn!(id = %container.id, %error, "the shim could not clear away; its delete command does");
+                    shim::delete_leftovers(engine, &container.id).await;
+                }
             }
+            let task = task.clone();
+            // Nobody waits for the shim's own end.
+            tokio::spawn(async move { task.shutdown(EndOf::ShimOnly).await });
         }
-        let task = task.clone();
-        // Nobody waits for the shim's own end.
-        tokio::spawn(async move { task.shutdown().await });
+        None => {}
     }
     shim::remove_files(bundle, socket).await;
 }

@@ -41,58 +41,114 @@ impl Entry {
     }
 }
 
-/// Appends one line of the file. `time` is RFC 3339.
-pub fn encode(file: &mut Vec<u8>, text: &[u8], source: Source, time: &str) {
-    file.extend_from_slice(b"{\"log\":\"");
-    escape(file, text);
-    file.extend_from_slice(b"\",\"stream\":\"");
-    file.extend_from_slice(match source {
-        Source::Stdout => b"stdout",
-        Source::Stderr => b"stderr",
-    });
-    file.extend_from_slice(b"\",\"time\":\"");
-    file.extend_from_slice(time.as_bytes());
-    file.extend_from_slice(b"\"}\n");
+/// What every line of one source and time ends with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LineEnd(Vec<u8>);
+
+impl LineEnd {
+    /// For output that was read at that time.
+    #[must_use]
+    pub fn new(source: Source, at: Timestamp) -> Self {
+        let stream = match source {
+            Source::Stdout => "stdout",
+            Source::Stderr => "stderr",
+        };
+        Self(format!("\",\"stream\":\"{stream}\",\"time\":\"{at}\"}}\n").into_bytes())
+    }
 }
 
-/// Bytes below 0x80 that cannot stand in a JSON text as they are.
-const ESCAPED: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 0x20 {
-        table[byte] = true;
+/// Appends one line of the file.
+pub fn encode(file: &mut Vec<u8>, text: &[u8], end: &LineEnd) {
+    file.extend_from_slice(b"{\"log\":\"");
+    escape(file, text);
+    file.extend_from_slice(&end.0);
+}
+
+/// Writes bytes as the inside of a JSON text; each byte that is no UTF-8 becomes U+FFFD, as in Docker.
+fn escape(file: &mut Vec<u8>, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
+        Ok(_) => escape_text(file, bytes),
+        Err(_) => escape_binary(file, bytes),
+    }
+}
+
+/// What a byte becomes in a JSON text, and how many bytes of it count.
+#[derive(Clone, Copy)]
+struct Escaped {
+    text: [u8; Escaped::ROOM],
+    length: u8,
+}
+
+impl Escaped {
+    /// A byte becomes up to six; eight are written, since that is one store.
+    const ROOM: usize = 8;
+}
+
+const ESCAPED: [Escaped; 256] = {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut table = [Escaped { text: *b"\\ufffd  ", length: 6 }; 256];
+    let mut byte: u8 = 0;
+    while byte < 0x80 {
+        table[byte as usize] = match byte {
+            b'\n' => Escaped { text: *b"\\n      ", length: 2 },
+            b'\r' => Escaped { text: *b"\\r      ", length: 2 },
+            b'\t' => Escaped { text: *b"\\t      ", length: 2 },
+            b'"' => Escaped { text: *b"\\\"      ", length: 2 },
+            b'\\' => Escaped { text: *b"\\\\      ", length: 2 },
+            0..0x20 => {
+                let (high, low) = (HEX[(byte >> 4) as usize], HEX[(byte & 15) as usize]);
+                Escaped { text: [b'\\', b'u', b'0', b'0', high, low, b' ', b' '], length: 6 }
+            }
+            _ => Escaped { text: [byte, b' ', b' ', b' ', b' ', b' ', b' ', b' '], length: 1 },
+        };
         byte += 1;
     }
-    table[b'"' as usize] = true;
-    table[b'\\' as usize] = true;
     table
 };
 
-/// Writes bytes as the inside of a JSON text; what is no UTF-8 becomes U+FFFD, as in Docker.
-fn escape(file: &mut Vec<u8>, bytes: &[u8]) {
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        return escape_text(file, text.as_bytes());
-    }
-    for piece in bytes.utf8_chunks() {
-        escape_text(file, piece.valid().as_bytes());
-        piece.invalid().iter().for_each(|_| file.extend_from_slice(b"\\ufffd"));
-    }
-}
-
+/// Text is copied in runs, between the few bytes that are escaped. Shape: `text` is UTF-8.
 fn escape_text(file: &mut Vec<u8>, text: &[u8]) {
+    let is_plain = |byte: &u8| *byte >= 0x80 || ESCAPED[usize::from(*byte)].length == 1;
     let mut rest = text;
-    while let Some(at) = rest.iter().position(|byte| ESCAPED[usize::from(*byte)]) {
+    while let Some(at) = rest.iter().position(|byte| !is_plain(byte)) {
+        let escaped = &ESCAPED[usize::from(rest[at])];
         file.extend_from_slice(&rest[..at]);
-        match rest[at] {
-            b'\n' => file.extend_from_slice(b"\\n"),
-            b'\r' => file.extend_from_slice(b"\\r"),
-            b'\t' => file.extend_from_slice(b"\\t"),
-            byte @ (b'"' | b'\\') => file.extend_from_slice(&[b'\\', byte]),
-            byte => file.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
-        }
+        file.extend_from_slice(&escaped.text[..usize::from(escaped.length)]);
         rest = &rest[at + 1..];
     }
     file.extend_from_slice(rest);
+}
+
+/// What is no text has no runs worth the name: each byte is looked up and stored, almost without a branch.
+fn escape_binary(file: &mut Vec<u8>, bytes: &[u8]) {
+    let mut end = file.len();
+    file.resize(end + bytes.len() * 6 + Escaped::ROOM, 0);
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let length = if (0xC2..0xF5).contains(byte) { character_length(&bytes[at..]) } else { 0 };
+        if length > 0 {
+            file[end..end + length].copy_from_slice(&bytes[at..at + length]);
+            end += length;
+            at += length;
+            continue;
+        }
+        let escaped = &ESCAPED[usize::from(*byte)];
+        file[end..end + Escaped::ROOM].copy_from_slice(&escaped.text);
+        end += usize::from(escaped.length);
+        at += 1;
+    }
+    file.truncate(end);
+}
+
+/// Length of the character of several bytes with which `bytes` begin; zero when they begin with none.
+fn character_length(bytes: &[u8]) -> usize {
+    let length = match bytes[0] {
+        0..0xE0 => 2,
+        0xE0..0xF0 => 3,
+        0xF0.. => 4,
+    };
+    let character = bytes.get(..length).filter(|bytes| bytes[1] & 0xC0 == 0x80);
+    if character.is_some_and(|character| std::str::from_utf8(character).is_ok()) { length } else { 0 }
 }
 
 #[cfg(test)]
@@ -103,27 +159,35 @@ mod tests {
     fn a_line_survives_the_file() {
         for text in ["plain\n", "", "\"quoted\" \\ tab\t\r\n", "\u{1}\u{1f}\u{7f}", "käse 🧀\n"] {
             let mut file = Vec::new();
-            encode(&mut file, text.as_bytes(), Source::Stderr, "2026-11-22T20:00:00.5Z");
+            encode(&mut file, text.as_bytes(), &LineEnd::new(Source::Stderr, Timestamp(1_500_000_000)));
             assert_eq!(file.last(), Some(&b'\n'));
             assert_eq!(file.iter().filter(|byte| **byte == b'\n').count(), 1, "{text:?}");
             let entry = Entry::decode(&file).unwrap();
             assert_eq!((entry.text.as_str(), entry.source), (text, Source::Stderr));
-            assert_eq!(entry.at.to_rfc3339_nano(), "2026-11-22T20:00:00.5Z");
+            assert_eq!(entry.at, Timestamp(1_500_000_000));
         }
     }
 
     #[test]
     fn the_file_is_what_docker_writes() {
         let mut file = Vec::new();
-        encode(&mut file, b"hi\n", Source::Stdout, "2026-11-22T20:00:00Z");
-        assert_eq!(file, b"{\"log\":\"hi\\n\",\"stream\":\"stdout\",\"time\":\"2026-11-22T20:00:00Z\"}\n");
+        encode(&mut file, b"hi\n", &LineEnd::new(Source::Stdout, Timestamp(0)));
+        assert_eq!(file, b"{\"log\":\"hi\\n\",\"stream\":\"stdout\",\"time\":\"1970-01-01T00:00:00Z\"}\n");
     }
 
     #[test]
     fn bytes_that_are_no_text_are_replaced() {
-        let mut file = Vec::new();
-        encode(&mut file, b"a\xffb\xc3", Source::Stdout, "2026-11-22T20:00:00Z");
-        assert_eq!(Entry::decode(&file).unwrap().text, "a\u{fffd}b\u{fffd}");
-        assert_eq!(Entry::decode(&file[..10]), None);
+        for (bytes, text) in [
+            (&b"a\xffb\xc3"[..], "a\u{fffd}b\u{fffd}"),
+            (b"\xe2\x82", "\u{fffd}\u{fffd}"),
+            (b"\xc0\x80\xf5", "\u{fffd}\u{fffd}\u{fffd}"),
+            (b"\xed\xa0\x80x", "\u{fffd}\u{fffd}\u{fffd}x"),
+            ("\u{10ffff}\u{7ff}\u{800}".as_bytes(), "\u{10ffff}\u{7ff}\u{800}"),
+        ] {
+            let mut file = Vec::new();
+            encode(&mut file, bytes, &LineEnd::new(Source::Stdout, Timestamp(0)));
+            assert_eq!(Entry::decode(&file).unwrap().text, text);
+        }
+        assert_eq!(Entry::decode(b"{\"log\":"), None);
     }
 }

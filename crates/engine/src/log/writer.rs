@@ -8,12 +8,15 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::{Log, entry};
+use super::Log;
+use super::entry::{self, LineEnd};
 use crate::clock::Timestamp;
 use crate::output::{Chunk, Source};
 
 /// The longest piece of a line that becomes one entry. Source: moby `daemon/logger/copier.go`.
 const MAX_ENTRY_BYTES: usize = 16 * 1024;
+/// How much is gathered for one write: more leaves the processor's cache.
+const WRITE_BYTES: usize = 128 * 1024;
 /// How many chunks may wait; more hold the process back.
 const PENDING_CHUNKS: usize = 32;
 
@@ -70,8 +73,13 @@ impl LogWriter {
         let mut reported = false;
         while chunks.recv_many(&mut batch, PENDING_CHUNKS).await > 0 {
             let work = std::mem::take(&mut batch);
+            let is_last = chunks.is_empty();
             let written = tokio::task::spawn_blocking(move || {
                 let outcome = self.append(&work);
+                if is_last {
+                    // A burst must not keep its memory.
+                    self.buffer = Vec::new();
+                }
                 (self, outcome)
             });
             let outcome;
@@ -92,44 +100,50 @@ impl LogWriter {
     }
 
     fn append(&mut self, batch: &[(Timestamp, Chunk)]) -> io::Result<()> {
-        for (at, chunk) in batch {
-            self.take(*at, chunk);
-        }
+        batch.iter().try_for_each(|(at, chunk)| self.take(*at, chunk))?;
         self.flush()
     }
 
     /// Turns a chunk into entries; the last line stays back until it ends.
-    fn take(&mut self, at: Timestamp, chunk: &Chunk) {
-        let time = at.to_rfc3339_nano();
-        let unfinished = &mut self.unfinished[index(chunk.source)];
+    fn take(&mut self, at: Timestamp, chunk: &Chunk) -> io::Result<()> {
+        let line_end = LineEnd::new(chunk.source, at);
+        let mut line = std::mem::take(&mut self.unfinished[index(chunk.source)]);
         let mut rest = &chunk.bytes[..];
         while let Some(end) = memchr::memchr(b'\n', rest) {
-            let (line, next) = rest.split_at(end + 1);
-            if unfinished.is_empty() && line.len() <= MAX_ENTRY_BYTES {
-                entry::encode(&mut self.buffer, line, chunk.source, &time);
+            let (ended, next) = rest.split_at(end + 1);
+            if line.is_empty() && ended.len() <= MAX_ENTRY_BYTES {
+                entry::encode(&mut self.buffer, ended, &line_end);
             } else {
-                unfinished.extend_from_slice(line);
-                write_long(&mut self.buffer, unfinished, chunk.source, &time);
-                let last = std::mem::take(unfinished);
-                entry::encode(&mut self.buffer, &last, chunk.source, &time);
+                line.extend_from_slice(ended);
+                write_long(&mut self.buffer, &mut line, &line_end);
+                entry::encode(&mut self.buffer, &line, &line_end);
+                line.clear();
+            }
+            if self.is_full() || self.buffer.len() >= WRITE_BYTES {
+                self.flush()?;
             }
             rest = next;
         }
-        unfinished.extend_from_slice(rest);
-        write_long(&mut self.buffer, unfinished, chunk.source, &time);
+        line.extend_from_slice(rest);
+        write_long(&mut self.buffer, &mut line, &line_end);
+        self.unfinished[index(chunk.source)] = line;
+        Ok(())
+    }
+
+    /// With what is on its way the file has its whole length.
+    fn is_full(&self) -> bool {
+        self.log.options.max_bytes.is_some_and(|max| self.file_bytes + self.buffer.len() as u64 >= max)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        let rotate = self.is_full();
         let written = self.file.write_all(&self.buffer);
         self.file_bytes += self.buffer.len() as u64;
         self.buffer.clear();
-        // A burst must not keep its memory.
-        self.buffer.shrink_to(4 * MAX_ENTRY_BYTES);
         written?;
-        let rotate = self.log.options.max_bytes.is_some_and(|max| self.file_bytes >= max);
         if rotate {
             self.rotate()?;
         }
@@ -160,11 +174,10 @@ impl LogWriter {
 impl Drop for LogWriter {
     /// A line that never ended is written as it is.
     fn drop(&mut self) {
-        let time = Timestamp::now().to_rfc3339_nano();
         for source in [Source::Stdout, Source::Stderr] {
             let last = std::mem::take(&mut self.unfinished[index(source)]);
             if !last.is_empty() {
-                entry::encode(&mut self.buffer, &last, source, &time);
+                entry::encode(&mut self.buffer, &last, &LineEnd::new(source, Timestamp::now()));
             }
         }
         if let Err(error) = self.flush() {
@@ -182,14 +195,14 @@ fn open(log: &Log) -> io::Result<File> {
 }
 
 /// Writes whole entries off the beginning of a line that is too long for one, never through a character.
-fn write_long(buffer: &mut Vec<u8>, line: &mut Vec<u8>, source: Source, time: &str) {
+fn write_long(buffer: &mut Vec<u8>, line: &mut Vec<u8>, line_end: &LineEnd) {
     let mut done = 0;
     while line.len() - done > MAX_ENTRY_BYTES {
         let piece = &line[done..done + MAX_ENTRY_BYTES];
         let inside = piece.iter().rev().take(3).position(|byte| *byte >= 0xC0).map_or(0, |back| back + 1);
         let cut =
             if piece.last().is_some_and(|byte| *byte >= 0x80) { MAX_ENTRY_BYTES - inside } else { MAX_ENTRY_BYTES };
-        entry::encode(buffer, &piece[..cut], source, time);
+        entry::encode(buffer, &piece[..cut], line_end);
         done += cut;
     }
     line.drain(..done);
@@ -253,7 +266,7 @@ mod tests {
     async fn a_full_file_is_rotated_and_the_oldest_goes() {
         let options = LogOptions { max_bytes: Some(1), max_files: 3 };
         let (dir, log) = written(options.clone(), &[]).await;
-        for text in ["1\n", "2\n", "3\n", "4\n"] {
+        for text in ["1\n2\n3\n", "4\n"] {
             let sink = LogWriter::start(Arc::clone(&log)).unwrap();
             sink.write(Chunk { source: Source::Stdout, bytes: Bytes::from_static(text.as_bytes()) }).await;
             sink.finish().await;
