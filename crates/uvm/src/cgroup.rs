@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 /// What the hypervisor needs beside the guest's memory.
 const VMM_OVERHEAD_BYTES: u64 = 256 << 20;
+/// What the hypervisor's own work may take beside the guest's processors, thousandths of one. Without it the guest's quota and
+/// the host's, which is the second line, would both cut, at different moments: the container would get less than was asked for.
+const VMM_OVERHEAD_MILLI: u64 = 500;
 const CPU_PERIOD_US: u64 = 100_000;
 
 /// What the host allows a VM's worker.
@@ -116,7 +119,8 @@ fn inherit(mount_point: &Path, folder: &Path, name: &str) -> io::Result<()> {
 
 fn settings(hierarchy: &Hierarchy, limits: Limits) -> Vec<(&'static str, String)> {
     let memory = limits.memory_bytes.saturating_add(VMM_OVERHEAD_BYTES).to_string();
-    let quota = limits.cpus_milli.map(|milli| (milli.saturating_mul(CPU_PERIOD_US) / 1000).max(1000));
+    let quota =
+        limits.cpus_milli.map(|milli| milli.saturating_add(VMM_OVERHEAD_MILLI).saturating_mul(CPU_PERIOD_US) / 1000);
     let mut settings = Vec::new();
     if hierarchy.unified {
         settings.push(("memory.max", memory));
@@ -198,8 +202,8 @@ mod tests {
         let limits = Limits { memory_bytes: 1 << 30, cpus_milli: Some(1500) };
         let found = hierarchies(HYBRID);
         let memory = ((1_u64 << 30) + VMM_OVERHEAD_BYTES).to_string();
-        assert_eq!(settings(&found[0], limits), [("memory.max", memory.clone()), ("cpu.max", "150000 100000".into())]);
-        assert_eq!(settings(&found[1], limits)[1], ("cpu.cfs_quota_us", "150000".into()));
+        assert_eq!(settings(&found[0], limits), [("memory.max", memory.clone()), ("cpu.max", "200000 100000".into())]);
+        assert_eq!(settings(&found[1], limits)[1], ("cpu.cfs_quota_us", "200000".into()));
         assert_eq!(settings(&found[2], limits), [("memory.limit_in_bytes", memory)]);
         assert!(settings(&found[1], Limits { cpus_milli: None, ..limits }).is_empty());
     }
