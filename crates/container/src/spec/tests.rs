@@ -35,7 +35,7 @@ fn prepared(spec: Spec, bundle: &Path) -> Result<Spec, PrepareError> {
 #[test]
 fn names_become_numbers_and_folders_are_made() {
     let bundle = bundle();
-    let process = ProcessBuilder::default().cwd("/work/here").build().unwrap();
+    let process = ProcessBuilder::default().cwd("/srv/here").build().unwrap();
     let mut wanted = spec(process, None);
     wanted.set_annotations(Some(
         [(USER_ANNOTATION, "app"), (GROUPS_ANNOTATION, "audio,44")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
@@ -46,7 +46,7 @@ fn names_become_numbers_and_folders_are_made() {
     assert_eq!((user.uid(), user.gid()), (7, 8));
     assert_eq!(user.additional_gids().as_deref(), Some(&[8, 29, 44][..]));
     assert!(process.env().as_ref().unwrap().contains(&"HOME=/home/app".to_owned()));
-    assert!(bundle.path().join("rootfs/work/here").is_dir());
+    assert!(bundle.path().join("rootfs/srv/here").is_dir());
     assert!(spec.root().as_ref().unwrap().path().is_absolute());
     assert_eq!(spec.linux().as_ref().unwrap().cgroups_path().as_deref(), Some(Path::new("/bulkhead/c1")));
 }
