@@ -80,7 +80,10 @@ behind_both_walls! {
         let text = host.run(&["--cpus", "0.2"], &["sh", "-c", &script.replace("ROUNDS", &rounds.to_string())]).ok();
         let times: Vec<f64> = text.split(' ').map(|time| time.parse().unwrap()).collect();
         let share = times[2] / (times[1] - times[0]);
-        assert!(share < 0.35, "{share} of a processor, 0.2 allowed: {text}");
+        // An emulated guest counts the time that the host took its processor away as its own, so its figure is coarse; without a
+        // limit it is near 1.
+        let most = if host.wall() == bulkhead_e2e::Wall::Process { 0.35 } else { 0.75 };
+        assert!(share < most, "{share} of a processor, 0.2 allowed: {text}");
         host.run(&["--cpus", "100000"], &["true"]).fails_saying(125, &["cpu"]);
     }
 
