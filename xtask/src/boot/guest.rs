@@ -47,11 +47,15 @@ fn stripped(program: &Path) -> Result<Vec<u8>> {
 }
 
 /// Static, and without the names of this machine's folders, so that the same sources give the same bytes elsewhere.
+///
+/// At fixed addresses: an emulator keeps translated code by address, and the program runs as several processes, each of
+/// which would otherwise be translated by itself. Nothing is lost by it, since all forks of a template have the addresses
+/// that its boot chose.
 fn rust_flags(root: &Path) -> String {
     let cargo_home = std::env::var_os("CARGO_HOME")
         .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo"), PathBuf::from);
     format!(
-        "-C target-feature=+crt-static --remap-path-prefix={}=/bulkhead --remap-path-prefix={}=/cargo",
+        "-C target-feature=+crt-static -C relocation-model=static --remap-path-prefix={}=/bulkhead --remap-path-prefix={}=/cargo",
         root.display(),
         cargo_home.display()
     )
