@@ -151,8 +151,12 @@ pub struct UtilityVmReport {
     pub boot_id: String,
     /// Hash of 32 bytes of the guest's generator, 64 hexadecimal digits; no two forks agree.
     pub entropy_fingerprint: String,
-    /// Time from the fork's begin to the acknowledged personalization, microseconds.
+    /// Time from the fork's begin to its first acknowledged personalization, microseconds.
     pub fork_us: u64,
+    /// For a VM that stood by: time from the container's Create to the acknowledged personalization, microseconds. `None`
+    /// for one that was forked when the container was created.
+    #[serde(default)]
+    pub standby_us: Option<u64>,
     /// Difference between the guest's clock and the host's at personalization, microseconds (bounded by the round trip).
     pub clock_error_us: i64,
 }
