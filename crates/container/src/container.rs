@@ -118,6 +118,22 @@ impl Container {
         bundle: &Path,
         stdio: Stdio,
     ) -> Result<(Self, Started), CreateError> {
+        let spec = spec::read(&bundle.join(CONFIG))?;
+        Self::create_from(helper, root, id, spec, bundle, stdio)
+    }
+
+    /// The same from a specification that was read already; `bundle` needs no file then, and is where a relative root begins.
+    ///
+    /// # Errors
+    /// [`CreateError`]; nothing of the container is left then.
+    pub fn create_from(
+        helper: Helper,
+        root: &Path,
+        id: &str,
+        spec: Spec,
+        bundle: &Path,
+        stdio: Stdio,
+    ) -> Result<(Self, Started), CreateError> {
         let id: ContainerId = id.parse().map_err(|error: proto::InvalidId| SpecError::Invalid(error.to_string()))?;
         let folder = root.join(id.as_str());
         let state = |source| CreateError::State { path: folder.clone(), source };
@@ -130,7 +146,7 @@ impl Container {
         }
         Lock::prepare(&folder).map_err(state)?;
         let mut creation = Creation { id: id.as_str(), folder: &folder, bundle, init: None };
-        creation.run(helper, stdio).inspect_err(|_| {
+        creation.run(helper, spec, stdio).inspect_err(|_| {
             let half_made =
                 Self { id: id.to_string(), folder: folder.clone(), known: None, cgroup: None, launch: None };
             half_made.discard();
@@ -386,8 +402,8 @@ struct Creation<'a> {
 }
 
 impl Creation<'_> {
-    fn run(&mut self, helper: Helper, stdio: Stdio) -> Result<(Container, Started), CreateError> {
-        let spec = self.write_spec(matches!(stdio, Stdio::Terminal { .. }))?;
+    fn run(&mut self, helper: Helper, spec: Spec, stdio: Stdio) -> Result<(Container, Started), CreateError> {
+        let spec = self.write_spec(spec, matches!(stdio, Stdio::Terminal { .. }))?;
         let (launch, launch_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| self.state_error(error.into()))?;
         let user_id = spec.process().as_ref().map_or(0, |process| process.user().uid());
         let linux = spec.linux().as_ref().ok_or(SpecError::Missing("linux"))?;
@@ -435,10 +451,9 @@ impl Creation<'_> {
     }
 
     /// Prepares the specification and writes it where libcontainer reads it.
-    fn write_spec(&self, terminal: bool) -> Result<Spec, CreateError> {
+    fn write_spec(&self, spec: Spec, terminal: bool) -> Result<Spec, CreateError> {
         let limits = HostLimits::of_this_process().map_err(|source| self.state_error(source))?;
         let around = Surroundings { id: self.id, bundle: self.bundle, terminal, limits };
-        let spec = spec::read(&self.bundle.join(CONFIG))?;
         let spec = spec::prepare(spec, &around).map_err(|error| match error {
             PrepareError::Spec(error) => CreateError::Spec(error),
             PrepareError::User(error) => CreateError::User(error),

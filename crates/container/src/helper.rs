@@ -6,13 +6,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid, waitpid};
 
 use crate::error::HelperError;
+use crate::processes::Stat;
 use crate::wire::{self, Answer, Request};
 use crate::{serve, sys};
 
@@ -27,6 +28,9 @@ pub fn serve_if_helper() {
         serve::run()
     }
 }
+
+/// How long a helper's start may take to be worth waiting for.
+const START_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A process of this program that waits for one request.
 ///
@@ -64,6 +68,17 @@ impl Helper {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| HelperError::Spawn(io::Error::from(io::ErrorKind::InvalidData)))?;
         Ok(Self { socket: ours, pid })
+    }
+
+    /// Waits until the helper has started and waits itself, so that no part of its start is left to the request. Not for
+    /// long: a helper that is slower serves all the same.
+    pub fn await_ready(&self) {
+        let deadline = Instant::now() + START_PATIENCE;
+        let pid = self.pid.as_raw_nonzero().get().unsigned_abs();
+        // It sleeps nowhere before.
+        while Stat::of(pid).is_ok_and(|stat| stat.state != 'S' && stat.is_alive()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Hands the request over, waits for the answer and for the helper's end.

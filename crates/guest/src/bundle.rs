@@ -1,4 +1,5 @@
-//! The container's bundle inside the guest: the host's OCI spec with what the guest knows better put in its place.
+//! The container's bundle inside the guest, which is no folder: the host's OCI spec with what the guest knows better put in
+//! its place, and the small files that it mounts.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,7 +13,7 @@ use proto::ErrorKind;
 /// Everything of the container lies below it, in the guest's own tmpfs.
 pub const RUN: &str = "/run/bulkhead";
 /// Where `/etc/hosts` and its like are written for the container to mount.
-const FILES: &str = "/run/bulkhead/files";
+pub const FILES: &str = "/run/bulkhead/files";
 /// The annotation with their content: a JSON object of path and text.
 const FILES_ANNOTATION: &str = "dev.bulkhead.files";
 /// The container's cgroup. It is the only one besides the root.
@@ -65,6 +66,15 @@ pub enum BundleError {
         #[source]
         source: io::Error,
     },
+    /// It did not let go of one.
+    #[error("cannot empty {path}")]
+    Clear {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl BundleError {
@@ -75,29 +85,31 @@ impl BundleError {
                 ErrorKind::InvalidArgument
             }
             Self::HostMount { .. } => ErrorKind::NotImplemented,
-            Self::Write { .. } => ErrorKind::Internal,
+            Self::Write { .. } | Self::Clear { .. } => ErrorKind::Internal,
         }
     }
 }
 
-/// The bundle's folder.
-pub fn folder() -> PathBuf {
-    Path::new(RUN).join("bundle")
-}
-
-/// Writes the bundle: `config.json`, and the small files that the spec's mounts bind.
+/// Reads the spec for a container on `rootfs`, and writes the small files that its mounts bind.
 ///
 /// # Errors
 /// See [`BundleError`]; what was written stays, in memory that dies with the fork.
-pub fn write(spec: &[u8], rootfs: &Path) -> Result<(), BundleError> {
+pub fn take(spec: &[u8], rootfs: &Path) -> Result<Spec, BundleError> {
     let mut spec: Spec =
         serde_json::from_slice(spec).map_err(|source| BundleError::Malformed { what: "spec", source })?;
     for (path, text) in files(&spec)? {
         write_file(&path, text.as_bytes())?;
     }
     adapt(&mut spec, rootfs)?;
-    let config = serde_json::to_vec(&spec).map_err(|source| BundleError::Malformed { what: "spec", source })?;
-    write_file(&folder().join("config.json"), &config)
+    Ok(spec)
+}
+
+/// Removes what was written for a container that is gone.
+///
+/// # Errors
+/// `Clear`.
+pub fn clear() -> Result<(), BundleError> {
+    empty(Path::new(FILES))
 }
 
 /// Reads the process of an exec.
@@ -200,6 +212,12 @@ fn write_file(path: &Path, content: &[u8]) -> Result<(), BundleError> {
         .map_err(|source| BundleError::Write { path: path.to_path_buf(), source })
 }
 
+fn empty(folder: &Path) -> Result<(), BundleError> {
+    fs::remove_dir_all(folder)
+        .and_then(|()| fs::create_dir(folder))
+        .map_err(|source| BundleError::Clear { path: folder.to_path_buf(), source })
+}
+
 #[cfg(test)]
 mod tests {
     use oci_spec::runtime::{LinuxBuilder, MountBuilder, SpecBuilder};
@@ -241,6 +259,15 @@ mod tests {
         assert_eq!(setting_path("net.ipv4.ip_forward"), Path::new("/proc/sys/net/ipv4/ip_forward"));
         assert_eq!(setting_path("net.ipv4.conf.eth0/1.mtu"), Path::new("/proc/sys/net/ipv4/conf/eth0.1/mtu"));
         assert_eq!(setting_path("net.//.//.x"), Path::new("/proc/sys/net////x"));
+    }
+
+    #[test]
+    fn a_folder_is_emptied_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        write_file(&folder.path().join("a/hosts"), b"127.0.0.1 localhost").unwrap();
+        empty(folder.path()).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert!(matches!(empty(&folder.path().join("none")), Err(BundleError::Clear { .. })));
     }
 
     #[test]

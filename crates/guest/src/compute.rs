@@ -1,6 +1,7 @@
 //! The one container of this utility VM: its root file system on the slots' disks, its processes by the host's numbers.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use container::{Container, CreateError, DeleteError, ExecError, Helper, HelperEr
 use proto::ErrorKind;
 use proto::gcs::INIT_PROCESS;
 use proto::gcs::wire::{CreateContainerRequest, ExecRequest};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -22,8 +24,7 @@ use crate::reaper::Reaper;
 use crate::substreams::StdioStreams;
 
 /// What must exist before the freeze point, so that no fork makes it.
-pub const FOLDERS: [&str; 6] =
-    ["/run/bulkhead/bundle", "/run/bulkhead/files", "/run/bulkhead/layers", SCRATCH, MERGED, STATE];
+pub const FOLDERS: [&str; 5] = [bundle::FILES, STAGING, SCRATCH, MERGED, STATE];
 const STAGING: &str = "/run/bulkhead/layers";
 const SCRATCH: &str = "/run/bulkhead/scratch";
 const MERGED: &str = "/run/bulkhead/rootfs";
@@ -123,6 +124,7 @@ pub struct Compute {
     /// Before the scratch: what is dropped first is unmounted first.
     rootfs: MountedRootfs,
     scratch: Scratch,
+    slots: Slots,
 }
 
 impl Compute {
@@ -138,13 +140,14 @@ impl Compute {
     ) -> Result<Self, ComputeError> {
         let Machine { mut slots, create_helper, exec_helper } = machine;
         let (rootfs, scratch) = mount_root(request, &mut slots)?;
-        bundle::write(&request.spec, Path::new(MERGED))?;
+        let spec = bundle::take(&request.spec, Path::new(MERGED))?;
         identity::give_machine_id(Path::new(MERGED));
         let size = terminal_size(request.terminal, request.width, request.height);
         let (prepared, stdio) = Prepared::new(streams, size).map_err(ComputeError::Stdio)?;
         let (container, started) =
-            Container::create(create_helper, Path::new(STATE), &request.id, &bundle::folder(), stdio)?;
-        let mut this = Self { container, processes: HashMap::new(), exec_helper: Some(exec_helper), rootfs, scratch };
+            Container::create_from(create_helper, Path::new(STATE), &request.id, spec, Path::new(bundle::RUN), stdio)?;
+        let processes = HashMap::new();
+        let mut this = Self { container, processes, exec_helper: Some(exec_helper), rootfs, scratch, slots };
         this.attach(INIT_PROCESS, started, prepared, reaper)?;
         Ok(this)
     }
@@ -227,17 +230,28 @@ impl Compute {
         signal_pid(process.pid(), signal).map_err(|source| ComputeError::Kernel { what: "signal", number, source })
     }
 
-    /// Removes the container, whose processes have been killed, and leaves a clean scratch disk.
+    /// Removes the container, whose processes have been killed, and leaves a clean scratch disk and the slots.
     ///
     /// # Errors
     /// `Delete`, `Rootfs`, `Scratch`.
-    pub fn remove(self) -> Result<(), ComputeError> {
-        let Self { container, processes, exec_helper, rootfs, scratch } = self;
+    pub fn remove(self) -> Result<Slots, ComputeError> {
+        let Self { container, processes, exec_helper, rootfs, scratch, slots } = self;
         drop((processes, exec_helper));
         container.delete(true)?;
         rootfs.unmount()?;
-        scratch.unmount()
+        scratch.unmount()?;
+        Ok(slots)
     }
+}
+
+/// Makes a machine again from what a removed container leaves, as if it never had one, with new helpers.
+///
+/// # Errors
+/// `Slot` — a disk is still in use; `Bundle`, `Helper`.
+pub fn renew(mut slots: Slots) -> Result<Machine, ComputeError> {
+    bundle::clear()?;
+    slots.forget()?;
+    Ok(Machine::new(slots)?)
 }
 
 fn signal_pid(pid: u32, signal: u32) -> io::Result<()> {
@@ -262,12 +276,19 @@ fn mount_root(request: &CreateContainerRequest, slots: &mut Slots) -> Result<(Mo
     Ok((rootfs, scratch))
 }
 
+/// ext4's options for the scratch, not known before Linux 5.13. Without them the kernel starts a thread, `ext4lazyinit`, which
+/// reads ahead the maps of free blocks of the whole disk, and then writes zeros where mkfs has written no inodes. A container
+/// reads the few maps that it needs, and mkfs has left nothing to zero: it has taken the host's sparse file for zeros.
+const SCRATCH_OPTIONS: &CStr = c"no_prefetch_block_bitmaps,noinit_itable";
+
 /// The mounted scratch disk; unmounted on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
     fn mount(device: &Path) -> Result<Self, ComputeError> {
-        mount(device, SCRATCH, "ext4", MountFlags::empty(), None)
+        let mount_with = |options| mount(device, SCRATCH, "ext4", MountFlags::empty(), options);
+        mount_with(Some(SCRATCH_OPTIONS))
+            .or_else(|error| if error == Errno::INVAL { mount_with(None) } else { Err(error) })
             .map_err(|error| ComputeError::Scratch { what: "mount", source: error.into() })?;
         Ok(Self(SCRATCH.into()))
     }

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -162,13 +163,25 @@ impl Slots {
         let partition_file = PathBuf::from(name);
         if partition_file.exists() { Ok(partition_file) } else { Err(SlotError::NoPartition { slot, partition }) }
     }
+
+    /// Lets go of what was on the disks, so that the host can put others in their place.
+    ///
+    /// # Errors
+    /// `Disk` — the kernel refused, or something still uses the disk.
+    pub fn forget(&mut self) -> Result<(), SlotError> {
+        for (slot, found) in (0..).zip(&mut self.0) {
+            found.forget().map_err(|source| SlotError::Disk { slot, source })?;
+        }
+        Ok(())
+    }
 }
 
 impl Slot {
     fn bind_now(device: PathBuf) -> Self {
         let mut slot = Self { device, disk: None, partitions_read: false };
-        if let Err(error) = slot.bound() {
-            tracing::info!("{} is bound later: {error}", slot.device.display());
+        match slot.bound() {
+            Ok(disk) => leave_queueing_to_host(&disk),
+            Err(error) => tracing::info!("{} is bound later: {error}", slot.device.display()),
         }
         slot
     }
@@ -197,6 +210,31 @@ impl Slot {
             self.partitions_read = true;
         }
         Ok(disk)
+    }
+
+    /// The device files of partitions stay until the next table is read, which is before any of them is used again.
+    fn forget(&mut self) -> io::Result<()> {
+        let Some(disk) = &self.disk else { return Ok(()) };
+        // Exclusively: the kernel refuses while the disk, or a partition of it, is mounted anywhere.
+        let file = File::options().read(true).custom_flags(libc::O_EXCL).open(disk)?;
+        sys::flush_buffers(&file)?;
+        self.partitions_read = false;
+        Ok(())
+    }
+}
+
+/// Switches off what the guest's kernel does to order and to delay a disk's requests. The disk is a file, and the host's
+/// kernel does all that for the true disk; twice it helps nothing, and is code that every fork runs for the first time.
+fn leave_queueing_to_host(disk: &Path) {
+    let queue = Path::new("/sys/class/block").join(disk.file_name().unwrap_or_default()).join("queue");
+    // In this order: a scheduler that goes switches the delays on.
+    for (setting, value) in [("scheduler", "none"), ("wbt_lat_usec", "0")] {
+        let path = queue.join(setting);
+        if path.exists()
+            && let Err(error) = fs::write(&path, value)
+        {
+            tracing::warn!("cannot set {}: {error}", path.display());
+        }
     }
 }
 
@@ -228,4 +266,23 @@ fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn read_hex(file: &Path) -> Option<u32> {
     u32::from_str_radix(fs::read_to_string(file).ok()?.trim_end().strip_prefix("0x")?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(disk: Option<&Path>) -> Slot {
+        Slot { device: PathBuf::new(), disk: disk.map(Path::to_owned), partitions_read: true }
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_forgotten_is_named() {
+        let no_disk = tempfile::NamedTempFile::new().unwrap();
+        let mut slots = Slots(vec![slot(None), slot(Some(no_disk.path()))]);
+        let error = slots.forget().unwrap_err();
+        assert!(matches!(error, SlotError::Disk { slot: 1, .. }), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(slots.0[1].partitions_read, "a failed attempt changes nothing");
+    }
 }

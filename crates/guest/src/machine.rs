@@ -15,11 +15,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts the helpers.
+    /// Starts the helpers and waits until they wait: what is left of their start would be a container's.
     ///
     /// # Errors
     /// When the guest has no room for them.
     pub fn new(slots: Slots) -> Result<Self, HelperError> {
-        Ok(Self { slots, create_helper: Helper::spawn()?, exec_helper: Helper::spawn()? })
+        let machine = Self { slots, create_helper: Helper::spawn()?, exec_helper: Helper::spawn()? };
+        machine.create_helper.await_ready();
+        machine.exec_helper.await_ready();
+        Ok(machine)
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
-use crate::compute::{Compute, ComputeError};
+use crate::compute::{self, Compute, ComputeError};
 use crate::identity::{self, IdentityFiles};
 use crate::machine::Machine;
 use crate::port::Port;
@@ -67,17 +67,39 @@ impl Ready {
     }
 }
 
-/// Where the guest is in its one life.
+/// Where the guest is in its life. It has one, and one more after each rehearsal.
 ///
 /// ```text
+///   ┌─────────────────────────┬── Renew, of a rehearsal only ──┐
+///   ▼                         │                                │
 /// Blank ──Personalize──▶ Personalized ──CreateContainer──▶ Container ──Shutdown──▶ Over
-///                              └──── Shutdown, or CreateContainer fails ────────────▲
+///                             └── Shutdown; CreateContainer or Renew fails ─────────▲
 /// ```
 enum Life {
     Blank(Machine),
-    Personalized(Machine),
-    Container(Box<Compute>),
+    Personalized { machine: Machine, rehearsal: bool },
+    Container { compute: Box<Compute>, rehearsal: bool },
     Over,
+}
+
+/// What a rehearsal has come to when it is taken out of the guest's life.
+enum Rehearsed {
+    Nothing(Machine),
+    Container(Box<Compute>),
+}
+
+impl Life {
+    /// Ends a rehearsal, and nothing else: the life is over until the guest is blank again.
+    fn take_rehearsal(&mut self) -> Result<Rehearsed, Status> {
+        match std::mem::replace(self, Self::Over) {
+            Self::Personalized { machine, rehearsal: true } => Ok(Rehearsed::Nothing(machine)),
+            Self::Container { compute, rehearsal: true } => Ok(Rehearsed::Container(compute)),
+            other => {
+                *self = other;
+                Err(out_of_order("the guest is not in a rehearsal"))
+            }
+        }
+    }
 }
 
 struct GuestService {
@@ -110,7 +132,7 @@ impl GuestService {
         }
         let response = self.identity.take(request).map_err(|error| Status::from_error(error.kind(), &error))?;
         if let Life::Blank(machine) = std::mem::replace(&mut *life, Life::Over) {
-            *life = Life::Personalized(machine);
+            *life = Life::Personalized { machine, rehearsal: request.rehearsal };
         }
         Ok(response)
     }
@@ -123,30 +145,30 @@ impl GuestService {
         }
         self.require_personalized()?;
         let mut life = lock(&self.life);
-        let Life::Personalized(machine) = std::mem::replace(&mut *life, Life::Over) else {
+        let Life::Personalized { machine, rehearsal } = std::mem::replace(&mut *life, Life::Over) else {
             return Err(out_of_order("the guest has had its container already"));
         };
         let compute = Compute::create(request, streams, machine, &self.reaper).map_err(|error| failed(&error))?;
         let first = compute.process(INIT_PROCESS).map_err(|error| failed(&error))?;
-        *life = Life::Container(Box::new(compute));
+        *life = Life::Container { compute: Box::new(compute), rehearsal };
         tokio::spawn(kill_the_rest(Arc::clone(&self.life), Arc::clone(&first)));
         Ok(first.pid())
     }
 
     fn require_personalized(&self) -> Result<(), Status> {
         match &*lock(&self.life) {
-            Life::Personalized(_) => Ok(()),
+            Life::Personalized { .. } => Ok(()),
             Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
-            Life::Container(_) | Life::Over => Err(out_of_order("the guest has had its container already")),
+            Life::Container { .. } | Life::Over => Err(out_of_order("the guest has had its container already")),
         }
     }
 
     /// Does something with the container, if there is one.
     fn with_container<T>(&self, act: impl FnOnce(&mut Compute) -> Result<T, Status>) -> Result<T, Status> {
         match &mut *lock(&self.life) {
-            Life::Container(compute) => act(compute),
+            Life::Container { compute, .. } => act(compute),
             Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
-            Life::Personalized(_) => Err(out_of_order("there is no container yet")),
+            Life::Personalized { .. } => Err(out_of_order("there is no container yet")),
             Life::Over => Err(out_of_order("the container is gone")),
         }
     }
@@ -166,7 +188,7 @@ impl GuestService {
         tokio::spawn(async move {
             // After the answer, which the host waits for.
             tokio::task::yield_now().await;
-            if let Life::Container(compute) = &mut *lock(&life) {
+            if let Life::Container { compute, .. } = &mut *lock(&life) {
                 compute.warm_up();
             }
         });
@@ -244,29 +266,50 @@ impl GuestService {
     async fn end(&self) -> Result<(), Status> {
         let first = match &*lock(&self.life) {
             Life::Blank(_) => return Err(out_of_order("the guest has no identity yet")),
-            Life::Personalized(_) | Life::Over => None,
-            Life::Container(compute) => {
-                let killed = compute.container().signal_all(SIGKILL);
-                killed.map_err(|error| Status::from_error(error.kind(), &error))?;
-                Some(compute.process(INIT_PROCESS).map_err(|error| failed(&error))?)
-            }
+            Life::Personalized { .. } | Life::Over => None,
+            Life::Container { compute, .. } => Some(kill(compute)?),
         };
         if let Some(first) = first {
             first.ended().await;
         }
         let life = std::mem::replace(&mut *lock(&self.life), Life::Over);
         match life {
-            Life::Container(compute) => compute.remove().map_err(|error| failed(&error)),
+            Life::Container { compute, .. } => compute.remove().map(drop).map_err(|error| failed(&error)),
             _ => Ok(()),
         }
     }
+
+    /// Makes the guest of a rehearsal what a fresh fork is: nothing of the container, its disks and its streams is left.
+    /// Whatever fails, the life is over, and the host destroys the VM.
+    async fn begin_again(&self) -> Result<(), Status> {
+        let rehearsed = lock(&self.life).take_rehearsal()?;
+        let slots = match rehearsed {
+            Rehearsed::Nothing(machine) => machine.slots,
+            Rehearsed::Container(compute) => {
+                kill(&compute)?.ended().await;
+                compute.remove().map_err(|error| failed(&error))?
+            }
+        };
+        self.substreams.forget().await;
+        let machine = compute::renew(slots).map_err(|error| failed(&error))?;
+        *lock(&self.life) = Life::Blank(machine);
+        Ok(())
+    }
+}
+
+/// Kills everything in the container; the answer is the process whose end is the container's.
+fn kill(compute: &Compute) -> Result<Arc<Process>, Status> {
+    compute.container().signal_all(SIGKILL).map_err(|error| Status::from_error(error.kind(), &error))?;
+    compute.process(INIT_PROCESS).map_err(|error| failed(&error))
 }
 
 /// When the first process has ended, nothing else of the container goes on: in a process namespace of its own the kernel
 /// has seen to that, and otherwise we must.
 async fn kill_the_rest(life: Arc<Mutex<Life>>, first: Arc<Process>) {
     first.ended().await;
-    if let Life::Container(compute) = &*lock(&life)
+    if let Life::Container { compute, .. } = &*lock(&life)
+        // And not the container that came after a rehearsal.
+        && compute.process(INIT_PROCESS).is_ok_and(|now| Arc::ptr_eq(&now, &first))
         && let Err(error) = compute.container().signal_all(SIGKILL)
     {
         tracing::warn!("cannot kill what is left of the container: {error}");
@@ -352,5 +395,23 @@ impl Guest for GuestService {
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         done(self.end().await)
+    }
+
+    async fn renew(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        done(self.begin_again().await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A life with a machine in it takes PID 1; the e2e tests have those.
+    #[test]
+    fn a_life_that_is_over_is_not_renewed() {
+        let mut life = Life::Over;
+        let refused = life.take_rehearsal().err().unwrap();
+        assert_eq!(refused.kind, ErrorKind::FailedPrecondition);
+        assert!(matches!(life, Life::Over));
     }
 }

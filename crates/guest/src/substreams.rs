@@ -5,13 +5,11 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::io::{AsyncReadExt, BufReader, BufWriter};
+use futures_util::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufReader, BufWriter};
 use proto::gcs::{StreamHeader, StreamKind};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 use yamux::{Config, Connection, ConnectionError, Mode};
-
-use crate::port::Port;
 
 /// A virtio console takes at most this much in one write; several frames then cost one notification of the host.
 const WRITE_BUFFER_BYTES: usize = 32 << 10;
@@ -53,13 +51,7 @@ impl Substreams {
     /// Takes a process's substreams. The host opens them before it makes the call that starts the process, and the port
     /// keeps the order, so all of them have been accepted by now; this waits until their headers have been read.
     pub async fn claim(&self, process: u32) -> StdioStreams {
-        loop {
-            let header_read = self.0.header_read.notified();
-            if self.lock().without_header == 0 {
-                break;
-            }
-            header_read.await;
-        }
+        self.headers_read().await;
         let mut waiting = self.lock();
         let mut take =
             |kind| waiting.streams.remove(&StreamHeader { kind, process }).map(FuturesAsyncReadCompatExt::compat);
@@ -67,6 +59,23 @@ impl Substreams {
             stdin: take(StreamKind::Stdin),
             stdout: take(StreamKind::Stdout),
             stderr: take(StreamKind::Stderr),
+        }
+    }
+
+    /// Drops every substream that no process has claimed, which resets it: the next container's processes have the same
+    /// numbers. Waits as [`Substreams::claim`] does, so that all that were opened before the call are dropped.
+    pub async fn forget(&self) {
+        self.headers_read().await;
+        self.lock().streams.clear();
+    }
+
+    async fn headers_read(&self) {
+        loop {
+            let header_read = self.0.header_read.notified();
+            if self.lock().without_header == 0 {
+                return;
+            }
+            header_read.await;
         }
     }
 
@@ -98,7 +107,7 @@ impl Substreams {
 /// # Errors
 /// When the host breaks yamux's rules or the port fails.
 pub async fn drive(
-    port: Port,
+    port: impl AsyncRead + AsyncWrite + Unpin,
     substreams: &Substreams,
     control: mpsc::UnboundedSender<Substream>,
 ) -> Result<(), ConnectionError> {
@@ -110,4 +119,54 @@ pub async fn drive(
         tokio::spawn(substreams.clone().sort(stream, control.clone()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::io::AsyncWriteExt;
+    use tokio_util::compat::TokioAsyncReadCompatExt;
+
+    use super::*;
+
+    /// The host's side: opens a substream and writes its header.
+    async fn open(connection: &mut Connection<Compat<tokio::io::DuplexStream>>, header: StreamHeader) -> yamux::Stream {
+        let mut stream = poll_fn(|context| connection.poll_new_outbound(context)).await.unwrap();
+        // The connection does its work when it is polled.
+        let header = header.encode();
+        let mut written = std::pin::pin!(stream.write_all(&header));
+        poll_fn(|context| {
+            assert!(connection.poll_next_inbound(context).is_pending());
+            written.as_mut().poll(context)
+        })
+        .await
+        .unwrap();
+        let _ = poll_fn(|context| std::task::Poll::Ready(connection.poll_next_inbound(context))).await;
+        stream
+    }
+
+    #[tokio::test]
+    async fn forgotten_substreams_are_nobodys_and_their_numbers_are_free() {
+        let (host, guest) = tokio::io::duplex(1 << 16);
+        let mut host = Connection::new(host.compat(), Config::default(), Mode::Client);
+        let substreams = Substreams::default();
+        let (control, _controls) = mpsc::unbounded_channel();
+        let table = substreams.clone();
+        tokio::spawn(async move { drive(guest.compat(), &table, control).await });
+        let header = StreamHeader { kind: StreamKind::Stdout, process: 0 };
+        let _old = open(&mut host, header).await;
+        settle().await;
+        assert_eq!(substreams.lock().streams.len(), 1);
+        substreams.forget().await;
+        assert!(substreams.claim(0).await.stdout.is_none());
+        let _new = open(&mut host, header).await;
+        settle().await;
+        assert!(substreams.claim(0).await.stdout.is_some());
+    }
+
+    /// Lets the guest's tasks run up to where they wait.
+    async fn settle() {
+        for _ in 0..64 {
+            tokio::task::yield_now().await;
+        }
+    }
 }

@@ -107,6 +107,12 @@ impl Fixture {
         Container::create(Helper::spawn().unwrap(), &self.root(), &self.id, self.folder.path(), stdio)
     }
 
+    /// The error for a bundle without `config.json`.
+    pub fn create_without_file(&self) -> CreateError {
+        let helper = Helper::spawn().unwrap();
+        Container::create(helper, &self.root(), &self.id, self.folder.path(), silent()).unwrap_err()
+    }
+
     pub fn create(&self, stdio: Stdio) -> (Container, Started) {
         self.try_create(stdio).unwrap_or_else(|error| panic!("{}", chain(&error)))
     }

@@ -15,6 +15,7 @@ use crate::fixture::{Fixture, silent, wait};
 
 pub const CASES: &[Case] = &[
     ("start_happens_once", start_happens_once),
+    ("a_specification_needs_no_file", a_specification_needs_no_file),
     ("pause_stops_everything", pause_stops_everything),
     ("delete_kills_what_is_left", delete_kills_what_is_left),
     ("a_fork_bomb_is_removed", a_fork_bomb_is_removed),
@@ -45,6 +46,23 @@ fn start_happens_once() {
     wait(started.pid);
     assert!(matches!(container.start(), Err(StartError::Ended)));
     container.delete(false).unwrap();
+}
+
+fn a_specification_needs_no_file() {
+    let fixture = Fixture::new("exec sleep 100");
+    let spec = serde_json::from_value(fixture.spec.clone()).unwrap();
+    let helper = Helper::spawn().unwrap();
+    helper.await_ready();
+    let created =
+        Container::create_from(helper, &fixture.root(), &fixture.id, spec, fixture.folder.path(), silent()).unwrap();
+    let (mut container, started) = created;
+    container.start().unwrap();
+    assert!(!fixture.folder.path().join("config.json").exists());
+    let found = Container::load(&fixture.root(), &fixture.id).unwrap();
+    assert_eq!((found.pid(), found.is_running()), (Some(started.pid), true));
+    container.delete(true).unwrap();
+    assert_eq!(wait(started.pid), 128 + libc::SIGKILL);
+    assert!(matches!(fixture.create_without_file(), CreateError::Spec(_)));
 }
 
 fn pause_stops_everything() {
