@@ -57,6 +57,7 @@ fn main() -> Result<(), Failure> {
         for number in 0..count {
             let began = Instant::now();
             let request = StartRequest {
+                rehearsal: false,
                 vm: &vm,
                 scratch: folder.join("scratch"),
                 layers: vec![folder.join("layer"); layers],

@@ -146,6 +146,8 @@ impl GuestConnection {
         update(UpdateRequest) -> Empty, Some(QUESTION_LIMIT);
         /// Ends the container and unmounts its scratch.
         shutdown(Empty) -> Empty, Some(QUESTION_LIMIT);
+        /// Ends a rehearsal; the guest is blank again afterwards.
+        renew(Empty) -> Empty, Some(WORK_LIMIT);
     }
 
     /// Sends the first message to a fork; see [`crate::personalize`].

@@ -228,6 +228,13 @@ pub trait VirtualMachine: Send + Sync {
     /// As [`VirtualMachine::resume`].
     async fn pause(&self) -> Result<(), HypervisorError>;
 
+    /// Puts other disks behind the slots, all of them. When: the guest uses none of its disks; what it remembers of the
+    /// earlier ones is for the guest to forget.
+    ///
+    /// # Errors
+    /// [`HypervisorError`]; what is behind the slots is then undefined, and the machine of no use.
+    async fn rebind(&self, slots: &SlotBindings) -> Result<(), HypervisorError>;
+
     /// Stops the machine, writes everything but its memory to `state`, and ends it: memory file and `state` together
     /// are the frozen machine.
     ///

@@ -60,6 +60,8 @@ pub(crate) struct Identity {
     pub(crate) hostname: String,
     pub(crate) domainname: String,
     pub(crate) machine_id: String,
+    /// The container to come is nobody's.
+    pub(crate) rehearsal: bool,
 }
 
 /// What a fork proved to be.
@@ -98,6 +100,7 @@ async fn exchange(
         hostname: identity.hostname.clone(),
         domainname: identity.domainname.clone(),
         machine_id: identity.machine_id.clone(),
+        rehearsal: identity.rehearsal,
         ..Default::default()
     };
     let response = guest.personalize(&request, limit).await.map_err(|error| classify(error, limit))?;

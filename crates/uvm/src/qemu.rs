@@ -3,6 +3,7 @@
 mod arguments;
 mod installation;
 mod machine;
+mod slots;
 
 use std::fs::File;
 use std::path::Path;
@@ -71,7 +72,7 @@ impl Hypervisor for Qemu {
         let mut arguments = self.arguments(config);
         arguments.shared_memory(memory, config);
         arguments.kernel(image, config);
-        arguments.empty_slots(config);
+        arguments.slots(slots::empty(0));
         let machine = QemuMachine::start(&self.installation, arguments, run_dir).await?;
         machine.command("starting", "qmp_capabilities", json!({})).await?;
         Ok(Box::new(machine))
@@ -81,12 +82,12 @@ impl Hypervisor for Qemu {
         &self,
         frozen: FrozenMachine,
         config: &MachineConfig,
-        slots: &SlotBindings,
+        bindings: &SlotBindings,
         run_dir: &Path,
     ) -> Result<Box<dyn VirtualMachine>, HypervisorError> {
         let mut arguments = self.arguments(config);
         arguments.private_memory(frozen.memory, config, self.installation.maps_read_only_files());
-        arguments.bound_slots(config, slots)?;
+        arguments.slots(slots::bound(bindings, 0)?);
         let state = arguments.incoming(frozen.state);
         let machine = QemuMachine::start(&self.installation, arguments, run_dir).await?;
         tracing::debug!("qemu is spawned");

@@ -60,6 +60,9 @@ pub enum UvmError {
     /// The machine ended while it was started.
     #[error("the utility VM ended while it was started: {0}")]
     Ended(String),
+    /// The utility VM that stands by is another one than asked for.
+    #[error("the utility VM that stands by is of another size or from another template")]
+    Unfit,
 }
 
 impl UvmError {
@@ -70,7 +73,7 @@ impl UvmError {
             Self::Image(image) => image.kind(),
             Self::Size(size) => size.kind(),
             Self::Request(_) => ErrorKind::InvalidArgument,
-            Self::NoBoundary => ErrorKind::FailedPrecondition,
+            Self::NoBoundary | Self::Unfit => ErrorKind::FailedPrecondition,
             Self::Template(template) => template.kind(),
             Self::Hypervisor(hypervisor) => hypervisor.kind(),
             Self::Guest(guest) => guest.kind(),
@@ -97,6 +100,28 @@ pub struct StartRequest<'a> {
     pub domainname: String,
     /// The host's cgroup for the VMM, relative to each hierarchy's root.
     pub cgroup: Option<String>,
+    /// It is to rehearse, to be renewed, and to stand by for [`UtilityVm::adopt`].
+    pub rehearsal: bool,
+}
+
+impl StartRequest<'_> {
+    fn slots(&self) -> SlotBindings {
+        let scratch = Some(DiskBinding { path: self.scratch.clone(), read_only: false });
+        SlotBindings { scratch, layers: self.layers.clone() }
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            hostname: self.hostname.clone(),
+            domainname: self.domainname.clone(),
+            machine_id: self.vm.machine_id.clone(),
+            rehearsal: self.rehearsal,
+        }
+    }
+
+    fn personalize_limit(&self) -> Duration {
+        Duration::from_millis(self.vm.personalize_timeout_ms)
+    }
 }
 
 /// A running, personalized utility VM. Dropping it kills it.
@@ -130,10 +155,7 @@ impl UtilityVm {
         let prepared = Prepared::new(request.vm).await?;
         let (template, built) = prepared.template().await?;
         let began = Instant::now();
-        let slots = SlotBindings {
-            scratch: Some(DiskBinding { path: request.scratch.clone(), read_only: false }),
-            layers: request.layers.clone(),
-        };
+        let slots = request.slots();
         let id = template.manifest.id.clone();
         let frozen = template.into_frozen();
         let machine = prepared.hypervisor.fork(frozen, &prepared.machine, &slots, &request.run_dir).await?;
@@ -152,9 +174,42 @@ impl UtilityVm {
             entropy_fingerprint: personalized.fingerprint,
             fork_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
             clock_error_us: personalized.clock_error_us,
+            standby_us: None,
         };
         tracing::info!(template = %report.template, fork_us = report.fork_us, "forked a utility VM");
         Ok(Self { machine, guest, report, layers: layer_devices(&slots), cgroup })
+    }
+
+    /// Gives a utility VM that has rehearsed and was renewed to a container: other disks behind its slots, entropy, clock
+    /// and identity anew, all of it as strictly as for a fork.
+    ///
+    /// When: it was started with `rehearsal`, and the guest has answered `Renew`. Some 20 ms.
+    ///
+    /// # Errors
+    /// [`UvmError::Unfit`] when the request needs another utility VM; otherwise as [`UtilityVm::start`]. It is destroyed.
+    pub async fn adopt(mut self, request: StartRequest<'_>) -> Result<Self, UvmError> {
+        let began = Instant::now();
+        let prepared = Prepared::new(request.vm).await?;
+        // A limit on memory would not count what the VM has used so far.
+        let plain = request.vm.memory_bytes.is_none() && request.vm.cpus_milli.is_none();
+        if !plain || prepared.key.id() != self.report.template {
+            return Err(UvmError::Unfit);
+        }
+        self.cgroup = attach(&request, &prepared, &self.report.vmm_pids);
+        let slots = request.slots();
+        let steps = async {
+            self.machine.rebind(&slots).await?;
+            tracing::debug!(us = began.elapsed().as_micros(), "the disks are bound");
+            Ok(personalize(&self.guest, &request.identity(), request.personalize_limit()).await?)
+        };
+        let personalized = unless_it_ends(self.machine.as_ref(), steps).await?;
+        self.layers = layer_devices(&slots);
+        self.report.boot_id = personalized.boot_id;
+        self.report.entropy_fingerprint = personalized.fingerprint;
+        self.report.clock_error_us = personalized.clock_error_us;
+        self.report.standby_us = Some(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+        tracing::info!(template = %self.report.template, standby_us = self.report.standby_us, "adopted a utility VM");
+        Ok(self)
     }
 
     /// What to tell the engine about it.
@@ -260,24 +315,26 @@ fn attach(request: &StartRequest<'_>, prepared: &Prepared, pids: &[u32]) -> Arc<
     slot
 }
 
-/// Runs the fork and personalizes it, unless it ends first.
+/// Runs the fork and personalizes it.
 async fn bring_up(
     machine: &dyn VirtualMachine,
     request: &StartRequest<'_>,
 ) -> Result<(GuestConnection, Personalized), UvmError> {
-    let identity = Identity {
-        hostname: request.hostname.clone(),
-        domainname: request.domainname.clone(),
-        machine_id: request.vm.machine_id.clone(),
-    };
-    let limit = Duration::from_millis(request.vm.personalize_timeout_ms);
     let steps = async {
         let guest = GuestConnection::open(machine.connect()?).await.map_err(UvmError::Guest)?;
         machine.resume().await?;
         tracing::debug!("the fork runs");
-        let personalized = personalize(&guest, &identity, limit).await?;
+        let personalized = personalize(&guest, &request.identity(), request.personalize_limit()).await?;
         Ok((guest, personalized))
     };
+    unless_it_ends(machine, steps).await
+}
+
+/// Does what a machine is needed for; its end is an error.
+async fn unless_it_ends<T>(
+    machine: &dyn VirtualMachine,
+    steps: impl Future<Output = Result<T, UvmError>>,
+) -> Result<T, UvmError> {
     tokio::select! {
         outcome = steps => outcome,
         exit = machine.wait() => {

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use bulkhead_uvm::{ExitReason, UtilityVm};
+use bulkhead_uvm::{ExitReason, UtilityVm, UvmError};
+use proto::control::UtilityVmRequest;
 use proto::gcs::wire::{CreateContainerRequest, StartRequest as Start, WaitRequest};
 use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind};
 use serde_json::{Value, json};
@@ -65,10 +66,14 @@ fn layers(lab: &Lab, count: usize) -> Vec<PathBuf> {
 }
 
 fn scratch(lab: &Lab) -> PathBuf {
+    scratch_named(lab, "scratch.img")
+}
+
+fn scratch_named(lab: &Lab, name: &str) -> PathBuf {
     let tree = lab.folder().join("scratch-tree");
     fs::create_dir_all(tree.join("upper")).unwrap();
     fs::create_dir_all(tree.join("work")).unwrap();
-    let disk = lab.folder().join("scratch.img");
+    let disk = lab.folder().join(name);
     fs::File::create(&disk).unwrap().set_len(64 << 20).unwrap();
     run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(&tree).arg(&disk));
     disk
@@ -202,4 +207,94 @@ async fn a_layer_cannot_be_written_from_the_guest() {
     vm.kill();
     vm.wait().await;
     assert!(before == fs::read(Path::new(lab.folder()).join("layer0.erofs")).unwrap(), "a layer changed");
+}
+
+/// A utility VM that has rehearsed with one layer, left a file in its scratch, and was renewed.
+async fn stand_by(lab: &Lab) -> UtilityVm {
+    let request = lab.request();
+    let mut start = lab.start_request(&request, "standby");
+    start.layers = layers(lab, 1);
+    start.scratch = scratch_named(lab, "rehearsal.img");
+    start.rehearsal = true;
+    let vm = UtilityVm::start(start).await.unwrap();
+    let (code, text) = output(&vm, "echo left > /left; busybox cat /etc/top /left").await;
+    assert_eq!((code, text.as_str()), (0, "top is 0left\n"));
+    vm.guest().renew(&Default::default()).await.unwrap();
+    vm
+}
+
+#[tokio::test]
+async fn an_adopted_vm_has_the_containers_disks_and_nothing_of_the_rehearsal() {
+    // One layer has a slot of its own, more than three are packed.
+    for count in [1, 5] {
+        let Some(lab) = open("an_adopted_vm_has_the_containers_disks_and_nothing_of_the_rehearsal") else { return };
+        let vm = stand_by(&lab).await;
+        let rehearsed = vm.report().clone();
+        assert_eq!(rehearsed.standby_us, None);
+        let mut request = lab.request();
+        request.machine_id = "fedcba9876543210".repeat(2);
+        let mut start = lab.start_request(&request, "adopted");
+        start.layers = layers(&lab, count);
+        // The guest must not show what it remembers of the first image.
+        for layer in &start.layers {
+            assert!(layer.exists());
+        }
+        start.scratch = scratch_named(&lab, "adopted.img");
+        let vm = vm.adopt(start).await.unwrap();
+        assert_ne!(vm.report().entropy_fingerprint, rehearsed.entropy_fingerprint);
+        assert_eq!((&vm.report().boot_id, &vm.report().vmm_pids), (&rehearsed.boot_id, &rehearsed.vmm_pids));
+        assert!(vm.report().standby_us.is_some());
+        let script = "busybox cat /etc/top; echo; busybox cat /etc/layer*; echo; busybox ls /left; \
+                      busybox cat /etc/machine-id; echo kept > /kept";
+        let (code, text) = output(&vm, script).await;
+        let numbers: String = (0..count).map(|number| number.to_string()).collect();
+        let machine_id = &request.machine_id;
+        let expected = format!("top is {}\n{numbers}\nls: /left: No such file or directory\n{machine_id}\n", count - 1);
+        assert_eq!((code, sorted(&text)), (0, sorted(&expected)));
+        vm.guest().shutdown(&Default::default()).await.unwrap();
+        vm.kill();
+        vm.wait().await;
+        let listed = |disk: &str| {
+            let listed = Command::new("debugfs").args(["-R", "ls -p /upper"]).arg(lab.folder().join(disk)).output();
+            String::from_utf8_lossy(&listed.unwrap().stdout).into_owned()
+        };
+        assert!(listed("rehearsal.img").contains("/left/") && !listed("rehearsal.img").contains("/kept/"));
+        assert!(listed("adopted.img").contains("/kept/") && !listed("adopted.img").contains("/left/"));
+    }
+}
+
+/// Standard output and standard error come in any order.
+fn sorted(text: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[tokio::test]
+async fn a_vm_that_did_not_rehearse_is_never_renewed() {
+    let Some(lab) = open("a_vm_that_did_not_rehearse_is_never_renewed") else { return };
+    let vm = start(&lab, "real", 1).await;
+    let refused = |outcome: Result<_, bulkhead_uvm::GuestError>| outcome.unwrap_err().kind();
+    assert_eq!(refused(vm.guest().renew(&Default::default()).await), proto::ErrorKind::FailedPrecondition);
+    output(&vm, "true").await;
+    assert_eq!(refused(vm.guest().renew(&Default::default()).await), proto::ErrorKind::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn a_standby_of_another_size_is_not_adopted() {
+    let Some(lab) = open("a_standby_of_another_size_is_not_adopted") else { return };
+    let vm = stand_by(&lab).await;
+    let pid = vm.report().vmm_pids[0];
+    let request = UtilityVmRequest { memory_bytes: Some(64 << 20), ..lab.request() };
+    let mut start = lab.start_request(&request, "limited");
+    start.layers = layers(&lab, 1);
+    start.scratch = scratch(&lab);
+    assert!(matches!(vm.adopt(start).await.unwrap_err(), UvmError::Unfit));
+    for _ in 0..500 {
+        if !lab::alive(pid) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the standby lives on");
 }

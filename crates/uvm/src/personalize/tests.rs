@@ -17,7 +17,7 @@ use super::*;
 const LIMIT: Duration = Duration::from_millis(600);
 
 fn identity() -> Identity {
-    Identity { hostname: "web".into(), domainname: String::new(), machine_id: "0f".repeat(16) }
+    Identity { hostname: "web".into(), domainname: String::new(), machine_id: "0f".repeat(16), rehearsal: false }
 }
 
 /// How a fake guest changes the right answer, and how slow it is.

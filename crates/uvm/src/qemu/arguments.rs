@@ -2,18 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use proto::control::Accelerator;
-use rustix::fs::MemfdFlags;
 use serde_json::{Value, json};
 
-use crate::disk::{DiskBinding, DiskError, DiskFile, PackedDisk, SlotDisk};
+use super::slots::SlotNode;
 use crate::guest_image::GuestImage;
-use crate::hypervisor::SlotBindings;
-use crate::machine::{DISK_SLOTS, MachineConfig, NETWORK_SLOTS, NOMINAL_DISK_BYTES};
+use crate::machine::{DISK_SLOTS, MachineConfig, NETWORK_SLOTS};
 
 /// Name of the memory, the same when saving and loading.
 const MEMORY_ID: &str = "memory";
@@ -34,13 +31,12 @@ const FIRST_NETWORK_ADDRESS: u32 = FIRST_DISK_ADDRESS + DISK_SLOTS;
 pub(super) struct Arguments {
     list: Vec<OsString>,
     descriptors: Vec<OwnedFd>,
-    descriptor_sets: u32,
 }
 
 impl Arguments {
     /// The parts that are always the same.
     pub(super) fn new(accelerator: Accelerator, config: &MachineConfig) -> Self {
-        let mut arguments = Self { list: Vec::new(), descriptors: Vec::new(), descriptor_sets: 0 };
+        let mut arguments = Self { list: Vec::new(), descriptors: Vec::new() };
         arguments.flags("-nodefaults -no-user-config -display none -S -no-reboot -no-shutdown");
         arguments.flags("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         let machine = "q35,sata=off,smbus=off,usb=off,i8042=off,hpet=off,vmport=off,smm=off,mem-merge=off,\
@@ -132,89 +128,23 @@ impl Arguments {
         self.inherit(state.into())
     }
 
-    /// Slots with nothing behind them.
-    pub(super) fn empty_slots(&mut self, _: &MachineConfig) {
-        for slot in 0..DISK_SLOTS {
-            self.empty_slot(slot);
-        }
-    }
-
-    /// Slots with these disks behind them, the others empty.
-    pub(super) fn bound_slots(&mut self, config: &MachineConfig, slots: &SlotBindings) -> Result<(), DiskError> {
-        debug_assert!(config.vcpus() > 0);
-        let mut disks = slot_disks(slots)?.into_iter();
-        for slot in 0..DISK_SLOTS {
-            match disks.next().flatten() {
-                None => self.empty_slot(slot),
-                Some(SlotDisk::Plain { disk, read_only }) => {
-                    let path = self.descriptor_set(disk.file.into());
-                    self.disk(
-                        slot,
-                        json!({"driver": "file", "filename": path, "read-only": read_only,
-                        "discard": "unmap"}),
-                    );
-                }
-                Some(SlotDisk::Packed(packed)) => {
-                    let node = self.packed(&packed)?;
-                    self.disk(slot, node);
-                }
+    /// The disk slots with these nodes behind them.
+    pub(super) fn slots(&mut self, nodes: Vec<SlotNode>) {
+        for node in nodes {
+            let (slot, disk) = (node.slot(), node.disk());
+            for (set, descriptor) in node.descriptors {
+                let number = self.inherit(descriptor);
+                self.pair("-add-fd", format!("fd={number},set={set}"));
             }
+            self.json("-blockdev", &node.backing);
+            self.json("-blockdev", &disk);
+            let address = format!("{:#x}", FIRST_DISK_ADDRESS + slot);
+            self.json(
+                "-device",
+                &json!({"driver": "virtio-blk-pci", "id": format!("slot{slot}"),
+                "drive": disk["node-name"], "addr": address, "disable-legacy": "on"}),
+            );
         }
-        Ok(())
-    }
-
-    fn empty_slot(&mut self, slot: u32) {
-        // Only slot 0 is ever writable, and the driver learns that in the template.
-        self.disk(
-            slot,
-            json!({"driver": "null-co", "size": NOMINAL_DISK_BYTES, "read-zeroes": true,
-            "read-only": slot != 0}),
-        );
-    }
-
-    fn disk(&mut self, slot: u32, mut node: Value) {
-        node["node-name"] = json!(format!("disk{slot}"));
-        self.json("-blockdev", &node);
-        let address = format!("{:#x}", FIRST_DISK_ADDRESS + slot);
-        self.json(
-            "-device",
-            &json!({"driver": "virtio-blk-pci", "id": format!("slot{slot}"),
-            "drive": format!("disk{slot}"), "addr": address, "disable-legacy": "on"}),
-        );
-    }
-
-    fn packed(&mut self, packed: &PackedDisk) -> Result<Value, DiskError> {
-        let mut names = vec![self.in_memory("head", &packed.head)?];
-        let mut layers = Vec::with_capacity(packed.layers.len());
-        for layer in &packed.layers {
-            layers.push(layer.file.try_clone().map_err(DiskError::Pack)?);
-        }
-        names.extend(layers.into_iter().map(|file| self.descriptor_set(file.into())));
-        names.push(self.in_memory("tail", &packed.tail)?);
-        let descriptor = self.in_memory("descriptor", packed.descriptor(&names).as_bytes())?;
-        let file = json!({"driver": "file", "filename": descriptor, "read-only": true});
-        Ok(json!({"driver": "vmdk", "read-only": true, "file": file}))
-    }
-
-    /// Puts generated bytes where QEMU can open them, with nothing left on disk.
-    fn in_memory(&mut self, name: &str, bytes: &[u8]) -> Result<String, DiskError> {
-        let make = || -> io::Result<File> {
-            let mut file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
-            file.write_all(bytes)?;
-            file.rewind()?;
-            // QEMU matches a descriptor's access mode with the one it wants.
-            File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-        };
-        let file = make().map_err(DiskError::Pack)?;
-        Ok(self.descriptor_set(file.into()))
-    }
-
-    fn descriptor_set(&mut self, descriptor: OwnedFd) -> String {
-        let set = self.descriptor_sets;
-        self.descriptor_sets += 1;
-        let number = self.inherit(descriptor);
-        self.pair("-add-fd", format!("fd={number},set={set}"));
-        format!("/dev/fdset/{set}")
     }
 
     fn inherited_path(&mut self, descriptor: OwnedFd) -> PathBuf {
@@ -238,21 +168,4 @@ impl Arguments {
     fn json(&mut self, flag: &str, value: &Value) {
         self.pair(flag, value.to_string());
     }
-}
-
-/// What is behind each slot, slot 0 first.
-fn slot_disks(slots: &SlotBindings) -> Result<Vec<Option<SlotDisk>>, DiskError> {
-    let plain = |binding: &DiskBinding| -> Result<Option<SlotDisk>, DiskError> {
-        Ok(Some(SlotDisk::Plain { disk: DiskFile::open(binding)?, read_only: binding.read_only }))
-    };
-    let scratch = slots.scratch.as_ref().map_or(Ok(None), plain)?;
-    let mut disks = vec![scratch];
-    if slots.packed() {
-        disks.push(Some(SlotDisk::Packed(PackedDisk::open(&slots.layers)?)));
-        return Ok(disks);
-    }
-    for path in &slots.layers {
-        disks.push(plain(&DiskBinding { path: path.clone(), read_only: true })?);
-    }
-    Ok(disks)
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ use tokio::sync::watch;
 
 use super::arguments::{Arguments, CONSOLE_ID};
 use super::installation::QemuInstallation;
-use crate::hypervisor::{ExitReason, HypervisorError, VirtualMachine, VmExit};
+use super::slots::{self, SlotNode};
+use crate::hypervisor::{ExitReason, HypervisorError, SlotBindings, VirtualMachine, VmExit};
 use crate::qmp::{GuestEnd, MigrationEnd, Qmp, QmpError};
 use crate::{spawn, sys};
 
@@ -69,6 +70,8 @@ pub(super) struct QemuMachine {
     port: Mutex<Option<StdUnixStream>>,
     ended: watch::Receiver<Option<VmExit>>,
     log: PathBuf,
+    /// Which generation of backings is behind the slots.
+    generation: AtomicU32,
 }
 
 impl QemuMachine {
@@ -122,7 +125,7 @@ impl QemuMachine {
             let exit = watcher.run().await;
             sender.send_replace(Some(exit));
         });
-        Ok(Self { process, qmp, port: Mutex::new(Some(port)), ended, log })
+        Ok(Self { process, qmp, port: Mutex::new(Some(port)), ended, log, generation: AtomicU32::new(0) })
     }
 
     pub(super) fn qmp(&self) -> &Qmp {
@@ -208,6 +211,37 @@ impl QemuMachine {
         Ok(())
     }
 
+    /// Exchanges what is under a slot's upper node, and lets go of what was there.
+    async fn rebind_slot(&self, node: SlotNode, earlier: u32) -> Result<(), HypervisorError> {
+        let during = "binding the disks";
+        let (slot, disk) = (node.slot(), node.disk());
+        for (set, descriptor) in &node.descriptors {
+            let to = json!({"fdset-id": set});
+            let given = self.qmp.execute_with_descriptor("add-fd", to, descriptor.as_fd()).await;
+            self.finish(during, given).await?;
+        }
+        // At once, since every round trip is one more time that two processes take turns.
+        let added = self.begin(during, "blockdev-add", node.backing).await?;
+        let reopened = self.begin(during, "blockdev-reopen", json!({"options": [disk]})).await?;
+        let old = json!({"node-name": slots::backing_name(slot, earlier)});
+        let removed = self.begin(during, "blockdev-del", old).await?;
+        self.finish(during, added.await).await?;
+        self.finish(during, reopened.await).await?;
+        self.finish(during, removed.await).await?;
+        Ok(())
+    }
+
+    /// Closes the files of a generation that is behind no slot any more.
+    async fn drop_descriptors(&self, generation: u32) -> Result<(), HypervisorError> {
+        let during = "letting go of the earlier disks";
+        let sets = self.command(during, "query-fdsets", json!({})).await?;
+        let numbers = sets.as_array().into_iter().flatten().filter_map(|set| set["fdset-id"].as_u64());
+        for set in numbers.filter(|&set| slots::is_of_generation(set, generation)) {
+            self.command(during, "remove-fd", json!({"fdset-id": set})).await?;
+        }
+        Ok(())
+    }
+
     async fn migration_error(&self) -> Option<String> {
         let answer = self.qmp.execute("query-migrate", json!({})).await.ok()?;
         Some(answer["error-desc"].as_str()?.chars().take(500).collect())
@@ -231,6 +265,14 @@ impl VirtualMachine for QemuMachine {
 
     async fn pause(&self) -> Result<(), HypervisorError> {
         self.command("pausing", "stop", json!({})).await.map(|_| ())
+    }
+
+    async fn rebind(&self, bindings: &SlotBindings) -> Result<(), HypervisorError> {
+        let earlier = self.generation.fetch_add(1, Ordering::SeqCst);
+        for node in slots::bound(bindings, earlier + 1)? {
+            self.rebind_slot(node, earlier).await?;
+        }
+        self.drop_descriptors(earlier).await
     }
 
     async fn freeze(self: Box<Self>, state: File) -> Result<(), HypervisorError> {

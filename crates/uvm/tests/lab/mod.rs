@@ -78,6 +78,7 @@ impl Lab {
             hostname: name.to_owned(),
             domainname: String::new(),
             cgroup: None,
+            rehearsal: false,
         }
     }
 

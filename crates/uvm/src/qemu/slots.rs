@@ -1,0 +1,215 @@
+//! What is behind a machine's disk slots, as QEMU's block nodes.
+//!
+//! ```text
+//! virtio-blk "slot1" ── node "disk1" (raw, always there) ── node "backing1-0" (a file, packed layers, or nothing)
+//!                                                    └─ rebind ─▶ "backing1-1"
+//! ```
+//!
+//! The guest's device belongs to the upper node, which stays; what is under it can be exchanged in a running machine.
+//! QEMU gets all files as descriptors, in numbered sets: it could not open them by name, and must not.
+//!
+//! Source: QEMU QMP Reference Manual, "blockdev-add", "blockdev-reopen", "add-fd".
+
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use rustix::fs::MemfdFlags;
+use serde_json::{Value, json};
+
+use crate::disk::{DiskBinding, DiskError, DiskFile, PackedDisk, SlotDisk};
+use crate::hypervisor::SlotBindings;
+use crate::machine::{DISK_SLOTS, NOMINAL_DISK_BYTES};
+
+/// Numbers of descriptor sets that one generation of backings may use.
+const SETS_PER_GENERATION: u32 = 1000;
+
+/// A slot with what is behind it.
+#[derive(Debug)]
+pub(super) struct SlotNode {
+    slot: u32,
+    /// The lower node; it names the sets of `descriptors`.
+    pub(super) backing: Value,
+    /// The set's number and the open file to put into it.
+    pub(super) descriptors: Vec<(u32, OwnedFd)>,
+    generation: u32,
+}
+
+impl SlotNode {
+    /// The upper node, leading to this backing.
+    pub(super) fn disk(&self) -> Value {
+        json!({"driver": "raw", "node-name": disk_name(self.slot), "file": backing_name(self.slot, self.generation),
+            "read-only": is_read_only(self.slot), "discard": "unmap"})
+    }
+
+    /// The slot's number.
+    pub(super) fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
+/// Name of a slot's upper node.
+pub(super) fn disk_name(slot: u32) -> String {
+    format!("disk{slot}")
+}
+
+/// Name of a slot's lower node in one generation.
+pub(super) fn backing_name(slot: u32, generation: u32) -> String {
+    format!("backing{slot}-{generation}")
+}
+
+/// True for the descriptor sets of one generation.
+pub(super) fn is_of_generation(set: u64, generation: u32) -> bool {
+    set / u64::from(SETS_PER_GENERATION) == u64::from(generation)
+}
+
+/// Only slot 0 is ever writable, and the guest's driver learns that in the template.
+fn is_read_only(slot: u32) -> bool {
+    slot != 0
+}
+
+/// All slots with nothing behind them.
+pub(super) fn empty(generation: u32) -> Vec<SlotNode> {
+    (0..DISK_SLOTS).map(|slot| Sets::new(generation).node(slot, empty_backing(slot))).collect()
+}
+
+/// All slots, those of the bindings with their disks behind them. Opens the disks.
+pub(super) fn bound(bindings: &SlotBindings, generation: u32) -> Result<Vec<SlotNode>, DiskError> {
+    let mut disks = slot_disks(bindings)?.into_iter();
+    let mut sets = Sets::new(generation);
+    let mut nodes = Vec::new();
+    for slot in 0..DISK_SLOTS {
+        let backing = match disks.next().flatten() {
+            None => empty_backing(slot),
+            Some(SlotDisk::Plain { disk, read_only }) => {
+                let path = sets.add(disk.file.into());
+                json!({"driver": "file", "filename": path, "read-only": read_only, "discard": "unmap"})
+            }
+            Some(SlotDisk::Packed(packed)) => packed_backing(&packed, &mut sets)?,
+        };
+        nodes.push(sets.node(slot, backing));
+    }
+    Ok(nodes)
+}
+
+/// Hands out numbers of descriptor sets, and keeps the descriptors of the node that is being described.
+struct Sets {
+    generation: u32,
+    next: u32,
+    descriptors: Vec<(u32, OwnedFd)>,
+}
+
+impl Sets {
+    fn new(generation: u32) -> Self {
+        Self { generation, next: generation * SETS_PER_GENERATION, descriptors: Vec::new() }
+    }
+
+    /// The name by which QEMU opens this descriptor.
+    fn add(&mut self, descriptor: OwnedFd) -> String {
+        let set = self.next;
+        self.next += 1;
+        self.descriptors.push((set, descriptor));
+        format!("/dev/fdset/{set}")
+    }
+
+    fn node(&mut self, slot: u32, mut backing: Value) -> SlotNode {
+        backing["node-name"] = json!(backing_name(slot, self.generation));
+        let descriptors = std::mem::take(&mut self.descriptors);
+        SlotNode { slot, backing, descriptors, generation: self.generation }
+    }
+}
+
+fn empty_backing(slot: u32) -> Value {
+    json!({"driver": "null-co", "size": NOMINAL_DISK_BYTES, "read-zeroes": true, "read-only": is_read_only(slot)})
+}
+
+fn packed_backing(packed: &PackedDisk, sets: &mut Sets) -> Result<Value, DiskError> {
+    let mut names = vec![in_memory("head", &packed.head, sets)?];
+    for layer in &packed.layers {
+        names.push(sets.add(layer.file.try_clone().map_err(DiskError::Pack)?.into()));
+    }
+    names.push(in_memory("tail", &packed.tail, sets)?);
+    let descriptor = in_memory("descriptor", packed.descriptor(&names).as_bytes(), sets)?;
+    let file = json!({"driver": "file", "filename": descriptor, "read-only": true});
+    Ok(json!({"driver": "vmdk", "read-only": true, "file": file}))
+}
+
+/// Puts generated bytes where QEMU can open them, with nothing left on disk.
+fn in_memory(name: &str, bytes: &[u8], sets: &mut Sets) -> Result<String, DiskError> {
+    let make = || -> io::Result<File> {
+        let mut file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
+        file.write_all(bytes)?;
+        file.rewind()?;
+        // QEMU matches a descriptor's access mode with the one it wants.
+        File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    };
+    Ok(sets.add(make().map_err(DiskError::Pack)?.into()))
+}
+
+/// What is behind each slot, slot 0 first.
+fn slot_disks(slots: &SlotBindings) -> Result<Vec<Option<SlotDisk>>, DiskError> {
+    let plain = |binding: &DiskBinding| -> Result<Option<SlotDisk>, DiskError> {
+        Ok(Some(SlotDisk::Plain { disk: DiskFile::open(binding)?, read_only: binding.read_only }))
+    };
+    let scratch = slots.scratch.as_ref().map_or(Ok(None), plain)?;
+    let mut disks = vec![scratch];
+    if slots.packed() {
+        disks.push(Some(SlotDisk::Packed(PackedDisk::open(&slots.layers)?)));
+        return Ok(disks);
+    }
+    for path in &slots.layers {
+        disks.push(plain(&DiskBinding { path: path.clone(), read_only: true })?);
+    }
+    Ok(disks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(folder: &tempfile::TempDir, name: &str) -> std::path::PathBuf {
+        let path = folder.path().join(name);
+        std::fs::write(&path, vec![0; 4096]).unwrap();
+        path
+    }
+
+    #[test]
+    fn every_slot_has_two_nodes_and_no_set_is_used_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let scratch = DiskBinding { path: file(&folder, "scratch"), read_only: false };
+        let bindings = |layers: usize| SlotBindings {
+            scratch: Some(scratch.clone()),
+            layers: (0..layers).map(|n| file(&folder, &n.to_string())).collect(),
+        };
+        for (layers, drivers) in
+            [(1, ["file", "file", "null-co", "null-co"]), (5, ["file", "vmdk", "null-co", "null-co"])]
+        {
+            let mut seen = std::collections::BTreeSet::new();
+            for generation in [0, 1] {
+                let nodes = bound(&bindings(layers), generation).unwrap();
+                assert_eq!(
+                    nodes.iter().map(|node| node.backing["driver"].as_str().unwrap()).collect::<Vec<_>>(),
+                    drivers
+                );
+                for node in &nodes {
+                    assert_eq!(node.disk()["file"], node.backing["node-name"]);
+                    assert_eq!(node.disk()["read-only"], node.slot() != 0);
+                    assert_eq!(node.backing["read-only"], node.slot() != 0);
+                    for (set, _) in &node.descriptors {
+                        assert!(seen.insert(*set), "set {set} twice");
+                    }
+                }
+            }
+            // scratch and layers; the packed disk has head, tail and descriptor besides.
+            let packed = if layers == 5 { 3 } else { 0 };
+            assert_eq!(seen.len(), 2 * (1 + layers + packed));
+        }
+    }
+
+    #[test]
+    fn generations_do_not_share_names() {
+        assert_ne!(empty(0)[2].backing["node-name"], empty(1)[2].backing["node-name"]);
+        assert_eq!(empty(0)[2].disk()["node-name"], empty(1)[2].disk()["node-name"]);
+        assert!(is_of_generation(999, 0) && is_of_generation(1000, 1) && !is_of_generation(1000, 0));
+    }
+}
