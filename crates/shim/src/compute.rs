@@ -10,6 +10,7 @@ use proto::control::ContainerBundle;
 use proto::{ContainerId, ProcessDetails, Status};
 
 use crate::bundle::Bundle;
+use crate::standby::Standby;
 use crate::state::Exit;
 use crate::stdio::StdioPaths;
 
@@ -97,6 +98,8 @@ pub struct CreateInput {
     pub rootfs: Vec<Mount>,
     /// A process to create it with.
     pub helper: Option<container::Helper>,
+    /// Waits for a hyperv container; one forks a VM of its own without.
+    pub standby: Option<Standby>,
 }
 
 /// A further process of a container.
@@ -106,11 +109,4 @@ pub struct ExecRequest {
     pub process: Box<oci_spec::runtime::Process>,
     /// Where its streams go.
     pub stdio: StdioPaths,
-}
-
-/// The size of a process's terminal from its specification, width first; 0 is unset.
-#[must_use]
-pub fn console_size(process: &oci_spec::runtime::Process) -> (u16, u16) {
-    let side = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
-    process.console_size().as_ref().map_or((0, 0), |size| (side(size.width()), side(size.height())))
 }

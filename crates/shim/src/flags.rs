@@ -25,6 +25,8 @@ pub struct Flags {
     pub guest_image: Option<PathBuf>,
     /// `auto`, `qemukvm` or `qemutcg`.
     pub backend: Option<String>,
+    /// Have a utility VM ready before there is a container.
+    pub standby: bool,
     /// More log.
     pub debug: bool,
     /// Print the version.
@@ -86,6 +88,7 @@ impl Flags {
     fn switch(&mut self, name: &str) -> Option<&mut bool> {
         match name {
             "debug" => Some(&mut self.debug),
+            "standby" => Some(&mut self.standby),
             "v" | "version" => Some(&mut self.version),
             "info" => Some(&mut self.info),
             _ => None,
@@ -134,7 +137,9 @@ mod tests {
         let flags = parse("template ls --store /s --guest-image /g --backend qemutcg").unwrap();
         assert_eq!(flags.words, ["template", "ls"]);
         assert_eq!((flags.store, flags.backend.as_deref()), (Some(PathBuf::from("/s")), Some("qemutcg")));
-        assert_eq!(parse("serve -namespace moby -id x").unwrap().words, ["serve"]);
+        let flags = parse("serve -namespace moby -id x").unwrap();
+        assert_eq!((flags.words.as_slice(), flags.standby), (["serve".to_owned()].as_slice(), false));
+        assert!(parse("-namespace bulkhead -id standby -standby serve").unwrap().standby);
     }
 
     #[test]

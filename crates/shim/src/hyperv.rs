@@ -10,18 +10,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::cgroups::metrics::Metrics;
-use oci_spec::runtime::{LinuxResources, Spec};
-use proto::control::{ContainerBundle, UtilityVmRequest, Writable};
+use oci_spec::runtime::LinuxResources;
 use proto::gcs::wire;
 use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind};
 use proto::{ErrorKind, ProcessDetails, Status};
-use uvm::{ExitReason, GuestConnection, GuestError, StartRequest, UtilityVm, VmExit};
+use uvm::{ExitReason, GuestConnection, GuestError, UtilityVm, VmExit};
 
 use crate::bundle::Bundle;
-use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, console_size};
+use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process};
+use crate::plan::Plan;
+use crate::standby::Standby;
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, StdioPaths, Streams};
-use crate::{clock, metrics, spec};
+use crate::{clock, metrics, terminal};
 
 /// How long the guest may take to give its disk back in order.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -70,38 +71,17 @@ async fn remove_cgroup(path: String) -> Result<(), Status> {
     removed.await.unwrap_or_else(|error| Err(Status::new(ErrorKind::Internal, error.to_string())))
 }
 
-/// What Create needs, found in the bundle.
-struct Plan {
-    spec: Spec,
-    scratch: PathBuf,
-    layers: Vec<PathBuf>,
-    vm: UtilityVmRequest,
-    cgroup: String,
-}
-
-fn plan(bundle: &Bundle, container: Option<ContainerBundle>) -> Result<Plan, Status> {
-    let invalid = |what: &str| Status::new(ErrorKind::InvalidArgument, what);
-    let container = container.ok_or_else(|| invalid("hyperv isolation needs a bundle of our engine"))?;
-    let vm = container.utility_vm.ok_or_else(|| invalid("the bundle says nothing about the utility VM"))?;
-    let Writable::Scratch { disk } = container.writable else {
-        return Err(invalid("hyperv isolation needs a scratch disk, not an upper folder"));
-    };
-    let mut spec = bundle.spec().map_err(|error| status!(error))?;
-    spec::for_guest(&mut spec).map_err(|error| status!(error))?;
-    let layers = container.layers.into_iter().map(|layer| layer.path).collect();
-    Ok(Plan { spec, scratch: disk, layers, vm, cgroup: container.cgroup })
-}
-
 impl HypervSystem {
-    /// Forks a utility VM and creates the container in it; its first process then waits to be started.
+    /// Forks a utility VM, or takes the one that stands by, and creates the container in it; its first process then waits
+    /// to be started.
     ///
     /// # Errors
     /// What is wrong with the bundle, the streams, the VM or the container; nothing stays.
     pub async fn create(input: CreateInput) -> Result<Self, Status> {
-        let CreateInput { id, bundle, container, stdio, .. } = input;
-        let plan = plan(&bundle, container)?;
+        let CreateInput { id, bundle, container, stdio, standby, .. } = input;
+        let plan = Plan::read(&bundle, container)?;
         let fifos = Fifos::open(&stdio).map_err(|error| status!(error))?;
-        let worker = Arc::new(start_vm(&bundle, &plan).await?);
+        let worker = Arc::new(start_vm(&bundle, &plan, standby).await?);
         let created = async {
             let report = worker.vm.report();
             bundle.write_utility_vm(report).map_err(|error| status!(error))?;
@@ -127,23 +107,33 @@ impl HypervSystem {
     }
 }
 
-async fn start_vm(bundle: &Bundle, plan: &Plan) -> Result<Worker, Status> {
-    let request = StartRequest {
-        vm: &plan.vm,
-        scratch: plan.scratch.clone(),
-        layers: plan.layers.clone(),
-        run_dir: bundle.vm_dir(),
-        hostname: plan.spec.hostname().clone().unwrap_or_default(),
-        domainname: plan.spec.domainname().clone().unwrap_or_default(),
-        cgroup: Some(plan.cgroup.clone()),
-    };
-    match UtilityVm::start(request).await {
+async fn start_vm(bundle: &Bundle, plan: &Plan, standby: Option<Standby>) -> Result<Worker, Status> {
+    if let Some(vm) = adopt(bundle, plan, standby).await {
+        return Ok(Worker { vm, cgroup: plan.cgroup.clone(), destroyed: AtomicBool::new(false) });
+    }
+    match UtilityVm::start(plan.start_request(bundle.vm_dir())).await {
         Ok(vm) => Ok(Worker { vm, cgroup: plan.cgroup.clone(), destroyed: AtomicBool::new(false) }),
         Err(error) => {
             if let Err(left) = remove_cgroup(plan.cgroup.clone()).await {
                 tracing::error!(%left, "a cgroup is left behind");
             }
             Err(status!(error))
+        }
+    }
+}
+
+/// The VM that stands by, if there is one and it serves. Nothing of the container depends on it: without it one is forked.
+async fn adopt(bundle: &Bundle, plan: &Plan, standby: Option<Standby>) -> Option<UtilityVm> {
+    let standby = standby?;
+    if !standby.fits(&plan.vm) {
+        tracing::info!("the utility VM that stood by is not what this container asks for");
+        return None;
+    }
+    match standby.adopt(plan.start_request(bundle.vm_dir())).await {
+        Ok(vm) => Some(vm),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the utility VM that stood by is of no use");
+            None
         }
     }
 }
@@ -165,17 +155,7 @@ async fn create_container(
     let Caller { stdio, fifos } = caller;
     let has_stdin = fifos.has_stdin();
     let streams = open_streams(guest, INIT_PROCESS, fifos, stdio).await?;
-    let (width, height) = plan.spec.process().as_ref().map_or((0, 0), console_size);
-    let mut request = wire::CreateContainerRequest::new();
-    request.id = id.to_owned();
-    request.spec =
-        serde_json::to_vec(&plan.spec).map_err(|error| Status::from_error(ErrorKind::InvalidArgument, &error))?;
-    request.layers = worker.vm.layer_devices();
-    request.scratch_slot = worker.vm.scratch_slot();
-    request.terminal = stdio.terminal;
-    request.width = u32::from(width);
-    request.height = u32::from(height);
-    request.stdin = has_stdin;
+    let request = plan.container_request(&worker.vm, id, stdio.terminal, has_stdin)?;
     guest.create_container(&request).await.map_err(|error| error.to_status())?;
     Ok(GuestProcess {
         number: INIT_PROCESS,
@@ -231,7 +211,7 @@ impl ComputeSystem for HypervSystem {
         let fifos = Fifos::open(&stdio).map_err(|error| status!(error))?;
         let has_stdin = fifos.has_stdin();
         let streams = open_streams(&self.guest, number, fifos, &stdio).await?;
-        let (width, height) = console_size(&process);
+        let (width, height) = terminal::console_size(&process);
         let mut request = wire::ExecRequest::new();
         request.process = number;
         request.spec =

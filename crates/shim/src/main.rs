@@ -21,12 +21,14 @@ mod events;
 mod flags;
 mod hyperv;
 mod metrics;
+mod plan;
 mod process;
 mod rootfs;
 mod serve;
 mod service;
 mod shim;
 mod spec;
+mod standby;
 mod start;
 mod state;
 mod stdio;
@@ -45,7 +47,7 @@ use protobuf::Message;
 use crate::flags::Flags;
 
 const NAME: &str = "io.containerd.bulkhead.v2";
-const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID [-bundle DIR] [-debug] start|delete|serve
+const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID [-bundle DIR] [-standby] [-debug] start|delete|serve
        containerd-shim-bulkhead-v2 template ls|create|rm ID|prune -store DIR -guest-image DIR [-backend auto|qemukvm|qemutcg]
        containerd-shim-bulkhead-v2 probe -guest-image DIR [-backend auto|qemukvm|qemutcg]
        containerd-shim-bulkhead-v2 -v|-info";

@@ -13,13 +13,13 @@ use proto::{ErrorKind, ProcessDetails, Status};
 
 use crate::bundle::{Bundle, BundleError};
 use crate::child::Child;
-use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, console_size};
+use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process};
 use crate::metrics;
 use crate::rootfs::Rootfs;
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, Streams};
 use crate::terminal::Terminal;
-use crate::{clock, spec};
+use crate::{clock, spec, terminal};
 
 /// A container on the host's kernel.
 pub struct ProcessSystem {
@@ -63,7 +63,7 @@ impl ProcessSystem {
     /// # Errors
     /// What is wrong with the bundle, the streams, the mounts, the specification or the command; nothing stays.
     pub async fn create(input: CreateInput) -> Result<Self, Status> {
-        let CreateInput { id, bundle, container, stdio, rootfs, helper } = input;
+        let CreateInput { id, bundle, container, stdio, rootfs, helper, standby: _ } = input;
         let fifos = Fifos::open(&stdio).map_err(|error| status!(error))?;
         let foreign_root = bundle.path().join("rootfs");
         let place = StatePlace { root: bundle.runtime_root(), id: id.to_string() };
@@ -91,7 +91,7 @@ impl ProcessSystem {
                 Some(helper) => helper,
                 None => Helper::spawn().map_err(|error| status!(error))?,
             };
-            let (width, height) = spec.process().as_ref().map_or((0, 0), console_size);
+            let (width, height) = spec.process().as_ref().map_or((0, 0), terminal::console_size);
             let stdio = direct.unwrap_or(Stdio::Terminal { width, height });
             let created = Container::create(helper, &place.root, &place.id, bundle.path(), stdio);
             let (container, started) = created.map_err(|error| status!(error))?;
@@ -165,7 +165,7 @@ impl ComputeSystem for ProcessSystem {
         let started = self
             .with(move |container| {
                 let helper = Helper::spawn().map_err(|error| status!(error))?;
-                let (width, height) = console_size(&process);
+                let (width, height) = terminal::console_size(&process);
                 let stdio = direct.unwrap_or(Stdio::Terminal { width, height });
                 container.exec(helper, &process, stdio).map_err(|error| status!(error))
             })

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,9 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
 use ttrpc::asynchronous::Server;
@@ -19,13 +22,16 @@ use ttrpc::asynchronous::Server;
 use crate::bundle::Bundle;
 use crate::events::Publisher;
 use crate::flags::Flags;
-use crate::shim::Shim;
+use crate::shim::{Ready, Shim};
+use crate::standby::Standby;
 use crate::{service, sys};
 
 /// Where the listening socket is inherited.
 pub const LISTENER_FD: i32 = 3;
 /// A shim that nobody has given a container is of no use: whoever started it has died.
 const IDLE_LIMIT: Duration = Duration::from_secs(120);
+/// As [`IDLE_LIMIT`], for a shim that stands by; the engine lets go of it earlier.
+const STANDBY_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Spawned threads only wait for the container crate; glibc would reserve 8 MiB for each.
 const THREAD_STACK: usize = 256 * 1024;
 
@@ -40,6 +46,8 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     sys::close_from(4).context("cannot close inherited descriptors")?;
     let folder = match &flags.bundle {
         Some(bundle) => bundle.clone(),
+        // Its folder gets another name when it becomes a container's.
+        None if flags.standby => PathBuf::from("."),
         None => std::env::current_dir().context("no working directory")?,
     };
     let bundle = Bundle::at(folder);
@@ -47,14 +55,9 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     start_log(bundle.path(), flags.debug)?;
     private_mounts().context("cannot make a mount namespace")?;
     bundle.write_shim_pid()?;
-    let helper = match container::Helper::spawn() {
-        Ok(helper) => Some(helper),
-        Err(error) => {
-            // Create tries again, and then it is an error.
-            tracing::warn!(%error, "no process to create a container with");
-            None
-        }
-    };
+    // The process that stands before this one; when a standby's is gone, nobody will come for it.
+    let caller = rustix::process::getppid();
+    let ready = Ready { helper: if flags.standby { None } else { spawn_helper() }, standby: None };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_stack_size(THREAD_STACK)
@@ -62,9 +65,21 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         .max_blocking_threads(16)
         .build()
         .context("cannot start")?;
-    let ended = runtime.block_on(serve(flags, bundle, listener, helper));
+    let ended = runtime.block_on(async {
+        if flags.standby {
+            return serve_standby(flags, bundle, listener, caller).await;
+        }
+        let shim = Shim::new(bundle, publisher(flags), ready);
+        serve(flags, &shim, listener, abandoned(&shim)).await
+    });
     runtime.shutdown_background();
     ended
+}
+
+fn spawn_helper() -> Option<container::Helper> {
+    // Without one Create tries again, and then it is an error.
+    let helper = container::Helper::spawn();
+    helper.inspect_err(|error| tracing::warn!(%error, "no process to create a container with")).ok()
 }
 
 /// A session of our own: no terminal, and no signal to the caller's process group reaches us.
@@ -125,29 +140,67 @@ impl Write for LossyWriter {
     }
 }
 
-async fn serve(
+fn publisher(flags: &Flags) -> Publisher {
+    let address = std::env::var("TTRPC_ADDRESS").ok();
+    Publisher::new(address.as_deref(), flags.namespace.as_deref().unwrap_or("default"))
+}
+
+/// Has a utility VM ready, and serves from then on; ends when the caller does before there is a container.
+async fn serve_standby(
     flags: &Flags,
     bundle: Bundle,
     listener: UnixListener,
-    helper: Option<container::Helper>,
+    caller: Option<Pid>,
 ) -> anyhow::Result<()> {
-    let address = std::env::var("TTRPC_ADDRESS").ok();
-    let publisher = Publisher::new(address.as_deref(), flags.namespace.as_deref().unwrap_or("default"));
-    let shim = Shim::new(bundle, publisher, helper);
+    let caller = watch_process(caller).context("cannot watch the process that started this one")?;
+    let standby = tokio::select! {
+        prepared = Standby::prepare(&bundle) => prepared.context("cannot have a utility VM ready")?,
+        _ = caller.readable() => return Ok(()),
+    };
+    let ready = Ready { helper: None, standby: Some(standby) };
+    let shim = Shim::new(bundle, publisher(flags), ready);
+    serve(flags, &shim, listener, bereft(&shim, &caller)).await
+}
+
+async fn serve(
+    flags: &Flags,
+    shim: &Arc<Shim>,
+    listener: UnixListener,
+    abandoned: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
-    let mut server = Server::new().add_listener(listener.into()).register_service(service::services(&shim));
+    let mut server = Server::new().add_listener(listener.into()).register_service(service::services(shim));
     server.start().await.context("cannot serve")?;
     tracing::info!(id = flags.id.as_deref().unwrap_or(""), pid = std::process::id(), "serving");
     tokio::select! {
         () = shim.ended() => {}
-        () = abandoned(&shim) => tracing::warn!("nobody has created a container; ending"),
+        () = abandoned => tracing::warn!("nobody has created a container; ending"),
         result = ignore_signals() => result?,
     }
     // The answer to Shutdown is still on its way.
     let _ = tokio::time::timeout(Duration::from_millis(200), server.shutdown()).await;
     tracing::info!("ended");
     Ok(())
+}
+
+/// Readable when the process has ended.
+fn watch_process(process: Option<Pid>) -> io::Result<AsyncFd<OwnedFd>> {
+    let process = process.ok_or(io::ErrorKind::NotFound)?;
+    sys::watch(pidfd_open(process, PidfdFlags::NONBLOCK)?, Interest::READABLE)
+}
+
+/// Answers when nobody will come for the standby any more: the caller has ended, or has long forgotten it. Once there is a
+/// container, never.
+async fn bereft(shim: &Shim, caller: &AsyncFd<OwnedFd>) {
+    tokio::select! {
+        // A process handle that cannot be waited for any more is as good as an ended one.
+        _ = caller.readable() => {}
+        () = tokio::time::sleep(STANDBY_LIMIT) => {}
+    }
+    if shim.is_busy().await {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Handlers, not SIG_IGN: an ignored signal would stay ignored in every container.

@@ -14,6 +14,7 @@ use crate::compute::{Changes, ComputeSystem, CreateInput};
 use crate::events::{Event, Publisher};
 use crate::hyperv::HypervSystem;
 use crate::process::ProcessSystem;
+use crate::standby::Standby;
 use crate::state::Exit;
 use crate::stdio::{StdinEnd, StdioPaths};
 use crate::sys;
@@ -25,9 +26,19 @@ pub struct Shim {
     publisher: Publisher,
     /// Spawned before the first request, so that Create does not pay for its exec.
     warm_helper: SyncMutex<Option<container::Helper>>,
+    standby: SyncMutex<Option<Standby>>,
     is_engines: bool,
     task: Mutex<Slot>,
     ended: CancellationToken,
+}
+
+/// What was made before the first request, so that Create need not wait for it. All of it may be missing.
+#[derive(Default)]
+pub struct Ready {
+    /// Waits to create a process container.
+    pub helper: Option<container::Helper>,
+    /// Waits for a hyperv container.
+    pub standby: Option<Standby>,
 }
 
 /// The place for the one task of a shim.
@@ -41,12 +52,13 @@ enum Slot {
 impl Shim {
     /// A shim without a task. When: within the runtime.
     #[must_use]
-    pub fn new(bundle: Bundle, publisher: Publisher, helper: Option<container::Helper>) -> Arc<Self> {
+    pub fn new(bundle: Bundle, publisher: Publisher, ready: Ready) -> Arc<Self> {
         let is_engines = bundle.path().join(ContainerBundle::FILE_NAME).exists();
         Arc::new(Self {
             bundle,
             publisher,
-            warm_helper: SyncMutex::new(helper),
+            warm_helper: SyncMutex::new(ready.helper),
+            standby: SyncMutex::new(ready.standby),
             is_engines,
             task: Mutex::new(Slot::Empty),
             ended: CancellationToken::new(),
@@ -130,6 +142,7 @@ impl Shim {
         let container = bundle.container().map_err(of_bundle)?;
         let isolation = container.as_ref().map_or(Isolation::Process, |container| container.isolation);
         let helper = self.warm_helper.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let standby = self.standby.lock().unwrap_or_else(|e| e.into_inner()).take();
         let input = CreateInput {
             id: id.clone(),
             bundle: bundle.clone(),
@@ -137,6 +150,7 @@ impl Shim {
             stdio: stdio.clone(),
             rootfs: request.rootfs.clone(),
             helper,
+            standby,
         };
         let system: Box<dyn ComputeSystem> = match isolation {
             Isolation::Process => Box::new(ProcessSystem::create(input).await?),

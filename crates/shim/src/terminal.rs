@@ -12,6 +12,13 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 use crate::sys;
 
+/// The size of a process's terminal from its specification, width first; 0 is unset.
+#[must_use]
+pub fn console_size(process: &oci_spec::runtime::Process) -> (u16, u16) {
+    let side = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+    process.console_size().as_ref().map_or((0, 0), |size| (side(size.width()), side(size.height())))
+}
+
 /// A pseudo terminal's master. Clones share it: one reads, one writes, one resizes.
 #[derive(Debug, Clone)]
 pub struct Terminal {

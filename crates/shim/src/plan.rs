@@ -1,0 +1,84 @@
+//! What a hyperv container's bundle asks for, as requests to the utility VM and to its guest.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::Spec;
+use proto::control::{ContainerBundle, UtilityVmRequest, Writable};
+use proto::gcs::wire::CreateContainerRequest;
+use proto::{ErrorKind, Status};
+use uvm::{StartRequest, UtilityVm};
+
+use crate::bundle::Bundle;
+use crate::spec;
+use crate::terminal::console_size;
+
+/// What Create needs, found in the bundle.
+pub struct Plan {
+    /// The OCI spec as the guest gets it.
+    pub spec: Spec,
+    /// What is asked of the utility VM.
+    pub vm: UtilityVmRequest,
+    /// The host's cgroup for the VMM.
+    pub cgroup: String,
+    scratch: PathBuf,
+    layers: Vec<PathBuf>,
+}
+
+impl Plan {
+    /// Reads the bundle.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a bundle that is not for hyperv isolation; what the spec's adaptation says.
+    pub fn read(bundle: &Bundle, container: Option<ContainerBundle>) -> Result<Self, Status> {
+        let invalid = |what: &str| Status::new(ErrorKind::InvalidArgument, what);
+        let container = container.ok_or_else(|| invalid("hyperv isolation needs a bundle of our engine"))?;
+        let vm = container.utility_vm.ok_or_else(|| invalid("the bundle says nothing about the utility VM"))?;
+        let Writable::Scratch { disk } = container.writable else {
+            return Err(invalid("hyperv isolation needs a scratch disk, not an upper folder"));
+        };
+        let mut spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
+        spec::for_guest(&mut spec).map_err(|error| Status::from_error(error.kind(), &error))?;
+        let layers = container.layers.into_iter().map(|layer| layer.path).collect();
+        Ok(Self { spec, vm, cgroup: container.cgroup, scratch: disk, layers })
+    }
+
+    /// What the utility VM is started with, its logs in the folder `run_dir`.
+    #[must_use]
+    pub fn start_request(&self, run_dir: PathBuf) -> StartRequest<'_> {
+        StartRequest {
+            vm: &self.vm,
+            scratch: self.scratch.clone(),
+            layers: self.layers.clone(),
+            run_dir,
+            hostname: self.spec.hostname().clone().unwrap_or_default(),
+            domainname: self.spec.domainname().clone().unwrap_or_default(),
+            cgroup: Some(self.cgroup.clone()),
+            rehearsal: false,
+        }
+    }
+
+    /// What the guest is to create, with a terminal or without, its input open or not.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the spec is no JSON any more.
+    pub fn container_request(
+        &self,
+        vm: &UtilityVm,
+        id: &str,
+        terminal: bool,
+        stdin: bool,
+    ) -> Result<CreateContainerRequest, Status> {
+        let (width, height) = self.spec.process().as_ref().map_or((0, 0), console_size);
+        let mut request = CreateContainerRequest::new();
+        request.id = id.to_owned();
+        request.spec =
+            serde_json::to_vec(&self.spec).map_err(|error| Status::from_error(ErrorKind::InvalidArgument, &error))?;
+        request.layers = vm.layer_devices();
+        request.scratch_slot = vm.scratch_slot();
+        request.terminal = terminal;
+        request.width = u32::from(width);
+        request.height = u32::from(height);
+        request.stdin = stdin;
+        Ok(request)
+    }
+}

@@ -1,0 +1,97 @@
+//! A utility VM that stands by: forked, rehearsed, blank again.
+//!
+//! An emulated processor translates every piece of code when it runs for the first time, and a fork has run none: most of
+//! a container's start is that. So a shim may be started before there is a container, with a bundle that is nobody's. It
+//! forks a VM and takes it once through everything that a container's life consists of, then has the guest renew itself.
+//! The container that comes gets this VM, personalized as strictly as any fork, and finds all code translated.
+//!
+//! ```text
+//! prepare: fork ─▶ personalize ─▶ create, start, wait ─▶ renew ═ stands by ═▶ adopt: disks, personalize ─▶ the container's
+//! ```
+
+use std::time::Duration;
+
+use proto::control::UtilityVmRequest;
+use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind, wire};
+use proto::{ErrorKind, Status};
+use tokio::io::AsyncReadExt;
+use uvm::{GuestError, StartRequest, UtilityVm, UvmError};
+
+use crate::bundle::Bundle;
+use crate::plan::Plan;
+
+/// The rehearsal's container, as the guest knows it.
+const REHEARSAL_ID: &str = "rehearsal";
+/// How long the rehearsal's process may take; it does nothing but end.
+const REHEARSAL_LIMIT: Duration = Duration::from_secs(30);
+/// More output than the rehearsal's process could have.
+const OUTPUT_BYTES: u64 = 64 << 10;
+
+/// A utility VM that has no container yet. Dropping it kills it.
+pub struct Standby {
+    vm: UtilityVm,
+    /// What it was made for.
+    request: UtilityVmRequest,
+}
+
+impl Standby {
+    /// Forks a VM for the bundle and rehearses the bundle's container in it. Nothing of the bundle is used afterwards.
+    ///
+    /// # Errors
+    /// What the bundle, the VM or the guest say; no VM stays.
+    pub async fn prepare(bundle: &Bundle) -> Result<Self, Status> {
+        let container = bundle.container().map_err(|error| Status::from_error(error.kind(), &error))?;
+        let plan = Plan::read(bundle, container)?;
+        let request = StartRequest { rehearsal: true, cgroup: None, ..plan.start_request(bundle.vm_dir()) };
+        let vm = UtilityVm::start(request).await.map_err(|error| Status::from_error(error.kind(), &error))?;
+        let recorded = bundle.write_processes(&vm.report().vmm_pids);
+        recorded.map_err(|error| Status::from_error(error.kind(), &error))?;
+        rehearse(&vm, &plan).await?;
+        Ok(Self { vm, request: plan.vm })
+    }
+
+    /// True when a container that asks for this may have it.
+    #[must_use]
+    pub fn fits(&self, request: &UtilityVmRequest) -> bool {
+        let UtilityVmRequest { machine_id, personalize_timeout_ms, .. } = &self.request;
+        let like_ours = UtilityVmRequest {
+            machine_id: machine_id.clone(),
+            personalize_timeout_ms: *personalize_timeout_ms,
+            ..request.clone()
+        };
+        self.request == like_ours
+    }
+
+    /// Makes it the container's.
+    ///
+    /// # Errors
+    /// As [`UtilityVm::adopt`]; it is destroyed then, and another can be forked for the same request.
+    pub async fn adopt(self, request: StartRequest<'_>) -> Result<UtilityVm, UvmError> {
+        self.vm.adopt(request).await
+    }
+}
+
+async fn rehearse(vm: &UtilityVm, plan: &Plan) -> Result<(), Status> {
+    let guest = vm.guest();
+    let of_guest = |error: GuestError| error.to_status();
+    let mut outputs = Vec::new();
+    for kind in [StreamKind::Stdout, StreamKind::Stderr] {
+        outputs.push(guest.open_stream(StreamHeader { kind, process: INIT_PROCESS }).await.map_err(of_guest)?);
+    }
+    guest.create_container(&plan.container_request(vm, REHEARSAL_ID, false, false)?).await.map_err(of_guest)?;
+    guest.start(&wire::StartRequest::new()).await.map_err(of_guest)?;
+    let mut wait = wire::WaitRequest::new();
+    wait.process = INIT_PROCESS;
+    let late = |_| Status::new(ErrorKind::DeadlineExceeded, "the rehearsal's process does not end");
+    let ended = tokio::time::timeout(REHEARSAL_LIMIT, guest.wait(&wait)).await.map_err(late)?.map_err(of_guest)?;
+    if ended.exit_code != 0 {
+        let message = format!("the rehearsal's process ended with {}", ended.exit_code.min(255));
+        return Err(Status::new(ErrorKind::Internal, message));
+    }
+    for output in outputs {
+        let mut rest = Vec::new();
+        let read = output.take(OUTPUT_BYTES).read_to_end(&mut rest).await;
+        read.map_err(|error| Status::from_error(ErrorKind::Unavailable, &error))?;
+    }
+    guest.renew(&wire::Empty::new()).await.map(drop).map_err(of_guest)
+}
