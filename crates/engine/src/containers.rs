@@ -1,7 +1,7 @@
 //! What clients do with containers: every endpoint below `/containers` and `/exec`, and what happens between them.
 //!
 //! The way of a run: [`create`] makes folder and record; [`start`] calls [`launch`], which makes the [`bundle`], starts the
-//! [`shim`] and the task; [`supervise`] watches until the end, and then restarts ([`restart_policy`]) or removes ([`remove`]).
+//! [`shim`] (or takes the one that the engine has on [`standby`]) and the task; [`supervise`] watches until the end, and then restarts ([`restart_policy`]) or removes ([`remove`]).
 
 mod attach;
 mod bundle;
@@ -23,6 +23,7 @@ mod resize;
 mod restart_policy;
 mod shim;
 mod size;
+mod standby;
 mod start;
 mod stats;
 mod stop;
@@ -44,6 +45,7 @@ pub use launch::Run;
 pub use remove::{discard, uses_of};
 pub use restart_policy::apply_at_start;
 pub use shim::{bury, delete_leftovers};
+pub use standby::{clear_standby, keep_standby};
 
 /// The routes of this module.
 pub fn router() -> Router<Arc<Engine>> {

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::container::store::ContainerStore;
 use crate::events::EventBus;
 use crate::flags::Settings;
+use crate::standby::{Standby, rehearsal};
 
 /// One engine on one data root. Handlers take it as `State<Arc<Engine>>`.
 pub struct Engine {
@@ -23,6 +24,8 @@ pub struct Engine {
     pub containers: ContainerStore,
     /// What happened and happens.
     pub events: EventBus,
+    /// The utility VM that stands by for the next hyperv container.
+    pub standby: Standby,
     /// The engine's own identity, kept in the data root.
     pub id: String,
     /// Cancelled when the engine was told to stop.
@@ -50,6 +53,7 @@ impl Engine {
             images: Arc::new(images),
             containers: ContainerStore::default(),
             events: EventBus::default(),
+            standby: Standby::new(settings.standby_vms > 0 && rehearsal::AVAILABLE),
             stopping: CancellationToken::new(),
             copying: TaskTracker::new(),
             settings,
@@ -74,6 +78,19 @@ impl Engine {
         self.bundles_dir().join(id.as_str())
     }
 
+    /// The folder with the bundle of the utility VM that stands by. On the same file system as the containers' bundles,
+    /// one of which it becomes.
+    #[must_use]
+    pub fn standby_dir(&self) -> PathBuf {
+        self.settings.exec_root.join(STANDBY)
+    }
+
+    /// The folder with what that VM rehearses with. On the same file system as the blank scratch disks.
+    #[must_use]
+    pub fn rehearsals_dir(&self) -> PathBuf {
+        self.settings.data_root.join(STANDBY)
+    }
+
     /// The socket of a container's shim, which is there while it runs. It is short, since a socket's path may have 107
     /// characters only.
     #[must_use]
@@ -86,6 +103,7 @@ impl Engine {
 const CONTAINERS: &str = "containers";
 const BUNDLES: &str = "containers";
 const SOCKETS: &str = "s";
+const STANDBY: &str = "standby";
 
 fn make_private(folder: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;

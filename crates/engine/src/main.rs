@@ -6,6 +6,8 @@
 //!                                     \--> images, system                \--fifos--> streams --> log file, attached clients
 //! ```
 //!
+//! One utility VM stands by for the next hyperv container: [`standby`].
+//!
 //! Read first: [`engine::Engine`], [`container::Container`], [`streams::Streams`], [`task::Task`], [`error::ApiError`].
 //! Source: Docker Engine API v1.51.
 #![deny(unsafe_code)]
@@ -29,6 +31,7 @@ mod query;
 mod recovery;
 mod server;
 mod spec;
+mod standby;
 mod streams;
 mod sys;
 mod system;

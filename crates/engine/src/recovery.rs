@@ -6,6 +6,7 @@
 //! | runs | answers, stopped | its end is recorded as the shim tells it |
 //! | runs | gone | its end is read from `exit.json`, or the shim's `delete` command makes it |
 //! | does not run | any | a bundle that is there is cleared away: that start was not finished |
+//! | none: it stood by | any | ends with its engine; its folder is removed |
 //! | none or broken | – | the folder is what a creation left behind: removed (a record of a newer engine: kept) |
 
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     let known = tokio::task::spawn_blocking(move || read_all(&reader)).await??;
     join_all(known.iter().map(|container| take_up(engine, container))).await;
     clear_unknown_bundles(engine).await?;
+    containers::clear_standby(engine).await;
     for container in &known {
         containers::apply_at_start(engine, container);
     }

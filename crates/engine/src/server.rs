@@ -33,6 +33,8 @@ use crate::{containers, events, images, missing, recovery, sys, system};
 
 /// How long requests that are under way may take once the engine was told to stop.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long the utility VM that stands by may take to go; its shim goes with the engine anyway.
+const STANDBY_GRACE: Duration = Duration::from_secs(8);
 /// What this engine calls itself in the `Server` header.
 pub const SERVER: &str = concat!("Bulkhead/", env!("CARGO_PKG_VERSION"), " (linux)");
 
@@ -54,6 +56,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let mut stop = Stop::listen()?;
     let engine = open(settings).await?;
     recovery::recover(&engine).await.context("cannot take up the containers of the last run")?;
+    let standby = containers::keep_standby(&engine);
     let tracker = TaskTracker::new();
     for socket in &sockets {
         let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
@@ -67,6 +70,9 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     drop(sockets);
     if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
         tracing::debug!("some requests were cut off");
+    }
+    if tokio::time::timeout(STANDBY_GRACE, standby).await.is_err() {
+        tracing::warn!("the utility VM that stood by is slow to go");
     }
     engine.copying.close();
     if tokio::time::timeout(GRACE, engine.copying.wait()).await.is_err() {

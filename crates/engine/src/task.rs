@@ -261,8 +261,16 @@ impl Task {
     /// # Errors
     /// The shim's.
     pub async fn pids(&self) -> TaskResult<(u32, u32)> {
+        self.pids_within(QUICK).await
+    }
+
+    /// As [`Task::pids`], for a shim that takes its time until it serves.
+    ///
+    /// # Errors
+    /// The shim's.
+    pub async fn pids_within(&self, limit: Duration) -> TaskResult<(u32, u32)> {
         let request = wire::ConnectRequest { id: self.id.clone(), ..Default::default() };
-        let answer = self.client.connect(bound(QUICK), &request).await.map_err(|e| failed(&e))?;
+        let answer = self.client.connect(bound(limit), &request).await.map_err(|e| failed(&e))?;
         Ok((answer.shim_pid, answer.task_pid))
     }
 

@@ -59,6 +59,7 @@ fn describe(info: &Value, colored: bool) -> String {
         format!(" Reason:             {}", or_none(&hyperv["Reason"])),
         format!(" QEMU:               {}", or_none(&hyperv["Qemu"])),
         format!(" Guest kernel:       {}", or_none(&hyperv["GuestKernel"])),
+        format!(" Standby VM:         {}", or_none(&own["Standby"])),
     ];
     let missing = hyperv["Missing"].as_array().into_iter().flatten().filter_map(Value::as_str);
     lines.extend(missing.map(|missing| format!(" Missing:            {}", color::paint(missing, Tone::Bad, colored))));
@@ -85,13 +86,18 @@ mod tests {
     fn the_wall_and_what_is_missing_are_told() {
         let info = json!({
             "ServerVersion": "0.1.0", "MemTotal": 1 << 30, "NCPU": 2,
-            "Bulkhead": {"DefaultIsolation": "process", "Hyperv": {
+            "Bulkhead": {"DefaultIsolation": "process", "Standby": "ready", "Hyperv": {
                 "Available": false, "Boundary": "none (software emulation)", "Accelerator": "tcg", "Missing": ["install qemu"],
             }},
         });
         let text = describe(&info, false);
-        for part in ["Hyperv available:   no", "none (software emulation)", "Missing:            install qemu", "1GiB"]
-        {
+        for part in [
+            "Hyperv available:   no",
+            "none (software emulation)",
+            "Standby VM:         ready",
+            "Missing:            install qemu",
+            "1GiB",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

@@ -3,25 +3,27 @@
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bollard::models::HostConfig;
 use oci_spec::runtime::Spec;
-use proto::control::{ContainerBundle, UtilityVmRequest, Writable};
+use proto::control::{ContainerBundle, ExitReport, UtilityVmRequest, Writable};
 use proto::{ContainerId, Isolation};
 
 use super::create::SCRATCH;
-use super::shim;
+use super::{shim, standby};
 use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::spec::{self, SpecInput};
+use crate::standby::{StandbyVm, Vm};
 use crate::streams::fifo::{self, FifoSet};
 use crate::task::StdioPaths;
 
 /// Name of the folder in the bundle on which a process container's root is mounted, by the shim, for itself alone.
 pub const ROOTFS: &str = "rootfs";
 /// OCI's file in a bundle.
-const SPEC_FILE: &str = "config.json";
+pub const SPEC_FILE: &str = "config.json";
 
 /// A bundle on disk, with its shim started. On drop nothing is undone: [`shim::delete_leftovers`] does.
 pub struct Bundle {
@@ -42,21 +44,25 @@ pub fn cgroup_path(engine: &Engine, host: &HostConfig, id: &ContainerId) -> Stri
     if asked.is_empty() { format!("{}/{id}", engine.settings.cgroup_parent) } else { format!("/{asked}/{id}") }
 }
 
-/// Makes the bundle and starts the shim; while that comes up, the files are written.
+/// Makes the bundle and starts the shim, or takes the one that stands by; while that comes up, the files are written.
 ///
 /// When: in a blocking thread; no bundle of this container is there.
 ///
 /// # Errors
 /// 400 and 501 for a configuration that cannot be, 500 for what cannot be made or started.
-pub fn prepare(engine: &Engine, container: &Container) -> ApiResult<Bundle> {
+pub fn prepare(engine: &Arc<Engine>, container: &Container) -> ApiResult<Bundle> {
     let (dir, socket) = (engine.bundle(&container.id), engine.socket(&container.id));
     let failed =
         |what: &str, error: io::Error| ApiError::caused(format!("cannot prepare the container: {what}"), &error);
-    std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| failed("its bundle", error))?;
-    let shim_pid = shim::spawn(engine, &container.id, &dir, &socket)
-        .map_err(|error| failed(&format!("its shim {}", engine.settings.shim.display()), error))?;
-    let config = container.config()?;
-    let host = container.host()?;
+    let (config, host) = (container.config()?, container.host()?);
+    let shim_pid = match take_standby(engine, container, &host, (&dir, &socket)) {
+        Some(pid) => pid,
+        None => {
+            std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| failed("its bundle", error))?;
+            shim::spawn(engine, &container.id, &dir, &socket)
+                .map_err(|error| failed(&format!("its shim {}", engine.settings.shim.display()), error))?
+        }
+    };
     let fifos = FifoSet::for_container(config.open_stdin.unwrap_or_default(), container.terminal);
     let stdio = fifos.paths(&dir, "");
     fifo::make(&stdio).map_err(|error| failed("its fifos", error))?;
@@ -65,6 +71,34 @@ pub fn prepare(engine: &Engine, container: &Container) -> ApiResult<Bundle> {
     write_json(&dir.join(SPEC_FILE), &build_spec(engine, container)?)?;
     write_json(&dir.join(ContainerBundle::FILE_NAME), &describe(engine, container, &host, &dir)?)?;
     Ok(Bundle { dir, socket, stdio, shim_pid })
+}
+
+/// Gives the container the shim that stands by, if there is one that it can have: the shim's process id. `place` is where
+/// the container's bundle and socket are to be. Without one, or when that shim has died, the place stays empty.
+fn take_standby(engine: &Arc<Engine>, container: &Container, host: &HostConfig, place: (&Path, &Path)) -> Option<u32> {
+    if container.isolation != Isolation::Hyperv {
+        return None;
+    }
+    let asked = utility_vm(engine, host, machine_id(&container.id));
+    let vm = engine.standby.take(|vm: &StandbyVm| vm.fits(&asked))?;
+    let (bundle, socket) = place;
+    let fault = if vm.is_alive() {
+        vm.hand_over(bundle, socket).err().map(|error| format!("it cannot become a container's: {error}"))
+    } else {
+        Some("it ended by itself".to_owned())
+    };
+    match fault {
+        None => {
+            tracing::debug!(id = %container.id, pid = vm.shim_pid, "takes the utility VM that stands by");
+            // How the rehearsal ended, should the shim ever say so, is not how the container did.
+            let _ = std::fs::remove_file(bundle.join(ExitReport::FILE_NAME));
+            Some(vm.shim_pid)
+        }
+        Some(fault) => {
+            standby::discard_later(engine, vm, fault);
+            None
+        }
+    }
 }
 
 /// The container's OCI spec.
@@ -93,7 +127,8 @@ fn describe(engine: &Engine, container: &Container, host: &HostConfig, bundle: &
         ApiError::not_found(format!("the container's image {image_id} was removed; make the container again"))
     })?;
     let layers = engine.images.layer_files(&image).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
-    let utility_vm = (container.isolation == Isolation::Hyperv).then(|| utility_vm(engine, container, host));
+    let utility_vm =
+        (container.isolation == Isolation::Hyperv).then(|| utility_vm(engine, host, machine_id(&container.id)));
     Ok(ContainerBundle {
         isolation: container.isolation,
         layers,
@@ -114,7 +149,13 @@ fn writable(container: &Container, bundle: &Path) -> Writable {
     }
 }
 
-fn utility_vm(engine: &Engine, container: &Container, host: &HostConfig) -> UtilityVmRequest {
+fn machine_id(id: &ContainerId) -> String {
+    id.as_str()[..32].to_owned()
+}
+
+/// What a container that is configured so asks of its utility VM.
+#[must_use]
+pub fn utility_vm(engine: &Engine, host: &HostConfig, machine_id: String) -> UtilityVmRequest {
     let positive = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0);
     let settings = &engine.settings;
     UtilityVmRequest {
@@ -124,7 +165,7 @@ fn utility_vm(engine: &Engine, container: &Container, host: &HostConfig) -> Util
         memory_bytes: positive(host.memory),
         cpus_milli: cpus_milli(host),
         boundary_required: settings.boundary_required || spec::boundary_required(host),
-        machine_id: container.id.as_str()[..32].to_owned(),
+        machine_id,
         personalize_timeout_ms: settings.personalize_timeout_ms,
     }
 }
@@ -140,7 +181,11 @@ fn cpus_milli(host: &HostConfig) -> Option<u64> {
     Some((quota * 1000).div_ceil(positive(host.cpu_period).unwrap_or(DEFAULT_PERIOD_US)))
 }
 
-fn write_json(path: &Path, value: &impl serde::Serialize) -> ApiResult<()> {
+/// Writes a file of a bundle.
+///
+/// # Errors
+/// 500 when it cannot be written.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> ApiResult<()> {
     serde_json::to_vec(value)
         .map_err(io::Error::other)
         .and_then(|text| std::fs::write(path, text))

@@ -177,7 +177,10 @@ impl Drop for Folder {
 }
 
 /// Writes hostname, hosts and resolv.conf as Docker does for a container without networks.
-fn write_network_files(dir: &Path, config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
+///
+/// # Errors
+/// 400 for a wrong `--add-host`, 500 for a file that cannot be written.
+pub fn write_network_files(dir: &Path, config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
     let hostname = config.hostname.as_deref().unwrap_or_default();
     let mut hosts = String::from(
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
@@ -248,17 +251,24 @@ impl Plan<'_> {
     }
 
     fn make_writable(&self, engine: &Engine, dir: &Path) -> ApiResult<()> {
-        let failed =
-            |error: &dyn std::fmt::Display| ApiError::internal(format!("cannot make the container's disk: {error}"));
         match self.isolation {
-            Isolation::Process => image::prepare_upper(dir).map(drop).map_err(|error| failed(&error)),
-            Isolation::Hyperv => {
-                let blank = engine.settings.data_root.join("blank");
-                let bytes = scratch_bytes(self.host)?;
-                Scratch::prepare(&blank, &kept(dir, SCRATCH), bytes).map_err(|error| failed(&error::chain(&error)))
-            }
+            Isolation::Process => image::prepare_upper(dir).map(drop).map_err(|error| no_disk(&error)),
+            Isolation::Hyperv => make_scratch(engine, &kept(dir, SCRATCH), self.host),
         }
     }
+}
+
+fn no_disk(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::internal(format!("cannot make the container's disk: {error}"))
+}
+
+/// Makes a hyperv container's disk file.
+///
+/// # Errors
+/// 400 for a wrong size, 500 for a disk that cannot be made.
+pub fn make_scratch(engine: &Engine, disk: &Path, host: &HostConfig) -> ApiResult<()> {
+    let blank = engine.settings.data_root.join("blank");
+    Scratch::prepare(&blank, disk, scratch_bytes(host)?).map_err(|error| no_disk(&error::chain(&error)))
 }
 
 /// Name of a hyperv container's disk file.

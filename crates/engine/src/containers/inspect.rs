@@ -87,6 +87,7 @@ fn ours(engine: &Engine, container: &Container) -> Value {
         "BootId": vm.map(|vm| &vm.boot_id),
         "EntropyFingerprint": vm.map(|vm| &vm.entropy_fingerprint),
         "ForkMicroseconds": vm.map(|vm| vm.fork_us),
+        "StandbyMicroseconds": vm.and_then(|vm| vm.standby_us),
         "ClockErrorMicroseconds": vm.map(|vm| vm.clock_error_us),
         "VmmPids": vm.filter(|_| record.phase.is_running()).map(|vm| &vm.vmm_pids),
         "ShimPid": container.running().ok().map(|running| running.shim_pid),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::ErrorKind;
+use proto::{ErrorKind, Isolation};
 use tokio::task::JoinHandle;
 
 use super::bundle::{self, Bundle};
@@ -13,6 +13,7 @@ use crate::container::{Container, Running};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::log::LogWriter;
+use crate::standby::Start;
 use crate::streams::{self, fifo};
 use crate::task::Task;
 use proto::control::UtilityVmReport;
@@ -35,8 +36,10 @@ pub struct Run {
 /// 400 when the command cannot be executed, in the words by which the docker CLI chooses 127 and 126; the shim's and
 /// the bundle's errors otherwise.
 pub async fn launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
+    let start = (container.isolation == Isolation::Hyperv).then(|| engine.standby.note_start());
     match try_launch(engine, container).await {
         Ok(run) => {
+            start.into_iter().for_each(Start::succeeded);
             supervise::watch(engine, container, run);
             Ok(())
         }
@@ -121,7 +124,7 @@ async fn set_first_size(container: &Container, task: &Task) {
 
 /// Keeps what the shim reports of the utility VM.
 async fn note_utility_vm(container: &Arc<Container>, bundle: &Bundle) {
-    if container.isolation != proto::Isolation::Hyperv {
+    if container.isolation != Isolation::Hyperv {
         return;
     }
     let path = bundle.dir.join(UtilityVmReport::FILE_NAME);

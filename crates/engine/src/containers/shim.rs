@@ -31,12 +31,26 @@ const DELETE: Duration = Duration::from_secs(30);
 /// # Errors
 /// What bind and spawn say.
 pub fn spawn(engine: &Engine, id: &ContainerId, bundle: &Path, socket: &Path) -> io::Result<u32> {
+    spawn_with(engine, &["-id", id.as_str()], bundle, socket)
+}
+
+/// As [`spawn`], for a shim that has no container yet. When: the bundle is complete; the shim answers once its utility VM
+/// is ready.
+///
+/// # Errors
+/// What bind and spawn say.
+pub fn spawn_standby(engine: &Engine, id: &str, bundle: &Path, socket: &Path) -> io::Result<u32> {
+    spawn_with(engine, &["-id", id, "-standby"], bundle, socket)
+}
+
+fn spawn_with(engine: &Engine, flags: &[&str], bundle: &Path, socket: &Path) -> io::Result<u32> {
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(socket)?;
-    let mut args = vec!["-namespace", NAMESPACE, "-id", id.as_str()];
+    let mut args = vec!["-namespace", NAMESPACE];
+    args.extend(flags);
     if engine.settings.debug {
         args.push("-debug");
     }
@@ -60,7 +74,11 @@ pub fn reap(pid: u32) {
     });
 }
 
-async fn reaped(pid: u32) -> io::Result<()> {
+/// Waits for a shim's end, and reaps it.
+///
+/// # Errors
+/// It is no child of the engine, or was reaped.
+pub async fn reaped(pid: u32) -> io::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
     let pidfd = sys::readable(pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
     let _ready = pidfd.readable().await?;
@@ -71,10 +89,10 @@ async fn reaped(pid: u32) -> io::Result<()> {
 /// Ends what a dead shim left and says how the container ended. Whatever goes wrong, the answer is an end.
 pub async fn bury(engine: &Arc<Engine>, id: &ContainerId, bundle: &Path) -> ExitReport {
     if let Some(report) = read_report(bundle) {
-        delete(engine, id, bundle).await;
+        delete(engine, id.as_str(), bundle).await;
         return report;
     }
-    delete(engine, id, bundle).await;
+    delete(engine, id.as_str(), bundle).await;
     read_report(bundle).unwrap_or_else(|| ExitReport {
         exit_code: CODE_UNKNOWN,
         oom_killed: false,
@@ -89,9 +107,9 @@ pub fn read_report(bundle: &Path) -> Option<ExitReport> {
 }
 
 /// Runs the shim's `delete` command, which kills and unmounts what is left. May be repeated.
-async fn delete(engine: &Engine, id: &ContainerId, bundle: &Path) {
+pub async fn delete(engine: &Engine, id: &str, bundle: &Path) {
     let child = tokio::process::Command::new(&engine.settings.shim)
-        .args(["-namespace", NAMESPACE, "-id", id.as_str(), "-bundle"])
+        .args(["-namespace", NAMESPACE, "-id", id, "-bundle"])
         .arg(bundle)
         .arg("delete")
         .current_dir(bundle)
@@ -104,10 +122,10 @@ async fn delete(engine: &Engine, id: &ContainerId, bundle: &Path) {
         Ok(Ok(output)) if output.status.success() => {}
         Ok(Ok(output)) => {
             let text = String::from_utf8_lossy(&output.stderr);
-            tracing::warn!(%id, status = %output.status, text = text.trim(), "cannot clear away what a shim left");
+            tracing::warn!(id, status = %output.status, text = text.trim(), "cannot clear away what a shim left");
         }
-        Ok(Err(error)) => tracing::warn!(%id, %error, "cannot run the shim to clear away what another left"),
-        Err(_) => tracing::warn!(%id, "clearing away what a shim left takes too long"),
+        Ok(Err(error)) => tracing::warn!(id, %error, "cannot run the shim to clear away what another left"),
+        Err(_) => tracing::warn!(id, "clearing away what a shim left takes too long"),
     }
 }
 
@@ -115,7 +133,7 @@ async fn delete(engine: &Engine, id: &ContainerId, bundle: &Path) {
 pub async fn delete_leftovers(engine: &Arc<Engine>, id: &ContainerId) {
     let bundle = engine.bundles_dir().join(id.as_str());
     if bundle.exists() {
-        delete(engine, id, &bundle).await;
+        delete(engine, id.as_str(), &bundle).await;
     }
     remove_files(bundle, engine.socket(id)).await;
 }

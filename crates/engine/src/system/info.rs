@@ -123,6 +123,7 @@ fn about_isolation(engine: &Engine, probe: &HostProbe) -> Value {
         "Bulkhead": {
             "DefaultIsolation": default,
             "BoundaryRequired": engine.settings.boundary_required,
+            "Standby": engine.standby.word(),
             "TemplateStore": engine.settings.template_store,
             "GuestImage": engine.settings.guest_image,
             "ExecRoot": engine.settings.exec_root,

@@ -1,0 +1,286 @@
+//! Prepares the utility VM that stands by: a bundle that is nobody's, and a shim that rehearses with it.
+//!
+//! When it goes where is decided in [`crate::standby`]; [`super::bundle`] gives it to a container.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bollard::models::{ContainerConfig, HostConfig};
+use proto::control::{ContainerBundle, LayerFile, UtilityVmRequest, Writable};
+use proto::{ErrorKind, Isolation};
+use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
+
+use super::{bundle, create, names, shim};
+use crate::container::kept;
+use crate::engine::Engine;
+use crate::error::{ApiError, ApiResult, chain};
+use crate::spec::{self, SpecInput};
+use crate::standby::{PATIENCE, Prepare, StandbyVm, rehearsal};
+use crate::task::Task;
+
+/// What the shim calls the container that there is none of.
+const ID: &str = "standby";
+/// How long a killed shim may take to end.
+const END: Duration = Duration::from_secs(5);
+
+/// Keeps a utility VM standing by until the engine stops. The task ends when that VM is gone.
+pub fn keep_standby(engine: &Arc<Engine>) -> JoinHandle<()> {
+    let preparer = ShimPreparer::new(engine);
+    tokio::spawn(async move {
+        let engine = &preparer.engine;
+        engine.standby.keep(&preparer, &engine.stopping).await;
+        clear_standby(engine).await;
+    })
+}
+
+/// Removes what an earlier engine left standing by, or this one at its end. The shims end with the engine that started
+/// them; one that is slow to is killed.
+pub async fn clear_standby(engine: &Arc<Engine>) {
+    let names = |folder: &Path| -> Vec<_> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    for folder in names(&engine.standby_dir()) {
+        tracing::info!(folder = %folder.display(), "clearing away a utility VM that stood by");
+        shim::delete(engine, ID, &folder).await;
+        shim::remove_files(folder.clone(), StandbyVm::socket(&folder)).await;
+    }
+    remove_folder(&engine.rehearsals_dir()).await;
+}
+
+async fn remove_folder(folder: &Path) {
+    match tokio::fs::remove_dir_all(folder).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(folder = %folder.display(), %error, "cannot remove a rehearsal's files");
+        }
+        _ => {}
+    }
+}
+
+/// Takes down a standby that a container was to get and that is of no use.
+pub fn discard_later(engine: &Arc<Engine>, vm: StandbyVm, fault: String) {
+    let engine = Arc::clone(engine);
+    tokio::spawn(async move { discard(&engine, vm, Some(fault)).await });
+}
+
+async fn discard(engine: &Arc<Engine>, vm: StandbyVm, fault: Option<String>) {
+    if let Some(fault) = fault {
+        let log = shim::log_tail(&vm.folder);
+        tracing::warn!("no utility VM stands by: {fault}; its shim's log ends with:\n{log}");
+    }
+    vm.kill();
+    match tokio::time::timeout(END, shim::reaped(vm.shim_pid)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(pid = vm.shim_pid, %error, "cannot reap a standby's shim"),
+        Err(_) => tracing::warn!(pid = vm.shim_pid, "a standby's shim does not end"),
+    }
+    shim::delete(engine, ID, &vm.folder).await;
+    shim::remove_files(vm.folder.clone(), StandbyVm::socket(&vm.folder)).await;
+    remove_folder(&vm.rehearsal).await;
+}
+
+/// Makes standbys with shims.
+struct ShimPreparer {
+    engine: Arc<Engine>,
+    /// The rehearsal's layer, made once.
+    layer: OnceCell<LayerFile>,
+    made: AtomicU64,
+}
+
+impl ShimPreparer {
+    fn new(engine: &Arc<Engine>) -> Self {
+        Self { engine: Arc::clone(engine), layer: OnceCell::new(), made: AtomicU64::new(0) }
+    }
+
+    async fn layer(&self) -> Result<LayerFile, String> {
+        let folder = self.engine.rehearsals_dir().join("layer");
+        let make = async || {
+            let made = tokio::task::spawn_blocking(move || rehearsal::make_layer(&folder)).await;
+            made.map_err(|error| error.to_string())?.map_err(|error| format!("{error:#}"))
+        };
+        self.layer.get_or_try_init(make).await.cloned()
+    }
+}
+
+impl Prepare for ShimPreparer {
+    type Vm = StandbyVm;
+
+    async fn begin(&self) -> Result<StandbyVm, String> {
+        let layer = self.layer().await?;
+        let number = self.made.fetch_add(1, Ordering::Relaxed).to_string();
+        let engine = Arc::clone(&self.engine);
+        let made = tokio::task::spawn_blocking(move || {
+            let plan = Plan::new(&engine, &number, layer)?;
+            plan.make(&engine).inspect_err(|_| plan.take_back())
+        });
+        made.await.map_err(|error| error.to_string())?.map_err(|error| error.message)
+    }
+
+    async fn ready(&self, vm: &StandbyVm) -> Result<(), String> {
+        let task = Task::connect(&StandbyVm::socket(&vm.folder), ID).await.map_err(|error| error.message)?;
+        match task.pids_within(PATIENCE).await {
+            // Any answer, even that there is no task, tells that the shim serves; it does once its VM is ready.
+            Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::DeadlineExceeded) => {
+                return Err(error.message);
+            }
+            _ => {}
+        }
+        remove_folder(&vm.rehearsal).await;
+        tracing::debug!(pid = vm.shim_pid, "a utility VM stands by");
+        Ok(())
+    }
+
+    async fn discard(&self, vm: StandbyVm, fault: Option<String>) {
+        discard(&self.engine, vm, fault).await;
+    }
+}
+
+/// Everything that a standby's bundle says.
+struct Plan {
+    folder: std::path::PathBuf,
+    rehearsal: std::path::PathBuf,
+    cgroup: String,
+    layer: LayerFile,
+    request: UtilityVmRequest,
+}
+
+impl Plan {
+    fn new(engine: &Engine, number: &str, layer: LayerFile) -> ApiResult<Self> {
+        let machine_id = hex::encode(names::random::<16>()?);
+        Ok(Self {
+            folder: engine.standby_dir().join(number),
+            rehearsal: engine.rehearsals_dir().join(number),
+            cgroup: format!("{}/{ID}-{number}", engine.settings.cgroup_parent),
+            layer,
+            request: bundle::utility_vm(engine, &HostConfig::default(), machine_id),
+        })
+    }
+
+    /// Writes the bundle and starts its shim, which reads it at once.
+    fn make(&self, engine: &Engine) -> ApiResult<StandbyVm> {
+        let failed = |error: &std::io::Error| ApiError::caused("cannot prepare its folder", error);
+        for folder in [&self.folder, &self.rehearsal] {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            made.map_err(|error| failed(&error))?;
+        }
+        let disk = kept(&self.rehearsal, create::SCRATCH);
+        create::make_scratch(engine, &disk, &HostConfig::default())?;
+        bundle::write_json(&self.folder.join(bundle::SPEC_FILE), &self.spec()?)?;
+        let description = ContainerBundle {
+            isolation: Isolation::Hyperv,
+            layers: vec![self.layer.clone()],
+            writable: Writable::Scratch { disk },
+            cgroup: self.cgroup.clone(),
+            utility_vm: Some(self.request.clone()),
+        };
+        bundle::write_json(&self.folder.join(ContainerBundle::FILE_NAME), &description)?;
+        let started = shim::spawn_standby(engine, ID, &self.folder, &StandbyVm::socket(&self.folder));
+        let pid = started.map_err(|error| ApiError::caused("cannot start its shim", &error))?;
+        let vm = StandbyVm::new(self.folder.clone(), self.rehearsal.clone(), pid, self.request.clone());
+        // Without its folder, which goes now, the shim ends by itself.
+        vm.inspect_err(|_| shim::reap(pid)).map_err(|error| ApiError::caused("cannot watch its shim", &error))
+    }
+
+    /// The spec of a container as most are: nothing asked for but its command.
+    fn spec(&self) -> ApiResult<oci_spec::runtime::Spec> {
+        let config = ContainerConfig {
+            cmd: Some(vec![rehearsal::PROGRAM.to_owned()]),
+            hostname: Some(ID.to_owned()),
+            ..ContainerConfig::default()
+        };
+        let host = HostConfig { network_mode: Some("none".to_owned()), ..HostConfig::default() };
+        create::write_network_files(&self.rehearsal, &config, &host)?;
+        let input = SpecInput {
+            isolation: Isolation::Hyperv,
+            config: &config,
+            host_config: &host,
+            rootfs: &self.folder.join(bundle::ROOTFS),
+            files: &self.rehearsal,
+            hostname: ID,
+            cgroup: &self.cgroup,
+            terminal: false,
+        };
+        spec::build(&input).map_err(|error| ApiError::new(error.kind(), chain(&error)))
+    }
+
+    /// Removes what [`Plan::make`] made before it failed.
+    fn take_back(&self) {
+        for folder in [&self.folder, &self.rehearsal] {
+            if let Err(error) = std::fs::remove_dir_all(folder) {
+                tracing::debug!(folder = %folder.display(), %error, "nothing of a standby to remove");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::flags::Flags;
+    use crate::standby::Vm;
+
+    /// An engine whose shim is this shell script; `delete` does nothing.
+    fn engine(root: &Path, script: &str) -> Arc<Engine> {
+        let shim = root.join("shim");
+        let text = format!("#!/bin/sh\nfor word; do [ \"$word\" = delete ] && exit 0; done\n{script}\n");
+        std::fs::write(&shim, text).unwrap();
+        std::fs::set_permissions(&shim, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let roots = ["data-root", "exec-root", "shim"].map(|name| format!("--{name}={}", root.join(name).display()));
+        let flags = Flags::parse_from(["bulkheadd".to_owned()].into_iter().chain(roots));
+        Arc::new(Engine::open(flags.settings().unwrap()).unwrap())
+    }
+
+    async fn begun(preparer: &ShimPreparer) -> Option<StandbyVm> {
+        match preparer.begin().await {
+            Err(error) if error.contains("e2fsprogs") => {
+                eprintln!("SKIPPED: {error}");
+                None
+            }
+            begun => Some(begun.unwrap()),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_shim_that_cannot_make_it_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = engine(root.path(), "echo \"$@\"; exit 3");
+        let preparer = ShimPreparer::new(&engine);
+        let Some(vm) = begun(&preparer).await else { return };
+        let bundle = std::fs::read(vm.folder.join(ContainerBundle::FILE_NAME)).unwrap();
+        let bundle: ContainerBundle = serde_json::from_slice(&bundle).unwrap();
+        let Writable::Scratch { disk } = &bundle.writable else { panic!("{bundle:?}") };
+        assert!(disk.exists() && bundle.layers[0].path.exists());
+        assert!(vm.fits(&bundle.utility_vm.unwrap()));
+        let spec = oci_spec::runtime::Spec::load(vm.folder.join(bundle::SPEC_FILE)).unwrap();
+        assert_eq!(spec.process().as_ref().unwrap().args().as_deref().unwrap(), [rehearsal::PROGRAM]);
+        preparer.ready(&vm).await.unwrap_err();
+        assert_eq!(shim::log_tail(&vm.folder), "-namespace bulkhead -id standby -standby serve");
+        let (folder, disk) = (vm.folder.clone(), disk.clone());
+        preparer.discard(vm, Some("it ended".to_owned())).await;
+        assert!(!folder.exists() && !disk.exists());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_shim_that_waits_is_killed_and_a_killed_engines_folders_go() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = engine(root.path(), "exec sleep 100");
+        let preparer = ShimPreparer::new(&engine);
+        let Some(vm) = begun(&preparer).await else { return };
+        assert!(vm.is_alive());
+        let pid = vm.shim_pid;
+        preparer.discard(vm, None).await;
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        std::fs::create_dir_all(engine.standby_dir().join("7")).unwrap();
+        clear_standby(&engine).await;
+        assert_eq!(std::fs::read_dir(engine.standby_dir()).unwrap().count(), 0);
+        assert!(!engine.rehearsals_dir().exists());
+    }
+}
