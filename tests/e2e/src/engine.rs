@@ -65,6 +65,10 @@ impl EngineSettings {
         if !self.flags.iter().any(|flag| flag.starts_with("--personalize-timeout-ms")) {
             command.arg("--personalize-timeout-ms=20000");
         }
+        // One of its own for each engine of each test would take most of the machine; tests of it ask for it.
+        if !self.flags.iter().any(|flag| flag.starts_with("--standby-vms")) {
+            command.arg("--standby-vms=0");
+        }
         command
     }
 

@@ -8,7 +8,7 @@ use bulkhead_e2e::{HostOptions, TestHost, Wall, setting};
 use sha2::{Digest, Sha256};
 
 /// What must differ: machine-id, boot-id, host name, 64 bytes of /dev/urandom, a kernel-made uuid.
-const IDENTITY: &str = "cat /etc/machine-id 2>/dev/null || cat /proc/sys/kernel/random/boot_id; \
+pub const IDENTITY: &str = "cat /etc/machine-id 2>/dev/null || cat /proc/sys/kernel/random/boot_id; \
     cat /proc/sys/kernel/random/boot_id; hostname; head -c 64 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; \
     cat /proc/sys/kernel/random/uuid";
 

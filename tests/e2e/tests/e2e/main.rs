@@ -46,6 +46,7 @@ mod options;
 mod own_cli;
 mod scratch;
 mod signals;
+mod standby;
 mod stdio;
 mod templates;
 mod terminal;
