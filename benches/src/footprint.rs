@@ -7,8 +7,10 @@ use bulkhead_e2e::{TestHost, procfs};
 use comfy_table::{Table, presets};
 
 use crate::series::{Series, print};
+use crate::standby::Standby;
 
-/// Forks, and compares each fork's own time with the boot that made the template.
+/// Forks, and compares each fork's own time with the boot that made the template. When: the host keeps no standby, so that
+/// every container forks.
 pub fn fork_against_boot(host: &TestHost, rounds: usize) -> anyhow::Result<()> {
     let templates = host.get_json("/bulkhead/templates");
     let boot_ms = templates[0]["boot_ms"].as_u64().context("boot_ms of the template")?;
@@ -31,36 +33,109 @@ pub fn fork_against_boot(host: &TestHost, rounds: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts one idle container behind each wall and sums the private memory of every process that exists because of it.
-pub fn idle_memory(host: &TestHost) -> anyhow::Result<()> {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["isolation", "private memory", "processes"]);
-    for isolation in ["process", "hyperv"] {
-        let before = host.processes();
-        let flag = format!("--isolation={isolation}");
-        let id = host.run_detached(&[&flag], &["sleep", "1000"]);
-        // Idle: what start-up touched and gave back is counted as the kernel counts it a moment later.
-        std::thread::sleep(Duration::from_secs(3));
-        let mut pids: Vec<i32> = host.processes().into_iter().filter(|pid| !before.contains(pid)).collect();
-        pids.extend(procfs::find_cgroup(&id));
-        pids.sort_unstable();
-        pids.dedup();
-        let each: Vec<String> = pids
-            .iter()
-            .map(|&pid| {
-                let command = procfs::command_line(pid);
-                let program =
-                    command.split_whitespace().next().unwrap_or("?").rsplit('/').next().unwrap_or("?").to_owned();
-                format!("{program} {:.1} MiB", mib(procfs::private_kib(pid)))
-            })
-            .collect();
-        let total: u64 = pids.iter().map(|&pid| procfs::private_kib(pid)).sum();
-        table.add_row([isolation.to_owned(), format!("{:.1} MiB", mib(total)), each.join(", ")]);
+/// What a container waits for its utility VM when one stands by.
+pub fn adoption(host: &TestHost, rounds: usize) -> anyhow::Result<()> {
+    let mut adoption = Series::new("adoption");
+    let standby = Standby::new(host);
+    for _ in 0..rounds {
+        if !standby.wait() {
+            break;
+        }
+        let id = host.run_detached(&["--isolation=hyperv"], &["sleep", "1000"]);
+        match host.inspect(&id)["Bulkhead"]["StandbyMicroseconds"].as_u64() {
+            Some(standby_us) => adoption.push(Duration::from_micros(standby_us)),
+            None => eprintln!("a container did not get the utility VM that stood by"),
+        }
         host.docker(&["rm", "-f", &id]).ok();
     }
-    println!("{table}");
+    print(&[adoption], &[]);
     Ok(())
+}
+
+/// Private memory of what idles: what no other process on this machine maps as well.
+pub struct IdleMemory {
+    table: Table,
+}
+
+impl IdleMemory {
+    /// An empty table.
+    pub fn new() -> Self {
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN);
+        table.set_header(["what", "private memory", "processes"]);
+        Self { table }
+    }
+
+    /// One idle container behind each wall, alone, and then while a second of its kind idles beside it, which maps the same
+    /// programs and the same template. When: nothing of ours runs on this machine but the host's engine.
+    pub fn of_containers(&mut self, host: &TestHost) {
+        for isolation in ["process", "hyperv"] {
+            let flag = format!("--isolation={isolation}");
+            let start = || {
+                let before = host.processes();
+                let id = host.run_detached(&[&flag], &["sleep", "1000"]);
+                settle();
+                let mut pids: Vec<i32> = host.processes().into_iter().filter(|pid| !before.contains(pid)).collect();
+                pids.extend(procfs::find_cgroup(&id));
+                (id, pids)
+            };
+            let (first, pids) = start();
+            self.add(&format!("{isolation}, alone"), &pids);
+            let (second, _) = start();
+            self.add(&format!("{isolation}, a second one beside it"), &pids);
+            host.docker(&["rm", "-f", &first, &second]).ok();
+        }
+    }
+
+    /// What stands by, and a container that got it while the next stands by. When: no container of the host runs.
+    pub fn of_standby(&mut self, host: &TestHost) {
+        let standby = Standby::new(host);
+        let but = |known: &[i32]| -> Vec<i32> {
+            let others = host.processes().into_iter().filter(|pid| !known.contains(pid));
+            others.filter(|&pid| program(pid) != "bulkheadd").collect()
+        };
+        if !standby.wait() {
+            return;
+        }
+        settle();
+        let first = but(&[]);
+        self.add("standby, alone", &first);
+        let id = host.run_detached(&["--isolation=hyperv"], &["sleep", "1000"]);
+        if standby.wait() {
+            settle();
+            let adopted = [first, procfs::find_cgroup(&id)].concat();
+            self.add("hyperv that stood by, the next standby beside it", &adopted);
+            self.add("standby, beside that container", &but(&adopted));
+        }
+        host.docker(&["rm", "-f", &id]).ok();
+    }
+
+    fn add(&mut self, what: &str, pids: &[i32]) {
+        let mut pids: Vec<i32> = pids.iter().copied().filter(|&pid| procfs::is_alive(pid)).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        let kib: Vec<u64> = pids.iter().map(|&pid| procfs::private_kib(pid)).collect();
+        let each: Vec<String> =
+            pids.iter().zip(&kib).map(|(&pid, &kib)| format!("{} {:.1} MiB", program(pid), mib(kib))).collect();
+        let total: u64 = kib.iter().sum();
+        self.table.add_row([what.to_owned(), format!("{:.1} MiB", mib(total)), each.join(", ")]);
+    }
+
+    /// Prints what was added.
+    pub fn print(&self) {
+        println!("{}", self.table);
+    }
+}
+
+/// What start-up touched and gave back is counted as the kernel counts it a moment later.
+fn settle() {
+    std::thread::sleep(Duration::from_secs(3));
+}
+
+/// A process's program, without its folder.
+fn program(pid: i32) -> String {
+    let command = procfs::command_line(pid);
+    command.split_whitespace().next().unwrap_or("?").rsplit('/').next().unwrap_or("?").to_owned()
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a figure for people, with one digit")]

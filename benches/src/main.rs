@@ -8,12 +8,14 @@ mod reference;
 mod run_to_exit;
 mod runtime;
 mod series;
+mod standby;
 
 use anyhow::{Context, bail};
 use bulkhead_e2e::{HostOptions, TestHost, Wall};
 use clap::Parser;
 
 use crate::reference::Dockerd;
+use crate::standby::Standby;
 
 /// Bulkhead beside Docker and runc: medians and ratios from one run.
 #[derive(Parser)]
@@ -32,18 +34,31 @@ fn main() -> anyhow::Result<()> {
     if arguments.rounds == 0 {
         bail!("--rounds must be at least 1");
     }
-    let options = HostOptions { own_templates: true, ..HostOptions::default() };
-    let host =
-        TestHost::start_own_with(Wall::Hyperv, &options).context("this machine lacks what the line above names")?;
+    let host = start("--standby-vms=1")?;
+    let without_standby = start("--standby-vms=0")?;
     let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
 
     println!("\n# From `docker run --rm` to its exit, real docker CLI ({} rounds in turn)\n", arguments.rounds);
-    run_to_exit::measure(&host, dockerd.as_ref(), arguments.rounds)?;
+    run_to_exit::measure(&host, &without_standby, dockerd.as_ref(), arguments.rounds)?;
+    Standby::new(&host).wait();
     println!("\n# Runtime part: create, start, wait, delete of one process container\n");
     runtime::measure(arguments.rounds)?;
     println!("\n# Fork against the boot of its template\n");
-    footprint::fork_against_boot(&host, arguments.rounds)?;
-    println!("\n# Memory of an idle container, every process of it counted\n");
-    footprint::idle_memory(&host)?;
+    footprint::fork_against_boot(&without_standby, arguments.rounds)?;
+    println!("\n# A utility VM that stood by: from Create to the acknowledged personalization\n");
+    footprint::adoption(&host, arguments.rounds)?;
+    println!("\n# Private memory of what idles, every process of it counted\n");
+    let mut memory = footprint::IdleMemory::new();
+    memory.of_standby(&host);
+    // What follows is alone on this machine: nothing else maps our programs.
+    drop(host);
+    memory.of_containers(&without_standby);
+    memory.print();
     Ok(())
+}
+
+/// An engine of our own with one more flag, and templates of its own.
+fn start(flag: &str) -> anyhow::Result<TestHost> {
+    let options = HostOptions { own_templates: true, flags: vec![flag.to_owned()], ..HostOptions::default() };
+    TestHost::start_own_with(Wall::Hyperv, &options).context("this machine lacks what the line above names")
 }

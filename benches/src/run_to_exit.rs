@@ -8,16 +8,24 @@ use bulkhead_e2e::{IMAGE, TestHost};
 
 use crate::reference::Dockerd;
 use crate::series::{Series, print};
+use crate::standby::Standby;
 
 type Side<'a> = (Series, Box<dyn Fn() -> Command + 'a>);
 
-/// Runs every side once per round, in turn, after one round that does not count.
-pub fn measure(host: &TestHost, dockerd: Option<&Dockerd>, rounds: usize) -> anyhow::Result<()> {
+/// Runs every side once per round, in turn, after one round that does not count. Every timed run, also the peers', waits
+/// until `host` has a utility VM standing by and prepares none.
+pub fn measure(
+    host: &TestHost,
+    without_standby: &TestHost,
+    dockerd: Option<&Dockerd>,
+    rounds: usize,
+) -> anyhow::Result<()> {
     let mut sides: Vec<Side<'_>> = vec![
         ours(host, "process", &["--isolation=process"]),
         ours(host, "process, --network none", &["--isolation=process", "--network=none"]),
         ours(host, "hyperv", &["--isolation=hyperv"]),
         ours(host, "hyperv, --network none", &["--isolation=hyperv", "--network=none"]),
+        ours(without_standby, "hyperv, no standby", &["--isolation=hyperv"]),
     ];
     let own = sides.len();
     if let Some(dockerd) = dockerd {
@@ -25,10 +33,15 @@ pub fn measure(host: &TestHost, dockerd: Option<&Dockerd>, rounds: usize) -> any
         sides.push(theirs(dockerd, name.clone(), &[]));
         sides.push(theirs(dockerd, format!("{name}, --network none"), &["--network=none"]));
     }
+    let standby = Standby::new(host);
     for round in 0..=rounds {
         for (series, command) in &mut sides {
             let mut command = command();
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            // Before the first round has ended, none is prepared.
+            if round > 0 {
+                standby.wait();
+            }
             let began = Instant::now();
             let output = command.output().context("the docker CLI does not start")?;
             let took = began.elapsed();
