@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The state is the kernel's: whether the process lives, whether its cgroup is frozen. What else must be remembered is in
-//! the folder `<root>/<id>`: `record.json`, `bundle/config.json` (the specification as carried out), and libcontainer's own.
+//! the folder `<root>/<id>`: `record.json`, `bundle/config.json` (the specification as libcontainer has it), `seccomp.bpf`, and
+//! libcontainer's own.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -32,9 +33,10 @@ use crate::init::LAUNCHING;
 use crate::lock::Lock;
 use crate::processes::{self, Stat};
 use crate::rootpath::Root;
+use crate::seccomp::Filter;
 use crate::spec::{self, HostLimits, PrepareError, SpecError, Surroundings};
 use crate::user::Accounts;
-use crate::wire::{Answer, CreateRequest, ExecRequest, Request, Streams, borrow_all};
+use crate::wire::{Answer, Confinement, CreateRequest, ExecRequest, Request, Streams, borrow_all};
 use crate::{exec, hooks};
 
 /// Where a process' standard streams lead.
@@ -65,6 +67,17 @@ pub struct Started {
     pub pid: u32,
     /// The terminal's master, if it has a terminal.
     pub terminal: Option<OwnedFd>,
+}
+
+/// What a container is made from.
+#[derive(Debug)]
+pub struct Blueprint {
+    /// The specification.
+    pub spec: Spec,
+    /// Its seccomp profile, compiled; whatever profile the specification has itself is not looked at.
+    pub seccomp: Option<Filter>,
+    /// Where a relative root begins; no file in it is read.
+    pub bundle: PathBuf,
 }
 
 /// One container.
@@ -100,6 +113,8 @@ struct Record {
 const RECORD: &str = "record.json";
 const BUNDLE: &str = "bundle";
 const CONFIG: &str = "config.json";
+/// The seccomp filter, if there is one.
+const SECCOMP: &str = "seccomp.bpf";
 /// libcontainer's socket on which the container's process waits to be started.
 const NOTIFY_SOCKET: &str = "notify.sock";
 
@@ -119,10 +134,12 @@ impl Container {
         stdio: Stdio,
     ) -> Result<(Self, Started), CreateError> {
         let spec = spec::read(&bundle.join(CONFIG))?;
-        Self::create_from(helper, root, id, spec, bundle, stdio)
+        let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let seccomp = profile.map(Filter::compile).transpose()?;
+        Self::create_from(helper, root, id, Blueprint { spec, seccomp, bundle: bundle.to_owned() }, stdio)
     }
 
-    /// The same from a specification that was read already; `bundle` needs no file then, and is where a relative root begins.
+    /// The same from what was read already.
     ///
     /// # Errors
     /// [`CreateError`]; nothing of the container is left then.
@@ -130,8 +147,7 @@ impl Container {
         helper: Helper,
         root: &Path,
         id: &str,
-        spec: Spec,
-        bundle: &Path,
+        blueprint: Blueprint,
         stdio: Stdio,
     ) -> Result<(Self, Started), CreateError> {
         let id: ContainerId = id.parse().map_err(|error: proto::InvalidId| SpecError::Invalid(error.to_string()))?;
@@ -145,8 +161,8 @@ impl Container {
             other => other.map_err(state)?,
         }
         Lock::prepare(&folder).map_err(state)?;
-        let mut creation = Creation { id: id.as_str(), folder: &folder, bundle, init: None };
-        creation.run(helper, spec, stdio).inspect_err(|_| {
+        let mut creation = Creation { id: id.as_str(), folder: &folder, bundle: &blueprint.bundle, init: None };
+        creation.run(helper, blueprint.spec, blueprint.seccomp.as_ref(), stdio).inspect_err(|_| {
             let half_made =
                 Self { id: id.to_string(), folder: folder.clone(), known: None, cgroup: None, launch: None };
             half_made.discard();
@@ -224,7 +240,7 @@ impl Container {
         let (streams, fds, (width, height)) = take_apart(stdio, outside_id);
         let request = ExecRequest {
             process,
-            seccomp: linux.seccomp().clone(),
+            seccomp: Some(self.folder.join(SECCOMP)).filter(|file| file.exists()),
             personality: linux.personality().clone(),
             namespaces: exec::foreign_namespaces(raw_pid(known.record.pid).ok_or(ExecError::NotRunning)?)
                 .map_err(gone)?,
@@ -402,14 +418,21 @@ struct Creation<'a> {
 }
 
 impl Creation<'_> {
-    fn run(&mut self, helper: Helper, spec: Spec, stdio: Stdio) -> Result<(Container, Started), CreateError> {
-        let spec = self.write_spec(spec, matches!(stdio, Stdio::Terminal { .. }))?;
+    fn run(
+        &mut self,
+        helper: Helper,
+        spec: Spec,
+        seccomp: Option<&Filter>,
+        stdio: Stdio,
+    ) -> Result<(Container, Started), CreateError> {
+        let spec = self.prepare_spec(spec, matches!(stdio, Stdio::Terminal { .. }))?;
+        let confinement = self.write_bundle(&spec, seccomp)?;
         let (launch, launch_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| self.state_error(error.into()))?;
         let user_id = spec.process().as_ref().map_or(0, |process| process.user().uid());
         let linux = spec.linux().as_ref().ok_or(SpecError::Missing("linux"))?;
         let user_id = spec::host_id(user_id, linux.uid_mappings().as_ref());
         let (streams, fds, (width, height)) = take_apart(stdio, user_id);
-        let request = Request::Create(CreateRequest {
+        let request = Request::Create(Box::new(CreateRequest {
             state: self.folder.to_owned(),
             id: self.id.to_owned(),
             bundle: self.folder.join(BUNDLE),
@@ -418,7 +441,8 @@ impl Creation<'_> {
             width,
             height,
             new_network: spec::makes_network(linux),
-        });
+            confinement,
+        }));
         let (answer, terminal) = helper.ask(&request, &borrow_all(&launch_end, &fds))?;
         let pid = match answer {
             Answer::Started { pid } => pid,
@@ -450,19 +474,37 @@ impl Creation<'_> {
         Ok((container, Started { pid, terminal: terminal.into_iter().next() }))
     }
 
-    /// Prepares the specification and writes it where libcontainer reads it.
-    fn write_spec(&self, spec: Spec, terminal: bool) -> Result<Spec, CreateError> {
+    fn prepare_spec(&self, spec: Spec, terminal: bool) -> Result<Spec, CreateError> {
         let limits = HostLimits::of_this_process().map_err(|source| self.state_error(source))?;
         let around = Surroundings { id: self.id, bundle: self.bundle, terminal, limits };
-        let spec = spec::prepare(spec, &around).map_err(|error| match error {
+        spec::prepare(spec, &around).map_err(|error| match error {
             PrepareError::Spec(error) => CreateError::Spec(error),
             PrepareError::User(error) => CreateError::User(error),
-        })?;
+        })
+    }
+
+    /// Writes the specification where libcontainer reads it, without what [`Confinement`] does in libcontainer's place.
+    fn write_bundle(&self, spec: &Spec, seccomp: Option<&Filter>) -> Result<Confinement, CreateError> {
+        let mut spec = spec.clone();
+        let mut confinement = Confinement { seccomp: None, capabilities: None };
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_seccomp(None);
+        }
+        if let Some(filter) = seccomp {
+            let file = self.folder.join(SECCOMP);
+            fs::write(&file, filter.to_bytes()).map_err(|source| self.state_error(source))?;
+            confinement.seccomp = Some(file);
+            // With no_new_privs a filter takes no capability.
+            if let Some(process) = spec.process_mut().as_mut().filter(|p| p.no_new_privileges() != Some(true)) {
+                confinement.capabilities = process.capabilities().clone();
+                process.set_capabilities(process.capabilities().as_ref().map(spec::with_confining));
+            }
+        }
         let folder = self.folder.join(BUNDLE);
         fs::create_dir(&folder).map_err(|source| self.state_error(source))?;
         let text = serde_json::to_vec(&spec).map_err(|error| self.state_error(error.into()))?;
         fs::write(folder.join(CONFIG), text).map_err(|source| self.state_error(source))?;
-        Ok(spec)
+        Ok(confinement)
     }
 
     fn state_error(&self, source: io::Error) -> CreateError {

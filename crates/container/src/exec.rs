@@ -1,7 +1,7 @@
 //! In the helper: starting a further process in a running container.
 //!
 //! libcontainer 0.7 can do this too, but without the container's seccomp profile and with its errors as texts only. Its
-//! parts for capabilities, seccomp, AppArmor and identities are used here.
+//! parts for capabilities, AppArmor and identities are used here.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,13 +13,14 @@ use libcontainer::config::PersonalityDomain;
 use libcontainer::oci_spec::runtime::{LinuxPersonalityDomain, Process};
 use libcontainer::syscall::Syscall;
 use libcontainer::syscall::syscall::create_syscall;
-use libcontainer::{apparmor, capabilities, seccomp};
+use libcontainer::{apparmor, capabilities};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{CommandError, SetupError};
+use crate::seccomp::Filter;
 use crate::terminal::{prepare_terminal, verify_terminal};
 use crate::wire::{self, Answer, ExecRequest, Outcome, StreamFds};
 use crate::{executable, sys};
@@ -47,10 +48,18 @@ impl Failure {
 
 /// Starts the process; answers when its command runs.
 pub fn start(request: &ExecRequest, container: &OwnedFd, streams: Option<StreamFds>) -> Outcome {
-    match enter(request, container) {
-        Ok(()) => fork(request, streams),
+    // While the caller's files are in sight.
+    match read_filter(request).and_then(|filter| enter(request, container).map(|()| filter)) {
+        Ok(filter) => fork(request, filter.as_ref(), streams),
         Err(failure) => failure.answer(None),
     }
+}
+
+fn read_filter(request: &ExecRequest) -> Result<Option<Filter>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::step("cannot read the seccomp profile", error);
+    let Some(file) = &request.seccomp else { return Ok(None) };
+    let bytes = std::fs::read(file).map_err(|error| failed(&error))?;
+    Filter::from_bytes(&bytes).map(Some).map_err(|error| failed(&error))
 }
 
 /// Makes this helper a member of the container's cgroups and namespaces, which the new process then inherits.
@@ -72,7 +81,7 @@ fn enter(request: &ExecRequest, container: &OwnedFd) -> Result<(), Failure> {
         .map_err(|error| Failure::step("cannot join the container's namespaces", &error))
 }
 
-fn fork(request: &ExecRequest, streams: Option<StreamFds>) -> Outcome {
+fn fork(request: &ExecRequest, filter: Option<&Filter>, streams: Option<StreamFds>) -> Outcome {
     let made = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).and_then(|pipe| Ok((pipe, UnixStream::pair()?)));
     let ((failure_read, failure_write), (console, console_child)) = match made {
         Ok(made) => made,
@@ -82,7 +91,7 @@ fn fork(request: &ExecRequest, streams: Option<StreamFds>) -> Outcome {
         Ok(sys::Forked::Parent(pid)) => pid,
         Ok(sys::Forked::Child) => {
             drop((failure_read, console));
-            let failure = Child { request, syscall: create_syscall() }.run(streams, &console_child);
+            let failure = Child { request, filter, syscall: create_syscall() }.run(streams, &console_child);
             let _ = File::from(failure_write).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
             sys::exit_now(127)
         }
@@ -114,6 +123,7 @@ fn fork(request: &ExecRequest, streams: Option<StreamFds>) -> Outcome {
 /// The new process, in the container's namespaces and cgroups, still root with all capabilities.
 struct Child<'a> {
     request: &'a ExecRequest,
+    filter: Option<&'a Filter>,
     syscall: Box<dyn Syscall>,
 }
 
@@ -208,12 +218,8 @@ impl Child<'_> {
     }
 
     fn load_seccomp(&self) -> Result<(), Failure> {
-        let Some(profile) = &self.request.seccomp else { return Ok(()) };
-        match seccomp::initialize_seccomp(profile) {
-            Ok(None) => Ok(()),
-            Ok(Some(_)) => Err(Failure::Step("seccomp listeners are not supported for further processes".to_owned())),
-            Err(error) => Err(Failure::step("cannot load the seccomp profile", &error)),
-        }
+        let Some(filter) = self.filter else { return Ok(()) };
+        filter.load().map_err(|error| Failure::step("cannot load the seccomp profile", &error))
     }
 
     /// Makes a terminal of the container's own devpts, and passes its master out.

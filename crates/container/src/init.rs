@@ -8,18 +8,20 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::rc::Rc;
 
+use libcontainer::capabilities;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
-use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::oci_spec::runtime::{LinuxCapabilities, Spec};
+use libcontainer::syscall::syscall::{SyscallType, create_syscall};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::diagnostics::Diagnostics;
 use crate::failure::{CommandError, SetupError};
 use crate::lock::Lock;
+use crate::seccomp::Filter;
 use crate::terminal::prepare_terminal;
-use crate::wire::{Answer, CreateRequest, Outcome, StreamFds};
+use crate::wire::{Answer, Confinement, CreateRequest, Outcome, StreamFds};
 use crate::{executable, network};
 
 /// Marks a [`CommandError`] in JSON within libcontainer's error texts, which are all that it passes on.
@@ -57,7 +59,7 @@ fn build(
 ) -> Result<(u32, Option<OwnedFd>), Failure> {
     // Until this process ends: kept from being dropped below, since the caller may be gone when the answer is sent.
     std::mem::forget(Lock::for_making(&request.state)?);
-    let launch = Launch { pipe: Rc::new(fs::File::from(launch)) };
+    let launch = Launch { pipe: Rc::new(fs::File::from(launch)), last: Rc::new(Last::read(&request.confinement)?) };
     let mut builder = ContainerBuilder::new(request.id.clone(), SyscallType::Linux)
         .with_root_path(&request.state)?
         .with_executor(launch);
@@ -129,6 +131,34 @@ fn receive_terminal(listener: &UnixListener, request: &CreateRequest) -> io::Res
 #[derive(Clone)]
 struct Launch {
     pipe: Rc<fs::File>,
+    last: Rc<Last>,
+}
+
+/// What is done when everything else is set up.
+struct Last {
+    filter: Option<Filter>,
+    capabilities: Option<LinuxCapabilities>,
+}
+
+impl Last {
+    /// Reads it now, since a container does not see the caller's files.
+    fn read(confinement: &Confinement) -> Result<Self, Failure> {
+        let bytes = confinement.seccomp.as_ref().map(fs::read).transpose()?;
+        let filter = bytes.as_deref().map(Filter::from_bytes).transpose()?;
+        Ok(Self { filter, capabilities: confinement.capabilities.clone() })
+    }
+
+    /// Loads the filter, then gives up the capabilities that this took. The order is libcontainer's own and runc's.
+    fn confine(&self) -> Result<(), String> {
+        if let Some(filter) = &self.filter {
+            filter.load().map_err(|error| format!("cannot load the seccomp profile: {error}"))?;
+        }
+        if let Some(wanted) = &self.capabilities {
+            let given_up = capabilities::drop_privileges(wanted, create_syscall().as_ref());
+            given_up.map_err(|error| format!("cannot set capabilities: {error}"))?;
+        }
+        Ok(())
+    }
 }
 
 impl Executor for Launch {
@@ -142,7 +172,9 @@ impl Executor for Launch {
         Err(ExecutorError::Other(error.to_string()))
     }
 
+    /// libcontainer asks this when all is set up but the wait for the start, in the container's process.
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        self.last.confine().map_err(ExecutorValidationError::ArgValidationError)?;
         let found = spec.process().as_ref().ok_or(CommandError::Empty).and_then(executable::find);
         found.map(drop).map_err(|error| {
             let text = serde_json::to_string(&error).unwrap_or_default();

@@ -33,6 +33,7 @@ mod network;
 mod processes;
 pub mod rootfs;
 mod rootpath;
+pub mod seccomp;
 mod serve;
 mod spec;
 mod sys;
@@ -42,7 +43,7 @@ mod wire;
 
 pub use cgroup::stats::{BlockStats, CpuStats, MemoryStats, PidsStats, Stats};
 pub use cgroup::{CgroupError, remove_cgroup};
-pub use container::{Container, Started, Stdio};
+pub use container::{Blueprint, Container, Started, Stdio};
 pub use error::{CreateError, DeleteError, ExecError, HelperError, LoadError, StartError};
 pub use failure::{CommandError, SetupError};
 pub use helper::{Helper, serve_if_helper};

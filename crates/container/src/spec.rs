@@ -7,9 +7,8 @@ use std::path::{Component, Path, PathBuf};
 
 use libcontainer::capabilities::CapabilityExt;
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType,
-    LinuxResources, LinuxSeccomp, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, PosixRlimitBuilder,
-    PosixRlimitType, Process, Spec,
+    Capabilities, Capability, Linux, LinuxCapabilities, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxIdMapping,
+    LinuxNamespace, LinuxNamespaceType, LinuxResources, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
 use proto::ErrorKind;
 use rustix::fs::FileType;
@@ -280,34 +279,6 @@ fn close_gaps(spec: &mut Spec, id: &str) -> Result<(), SpecError> {
     deny_devices_by_default(&mut resources)?;
     drop_dead_limits(&mut resources);
     linux.set_resources(Some(resources));
-    if let Some(seccomp) = linux.seccomp_mut() {
-        turn_masked_comparisons(seccomp)?;
-    }
-    Ok(())
-}
-
-/// libcontainer 0.7 takes the two values of a masked comparison the wrong way round: in a specification the first one is the
-/// mask, in libcontainer the second. Source: runtime-spec config-linux.md#seccomp; `seccomp_rule_add(3)`.
-fn turn_masked_comparisons(seccomp: &mut LinuxSeccomp) -> Result<(), SpecError> {
-    let turn = |argument: &LinuxSeccompArg| {
-        if argument.op() != LinuxSeccompOperator::ScmpCmpMaskedEq {
-            return Ok(*argument);
-        }
-        let turned = LinuxSeccompArgBuilder::default()
-            .index(argument.index())
-            .op(argument.op())
-            .value(argument.value_two().unwrap_or(0))
-            .value_two(argument.value());
-        turned.build().map_err(|error| SpecError::Invalid(error.to_string()))
-    };
-    let mut syscalls = seccomp.syscalls().clone();
-    for syscall in syscalls.iter_mut().flatten() {
-        if let Some(arguments) = syscall.args() {
-            let turned: Result<Vec<_>, _> = arguments.iter().map(turn).collect();
-            syscall.set_args(Some(turned?));
-        }
-    }
-    seccomp.set_syscalls(syscalls);
     Ok(())
 }
 
@@ -407,6 +378,21 @@ pub fn resolve_user(process: &mut Process, accounts: &Accounts, groups: Option<&
     }
     process.set_env(Some(environment));
     Ok(())
+}
+
+/// What loading a seccomp filter (`CAP_SYS_ADMIN`) and giving up capabilities afterwards (`CAP_SETPCAP`) takes.
+const CONFINING: [Capability; 2] = [Capability::SysAdmin, Capability::Setpcap];
+
+/// The capabilities with which a process can still confine itself. libcontainer gives up the others before it lets us do
+/// that; what is returned in place of `wanted` must be given up right afterwards.
+///
+/// Shape: a set that is absent stays so, since libcontainer leaves such a set alone.
+pub fn with_confining(wanted: &LinuxCapabilities) -> LinuxCapabilities {
+    let widen = |set: &Option<Capabilities>| set.clone().map(|set| set.into_iter().chain(CONFINING).collect());
+    let mut widened = wanted.clone();
+    widened.set_bounding(Some(wanted.bounding().iter().flatten().copied().chain(CONFINING).collect()));
+    widened.set_effective(widen(wanted.effective())).set_permitted(widen(wanted.permitted()));
+    widened
 }
 
 /// Takes back what this host cannot give.

@@ -74,6 +74,20 @@ pub fn send_signal(pid: i32, signal: i32) -> nix::Result<()> {
     nix::errno::Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// Puts the calling thread behind a seccomp filter. Shape: `struct sock_filter`s, at most 4096; flags of seccomp(2).
+pub fn load_seccomp_filter(instructions: &[u64], flags: u32) -> io::Result<()> {
+    let len = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast::<libc::sock_filter>().cast_mut() };
+    // SAFETY: `program` names `len` instructions of 8 bytes, which the kernel copies (and never writes to) before it returns.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    match result {
+        0 => Ok(()),
+        // With TSYNC a positive number is the thread that could not follow.
+        1.. => Err(io::Error::other(format!("thread {result} cannot be put behind the filter"))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Makes a detached mount (from `open_tree`) read-only.
 ///
 /// Source: `mount_setattr(2)`, Linux 5.12.

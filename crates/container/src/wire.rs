@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxPersonality, LinuxSeccomp, Process};
+use oci_spec::runtime::{LinuxCapabilities, LinuxPersonality, Process};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -35,7 +35,7 @@ pub enum WireError {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// Create a container. With it: the launch pipe's writing end, then the streams.
-    Create(CreateRequest),
+    Create(Box<CreateRequest>),
     /// Start a further process. With it: the first process' pidfd, then the streams.
     Exec(Box<ExecRequest>),
 }
@@ -64,13 +64,24 @@ pub struct CreateRequest {
     pub height: u16,
     /// The container gets a network namespace of its own, in which nobody else will bring up the loopback device.
     pub new_network: bool,
+    pub confinement: Confinement,
+}
+
+/// What a container's first process takes upon itself last of all, because it cannot be taken back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Confinement {
+    /// File with the seccomp filter.
+    pub seccomp: Option<PathBuf>,
+    /// The capabilities in the end, where `config.json` has more, without which no filter could be loaded.
+    pub capabilities: Option<LinuxCapabilities>,
 }
 
 /// See [`Request::Exec`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ExecRequest {
     pub process: Process,
-    pub seccomp: Option<LinuxSeccomp>,
+    /// File with the seccomp filter.
+    pub seccomp: Option<PathBuf>,
     pub personality: Option<LinuxPersonality>,
     /// Namespaces to join, as clone(2)'s flags.
     pub namespaces: u32,
@@ -115,7 +126,7 @@ impl StreamFds {
     }
 }
 
-/// The longest body. A seccomp profile takes tens of kilobytes, a command line up to 2 MiB.
+/// The longest body. A command line takes up to 2 MiB.
 const BODY_LIMIT: usize = 16 << 20;
 /// Most file descriptors in one message.
 const MOST_FDS: usize = 5;

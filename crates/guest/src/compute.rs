@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use container::rootfs::{self, LayerSource, MountedRootfs, RootfsError, Upper};
-use container::{Container, CreateError, DeleteError, ExecError, Helper, HelperError, StartError, Started};
+use container::seccomp::Filter;
+use container::{Blueprint, Container, CreateError, DeleteError, ExecError, Helper, HelperError, StartError, Started};
 use proto::ErrorKind;
 use proto::gcs::INIT_PROCESS;
 use proto::gcs::wire::{CreateContainerRequest, ExecRequest};
@@ -141,11 +142,14 @@ impl Compute {
         let Machine { mut slots, create_helper, exec_helper } = machine;
         let (rootfs, scratch) = mount_root(request, &mut slots)?;
         let spec = bundle::take(&request.spec, Path::new(MERGED))?;
+        let compiled = Some(request.seccomp.as_slice()).filter(|bytes| !bytes.is_empty());
+        let seccomp = compiled.map(Filter::from_bytes).transpose().map_err(CreateError::Spec)?;
+        let blueprint = Blueprint { spec, seccomp, bundle: bundle::RUN.into() };
         identity::give_machine_id(Path::new(MERGED));
         let size = terminal_size(request.terminal, request.width, request.height);
         let (prepared, stdio) = Prepared::new(streams, size).map_err(ComputeError::Stdio)?;
         let (container, started) =
-            Container::create_from(create_helper, Path::new(STATE), &request.id, spec, Path::new(bundle::RUN), stdio)?;
+            Container::create_from(create_helper, Path::new(STATE), &request.id, blueprint, stdio)?;
         let processes = HashMap::new();
         let mut this = Self { container, processes, exec_helper: Some(exec_helper), rootfs, scratch, slots };
         this.attach(INIT_PROCESS, started, prepared, reaper)?;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use container::seccomp::Filter;
 use oci_spec::runtime::Spec;
 use proto::control::{ContainerBundle, UtilityVmRequest, Writable};
 use proto::gcs::wire::CreateContainerRequest;
@@ -22,6 +23,8 @@ pub struct Plan {
     pub cgroup: String,
     scratch: PathBuf,
     layers: Vec<PathBuf>,
+    /// The spec's profile, compiled here: the guest would take many times as long.
+    seccomp: Vec<u8>,
 }
 
 impl Plan {
@@ -38,8 +41,9 @@ impl Plan {
         };
         let mut spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
         spec::for_guest(&mut spec).map_err(|error| Status::from_error(error.kind(), &error))?;
+        let seccomp = take_seccomp(&mut spec)?;
         let layers = container.layers.into_iter().map(|layer| layer.path).collect();
-        Ok(Self { spec, vm, cgroup: container.cgroup, scratch: disk, layers })
+        Ok(Self { spec, vm, cgroup: container.cgroup, scratch: disk, layers, seccomp })
     }
 
     /// What the utility VM is started with, its logs in the folder `run_dir`.
@@ -79,6 +83,15 @@ impl Plan {
         request.width = u32::from(width);
         request.height = u32::from(height);
         request.stdin = stdin;
+        request.seccomp.clone_from(&self.seccomp);
         Ok(request)
     }
+}
+
+fn take_seccomp(spec: &mut Spec) -> Result<Vec<u8>, Status> {
+    let Some(linux) = spec.linux_mut() else { return Ok(Vec::new()) };
+    let Some(profile) = linux.seccomp().clone() else { return Ok(Vec::new()) };
+    linux.set_seccomp(None);
+    let filter = Filter::compile(&profile).map_err(|error| Status::from_error(error.kind(), &error))?;
+    Ok(filter.to_bytes())
 }

@@ -12,6 +12,7 @@ use crate::fixture::{Fixture, exec, process, silent, wait};
 pub const CASES: &[Case] = &[
     ("privileges_are_as_specified", privileges_are_as_specified),
     ("seccomp_holds_for_the_first_and_further_processes", seccomp_holds_for_the_first_and_further_processes),
+    ("a_seccomp_profile_leaves_the_capabilities_as_asked_for", a_seccomp_profile_leaves_the_capabilities_as_asked_for),
     ("masked_comparisons_of_seccomp_are_right", masked_comparisons_of_seccomp_are_right),
     ("loopback_is_up", loopback_is_up),
     ("a_read_only_root_and_masked_paths_hold", a_read_only_root_and_masked_paths_hold),
@@ -85,6 +86,30 @@ fn seccomp_holds_for_the_first_and_further_processes() {
         container.signal_all(libc::SIGKILL).unwrap();
         wait(started.pid);
         container.delete(false).unwrap();
+    }
+}
+
+fn a_seccomp_profile_leaves_the_capabilities_as_asked_for() {
+    // Loading it takes capabilities that the container must not keep, in any set, whoever its user is.
+    let capabilities = |profile: Option<serde_json::Value>, user: u32, no_new_privileges: bool| {
+        let mut fixture = Fixture::new("grep -E '^(Cap|NoNewPrivs|Uid|Gid|Groups)' /proc/self/status");
+        fixture.set("/process/user", json!({ "uid": user, "gid": user }));
+        fixture.set("/process/noNewPrivileges", json!(no_new_privileges));
+        if let Some(profile) = profile {
+            fixture.set("/linux/seccomp", profile);
+        }
+        fixture.output()
+    };
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95 }],
+    });
+    for user in [0, 1000] {
+        for no_new_privileges in [false, true] {
+            let plain = capabilities(None, user, no_new_privileges);
+            assert!(plain.lines().count() >= 9, "{plain}");
+            assert_eq!(capabilities(Some(profile.clone()), user, no_new_privileges), plain);
+        }
     }
 }
 

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bulkhead_container::{Container, CreateError, DeleteError, Helper, LoadError, StartError, remove_cgroup};
+use bulkhead_container::{
+    Blueprint, Container, CreateError, DeleteError, Helper, LoadError, StartError, remove_cgroup,
+};
 use proto::ErrorKind;
 use serde_json::json;
 
@@ -51,10 +53,10 @@ fn start_happens_once() {
 fn a_specification_needs_no_file() {
     let fixture = Fixture::new("exec sleep 100");
     let spec = serde_json::from_value(fixture.spec.clone()).unwrap();
+    let blueprint = Blueprint { spec, seccomp: None, bundle: fixture.folder.path().to_owned() };
     let helper = Helper::spawn().unwrap();
     helper.await_ready();
-    let created =
-        Container::create_from(helper, &fixture.root(), &fixture.id, spec, fixture.folder.path(), silent()).unwrap();
+    let created = Container::create_from(helper, &fixture.root(), &fixture.id, blueprint, silent()).unwrap();
     let (mut container, started) = created;
     container.start().unwrap();
     assert!(!fixture.folder.path().join("config.json").exists());
