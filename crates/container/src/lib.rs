@@ -41,6 +41,8 @@ mod terminal;
 mod user;
 mod wire;
 
+use std::io;
+
 pub use cgroup::stats::{BlockStats, CpuStats, MemoryStats, PidsStats, Stats};
 pub use cgroup::{CgroupError, remove_cgroup};
 pub use container::{Blueprint, Container, Started, Stdio};
@@ -51,3 +53,13 @@ pub use hooks::HookError;
 pub use spec::{GROUPS_ANNOTATION, SpecError, USER_ANNOTATION};
 pub use user::UserError;
 pub use wire::WireError;
+
+/// Does ahead what every creation in this process would do: learns what may be passed on to a container, and has the
+/// kernel verify the device program of a container without devices of its own. Leaving it out costs time only.
+///
+/// # Errors
+/// `/proc` cannot be read, or the kernel refuses the program.
+pub fn prepare() -> io::Result<()> {
+    spec::HostLimits::of_this_process()?;
+    cgroup::devices::prepare()
+}

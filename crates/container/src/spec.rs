@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
 use libcontainer::capabilities::CapabilityExt;
 use oci_spec::runtime::{
@@ -130,6 +131,16 @@ const SYS_RESOURCE: u64 = 1 << 24;
 impl HostLimits {
     /// Asks the kernel.
     pub fn of_this_process() -> io::Result<Self> {
+        // They stay the same: nothing that uses this crate gives up a capability or changes its own score.
+        static KNOWN: OnceLock<HostLimits> = OnceLock::new();
+        if let Some(known) = KNOWN.get() {
+            return Ok(*known);
+        }
+        let found = Self::ask()?;
+        Ok(*KNOWN.get_or_init(|| found))
+    }
+
+    fn ask() -> io::Result<Self> {
         let status = std::fs::read_to_string("/proc/self/status")?;
         let set = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));

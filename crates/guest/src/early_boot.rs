@@ -38,6 +38,7 @@ pub fn run() -> Result<Machine> {
     devices::bind_console().context("cannot bind the port's device")?;
     let slots = Slots::bind().context("cannot list the disk slots")?;
     prepare_folders()?;
+    container::prepare().context("cannot prepare for a container")?;
     Machine::new(slots).context("cannot start the helpers")
 }
 

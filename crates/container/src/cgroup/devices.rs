@@ -2,7 +2,9 @@
 //! there is none, and a BPF program at the cgroup decides, which is made here.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 
@@ -52,10 +54,15 @@ impl Cgroup {
     pub fn restrict_devices(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let given = resources.devices().as_deref().unwrap_or_default();
         let Some(folder) = self.unified() else { return self.withdraw_tunnels(given) };
-        let rules: Vec<Rule> = given.iter().filter_map(rule).chain(ALWAYS).collect();
-        let program = device_program::load(&program(&rules)).map_err(CgroupError::Devices)?;
+        let code = program(&decisive(given.iter().filter_map(rule).chain(ALWAYS)));
         let folder = File::open(folder).map_err(CgroupError::Devices)?;
-        device_program::attach(folder.as_fd(), program.as_fd()).map_err(CgroupError::Devices)
+        let attached = match PLAIN.get().filter(|plain| plain.code == code) {
+            Some(plain) => device_program::attach(folder.as_fd(), plain.program.as_fd()),
+            None => {
+                device_program::load(&code).and_then(|program| device_program::attach(folder.as_fd(), program.as_fd()))
+            }
+        };
+        attached.map_err(CgroupError::Devices)
     }
 
     /// libcontainer allows /dev/net/tun to every container of version 1, as old runc did; nobody asked for it.
@@ -75,6 +82,39 @@ impl Cgroup {
             _ => Ok(()),
         }
     }
+}
+
+/// A program that was loaded ahead.
+struct Loaded {
+    code: Vec<u64>,
+    program: OwnedFd,
+}
+
+/// The program of a container that asks for no device. Any number of cgroups can have it.
+static PLAIN: OnceLock<Loaded> = OnceLock::new();
+
+/// Loads the program of a container that asks for no device, so that none has to wait until the kernel has verified it.
+/// Where there is no version 2 this is of no use and no harm.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn prepare() -> io::Result<()> {
+    let deny_all = Rule { allow: false, kind: None, major: None, minor: None, access: MAKE | READ | WRITE };
+    let code = program(&decisive(std::iter::once(deny_all).chain(ALWAYS)));
+    let program = device_program::load(&code)?;
+    // A second one is as good as the first.
+    let _ = PLAIN.set(Loaded { code, program });
+    Ok(())
+}
+
+/// Leaves out what can never decide: a rule that stands once more behind itself, since the last one that fits decides.
+fn decisive(rules: impl Iterator<Item = Rule>) -> Vec<Rule> {
+    let mut kept: Vec<Rule> = Vec::new();
+    for rule in rules {
+        kept.retain(|earlier| *earlier != rule);
+        kept.push(rule);
+    }
+    kept
 }
 
 /// `None` for a kind that is no device (a FIFO).
@@ -219,7 +259,9 @@ mod tests {
             rules in prop::collection::vec(any_rule(), 0..8),
             kind in 1..3_u32, access in 1..8_u32, major in 0..4_u32, minor in 0..4_u32,
         ) {
-            let code = program(&rules);
+            // Some of them twice.
+            let rules: Vec<Rule> = rules.iter().chain(rules.iter().step_by(2)).copied().collect();
+            let code = program(&decisive(rules.iter().copied()));
             prop_assert_eq!(run(&code, kind, access, major, minor), decide(&rules, kind, access, major, minor));
         }
     }

@@ -73,10 +73,11 @@ fn an_adopted_container_behaves_like_any_other() {
     wait_ready(&host);
     let id = host.run_detached(
         &[],
-        &["sh", "-c", "echo out; echo err >&2; echo kept > /file; trap 'exit 5' TERM; while :; do sleep 0.1; done"],
+        &["sh", "-c", "echo err >&2; echo kept > /file; echo out; trap 'exit 5' TERM; while :; do sleep 0.1; done"],
     );
     assert!(was_adopted(&host, &id));
-    host.wait_log(&id, "err");
+    host.wait_log(&id, "out");
+    assert!(host.docker(&["logs", &id]).err.contains("err"));
     assert_eq!(host.docker(&["exec", "-e", "A=b", &id, "sh", "-c", "echo $A; cat /file"]).ok(), "b\nkept");
     assert_eq!(host.docker(&["stop", &id]).code, 0);
     assert_eq!(host.state(&id), ("exited".to_owned(), 5));
