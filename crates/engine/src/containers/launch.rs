@@ -1,6 +1,6 @@
 //! Brings a container to life: bundle, shim, Create, Start.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use proto::{ErrorKind, Isolation};
 use tokio::task::JoinHandle;
@@ -16,7 +16,7 @@ use crate::log::LogWriter;
 use crate::standby::Start;
 use crate::streams::{self, fifo};
 use crate::task::Task;
-use proto::control::UtilityVmReport;
+use proto::control::{Accelerator, UtilityVmReport};
 
 /// What a run consists of, for whoever watches over it.
 pub struct Run {
@@ -133,8 +133,25 @@ async fn note_utility_vm(container: &Arc<Container>, bundle: &Bundle) {
         .map_err(|error| error.to_string())
         .and_then(|text| serde_json::from_slice::<UtilityVmReport>(&text).map_err(|error| error.to_string()))
     {
-        Ok(report) => container.record().utility_vm = Some(report),
+        Ok(report) => {
+            warn_of_emulation(report.accelerator);
+            container.record().utility_vm = Some(report);
+        }
         Err(error) => tracing::warn!(id = %container.id, error, "cannot read the report of the utility VM"),
+    }
+}
+
+/// Says in the log, once, that utility VMs on this host keep nobody in. `info` and `inspect` say it too.
+fn warn_of_emulation(accelerator: Accelerator) {
+    static TOLD: Once = Once::new();
+    if accelerator == Accelerator::Tcg {
+        TOLD.call_once(|| {
+            tracing::warn!(
+                boundary = accelerator.boundary(),
+                "hyperv containers on this host have a kernel of their own and no security boundary; \
+                 --require-boundary refuses them"
+            );
+        });
     }
 }
 
