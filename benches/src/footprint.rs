@@ -91,8 +91,8 @@ impl IdleMemory {
     pub fn of_standby(&mut self, host: &TestHost) {
         let standby = Standby::new(host);
         let but = |known: &[i32]| -> Vec<i32> {
-            let others = host.processes().into_iter().filter(|pid| !known.contains(pid));
-            others.filter(|&pid| program(pid) != "bulkheadd").collect()
+            let all = with_children(host.processes().into_iter().filter(|&pid| program(pid) != "bulkheadd").collect());
+            all.into_iter().filter(|pid| !known.contains(pid)).collect()
         };
         if !standby.wait() {
             return;
@@ -125,6 +125,14 @@ impl IdleMemory {
     pub fn print(&self) {
         println!("{}", self.table);
     }
+}
+
+/// The processes and what they started: the VMM of a VM that stands by has no cgroup and no environment to be found by.
+fn with_children(mut pids: Vec<i32>) -> Vec<i32> {
+    let children = procfs::pids().into_iter().filter(|&pid| pids.contains(&procfs::parent(pid)));
+    let children: Vec<i32> = children.collect();
+    pids.extend(children);
+    pids
 }
 
 /// What start-up touched and gave back is counted as the kernel counts it a moment later.
