@@ -1,10 +1,10 @@
 //! What one shim process owns: its bundle, at most one task, and its own end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex};
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as message;
-use proto::control::ContainerBundle;
 use proto::{ContainerId, ErrorKind, Isolation, Status};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,8 @@ pub struct Shim {
     /// Spawned before the first request, so that Create does not pay for its exec.
     warm_helper: SyncMutex<Option<container::Helper>>,
     standby: SyncMutex<Option<Standby>>,
-    is_engines: bool,
+    /// Our engine wrote the bundle. Known with the Create request: the engine may still write while this process starts.
+    is_engines: AtomicBool,
     task: Mutex<Slot>,
     ended: CancellationToken,
 }
@@ -53,28 +54,27 @@ impl Shim {
     /// A shim without a task. When: within the runtime.
     #[must_use]
     pub fn new(bundle: Bundle, publisher: Publisher, ready: Ready) -> Arc<Self> {
-        let is_engines = bundle.path().join(ContainerBundle::FILE_NAME).exists();
         Arc::new(Self {
             bundle,
             publisher,
             warm_helper: SyncMutex::new(ready.helper),
             standby: SyncMutex::new(ready.standby),
-            is_engines,
+            is_engines: AtomicBool::new(false),
             task: Mutex::new(Slot::Empty),
             ended: CancellationToken::new(),
         })
     }
 
-    /// True when our engine wrote the bundle.
+    /// True when our engine wrote the bundle. When: there is a task, or one is being made.
     #[must_use]
     pub fn is_engines(&self) -> bool {
-        self.is_engines
+        self.is_engines.load(Ordering::Relaxed)
     }
 
     /// What ends a process's input: our engine says so, a foreign containerd's clients may just close it.
     #[must_use]
     pub fn stdin_end(&self) -> StdinEnd {
-        if self.is_engines { StdinEnd::Request } else { StdinEnd::Writer }
+        if self.is_engines() { StdinEnd::Request } else { StdinEnd::Writer }
     }
 
     /// The task of that identifier.
@@ -132,6 +132,8 @@ impl Shim {
         let bundle =
             if request.bundle.is_empty() { self.bundle.clone() } else { Bundle::at(request.bundle.clone().into()) };
         bundle.forget_exit_report().map_err(of_bundle)?;
+        let container = bundle.container().map_err(of_bundle)?;
+        self.is_engines.store(container.is_some(), Ordering::Relaxed);
         let stdio = StdioPaths {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -139,7 +141,6 @@ impl Shim {
             terminal: request.terminal,
             stdin_end: self.stdin_end(),
         };
-        let container = bundle.container().map_err(of_bundle)?;
         let isolation = container.as_ref().map_or(Isolation::Process, |container| container.isolation);
         let helper = self.warm_helper.lock().unwrap_or_else(|e| e.into_inner()).take();
         let standby = self.standby.lock().unwrap_or_else(|e| e.into_inner()).take();

@@ -73,7 +73,7 @@ fn an_adopted_container_behaves_like_any_other() {
     wait_ready(&host);
     let id = host.run_detached(
         &[],
-        &["sh", "-c", "echo err >&2; echo kept > /file; echo out; trap 'exit 5' TERM; while :; do sleep 0.1; done"],
+        &["sh", "-c", "echo err >&2; test -f /file || echo kept > /file; echo out; trap 'exit 5' TERM; while :; do sleep 0.1; done"],
     );
     assert!(was_adopted(&host, &id));
     host.wait_log(&id, "out");
