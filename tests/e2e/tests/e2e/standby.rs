@@ -130,12 +130,23 @@ fn it_ends_with_the_engine_however_that_ends() {
     for end in engines_end {
         assert_eq!(host.run(&[], &["true"]).code, 0);
         wait_ready(&host);
+        let script = "while :; do echo tick; sleep 0.2; done";
+        let adopted = host.run_detached(&[], &["sh", "-c", script]);
+        assert!(was_adopted(&host, &adopted));
+        wait_ready(&host);
         let vmm = standby_vmm(&host);
         end(&mut host);
         assert!(eventually(Duration::from_secs(10), || !procfs::is_alive(vmm)), "the standby's VMM lives on");
         host.start_engine();
         let left = std::fs::read_dir(host.folder().join("run/standby")).map_or(0, Iterator::count);
         assert_eq!((left, standby(&host).as_str()), (0, "none"));
+        // The one that was a standby once is a container, and goes on.
+        assert_eq!(host.state(&adopted).0, "running");
+        assert_eq!(host.docker(&["exec", &adopted, "echo", "reached"]).ok(), "reached");
+        let ticks = || host.docker(&["logs", &adopted]).text().lines().count();
+        let before = ticks();
+        assert!(eventually(Duration::from_secs(10), || ticks() > before));
+        assert_eq!(host.docker(&["rm", "-f", &adopted]).code, 0);
     }
 }
 
