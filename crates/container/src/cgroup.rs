@@ -69,7 +69,7 @@ impl CgroupError {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One container's cgroup.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cgroup {
     path: PathBuf,
     hierarchies: Vec<Hierarchy>,

@@ -8,14 +8,16 @@
 //!
 //! The state is the kernel's: whether the process lives, whether its cgroup is frozen. What else must be remembered is in
 //! the folder `<root>/<id>`: `record.json`, `bundle/config.json` (the specification as libcontainer has it), `seccomp.bpf`, and
-//! libcontainer's own.
+//! libcontainer's own. A container that was made of a zygote is remembered by this process alone, and has no folder until a
+//! further process needs its seccomp filter.
 
 mod creation;
+mod specialization;
 
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::confine::give_to;
 use crate::error::{CreateError, DeleteError, ExecError, LoadError, StartError};
 use crate::failure::CommandError;
 use crate::helper::Helper;
@@ -38,8 +41,10 @@ use crate::seccomp::Filter;
 use crate::spec::{self, HostLimits, SpecError};
 use crate::user::Accounts;
 use crate::wire::{Answer, ExecRequest, Request, Streams, borrow_all};
+use crate::zygote::Parts;
 use crate::{exec, hooks};
 use creation::Creation;
+pub use specialization::PlainBlueprint;
 
 /// Where a process' standard streams lead.
 #[derive(Debug)]
@@ -90,15 +95,41 @@ pub struct Container {
     /// Absent when its creation was cut off.
     known: Option<Known>,
     cgroup: Option<Cgroup>,
-    /// Tells how the start went; there between creation and start, in the process that created it.
-    launch: Option<fs::File>,
+    /// There between creation and start, in the process that created it.
+    gate: Option<Gate>,
+    /// What it was made of, if that was a zygote.
+    origin: Option<Origin>,
+}
+
+/// Where the container's first process waits to execute its command.
+#[derive(Debug)]
+enum Gate {
+    /// At libcontainer's socket; how the start went comes over this pipe.
+    Libcontainer(fs::File),
+    /// At this socket, over which the rest comes too.
+    Zygote(UnixStream),
+}
+
+/// What a container keeps of the zygote that it was.
+#[derive(Debug)]
+struct Origin {
+    parts: Parts,
+    /// The seccomp filter's bytes; empty for none.
+    seccomp: Vec<u8>,
 }
 
 /// What a complete container has.
 #[derive(Debug)]
 struct Known {
     record: Record,
-    spec: Spec,
+    /// `None` for one that was made of a zygote: it has no mapped ids, no personality and no hooks.
+    spec: Option<Spec>,
+}
+
+impl Known {
+    fn linux(&self) -> Option<&oci_spec::runtime::Linux> {
+        self.spec.as_ref()?.linux().as_ref()
+    }
 }
 
 /// `record.json`.
@@ -165,8 +196,14 @@ impl Container {
         Lock::prepare(&folder).map_err(state)?;
         let mut creation = Creation { id: id.as_str(), folder: &folder, bundle: &blueprint.bundle, init: None };
         creation.run(helper, blueprint.spec, blueprint.seccomp.as_ref(), stdio).inspect_err(|_| {
-            let half_made =
-                Self { id: id.to_string(), folder: folder.clone(), known: None, cgroup: None, launch: None };
+            let half_made = Self {
+                id: id.to_string(),
+                folder: folder.clone(),
+                known: None,
+                cgroup: None,
+                gate: None,
+                origin: None,
+            };
             half_made.discard();
             reap(creation.init);
         })
@@ -191,8 +228,8 @@ impl Container {
             None => None,
         };
         let record = read_record(&folder.join(RECORD))?;
-        let known = record.zip(spec).map(|(record, spec)| Known { record, spec });
-        Ok(Self { id: id.to_string(), folder, known, cgroup, launch: None })
+        let known = record.zip(spec).map(|(record, spec)| Known { record, spec: Some(spec) });
+        Ok(Self { id: id.to_string(), folder, known, cgroup, gate: None, origin: None })
     }
 
     /// Lets the container's process execute its command. When: once, after creation.
@@ -203,16 +240,26 @@ impl Container {
     pub fn start(&mut self) -> Result<(), StartError> {
         let known = self.known.as_mut().filter(|known| !known.record.started).ok_or(StartError::NotCreated)?;
         known.record.started = true;
-        let record = known.record.clone();
-        // Before it is true, so that nobody takes a running container for one that was never started.
-        write_record(&self.folder.join(RECORD), &record).map_err(StartError::Notify)?;
-        let runtime_folder = self.folder.join(&self.id);
-        notify(&runtime_folder).map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => StartError::Ended,
-            _ => StartError::Notify(error),
-        })?;
-        if let Some(launch) = self.launch.take() {
-            await_launch(launch)?;
+        match self.gate.take() {
+            Some(Gate::Zygote(mut socket)) => {
+                socket.write_all(&[LAUNCHING]).map_err(|error| match error.kind() {
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => StartError::Ended,
+                    _ => StartError::Notify(error),
+                })?;
+                await_launch(socket)?;
+            }
+            gate => {
+                let record = known.record.clone();
+                // Before it is true, so that nobody takes a running container for one that was never started.
+                write_record(&self.folder.join(RECORD), &record).map_err(StartError::Notify)?;
+                notify(&self.folder.join(&self.id)).map_err(|error| match error.kind() {
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => StartError::Ended,
+                    _ => StartError::Notify(error),
+                })?;
+                if let Some(Gate::Libcontainer(launch)) = gate {
+                    await_launch(launch)?;
+                }
+            }
         }
         self.run_hooks("running", |hooks| hooks.poststart().as_ref()).map_err(StartError::Hook)
     }
@@ -237,13 +284,13 @@ impl Container {
         let root = Root::open(Path::new(&format!("/proc/{}/root", known.record.pid))).map_err(gone)?;
         spec::resolve_user(&mut process, &Accounts::read(&root)?, None)?;
         spec::adjust_process(&mut process, &limits)?;
-        let linux = known.spec.linux().as_ref().ok_or(ExecError::NotRunning)?;
-        let outside_id = spec::host_id(process.user().uid(), linux.uid_mappings().as_ref());
+        let mappings = known.linux().and_then(|linux| linux.uid_mappings().as_ref());
+        let outside_id = spec::host_id(process.user().uid(), mappings);
         let (streams, fds, (width, height)) = take_apart(stdio, outside_id);
         let request = ExecRequest {
             process,
-            seccomp: Some(self.folder.join(SECCOMP)).filter(|file| file.exists()),
-            personality: linux.personality().clone(),
+            seccomp: self.seccomp_file().map_err(ExecError::Filter)?,
+            personality: known.linux().and_then(|linux| linux.personality().clone()),
             namespaces: exec::foreign_namespaces(raw_pid(known.record.pid).ok_or(ExecError::NotRunning)?)
                 .map_err(gone)?,
             cgroups: cgroup.folders(),
@@ -367,6 +414,9 @@ impl Container {
         if let Err(error) = self.run_hooks("stopped", |hooks| hooks.poststop().as_ref()) {
             tracing::warn!(container = self.id, error = &error as &dyn std::error::Error, "poststop hook failed");
         }
+        if let Some(origin) = &self.origin {
+            origin.parts.clear();
+        }
         match fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(state(error)),
             _ => Ok(()),
@@ -397,14 +447,15 @@ impl Container {
         choose: impl Fn(&oci_spec::runtime::Hooks) -> Option<&Vec<Hook>>,
     ) -> Result<(), hooks::HookError> {
         let Some(known) = &self.known else { return Ok(()) };
-        let Some(chosen) = known.spec.hooks().as_ref().and_then(choose) else { return Ok(()) };
+        let Some(spec) = &known.spec else { return Ok(()) };
+        let Some(chosen) = spec.hooks().as_ref().and_then(choose) else { return Ok(()) };
         let state = serde_json::json!({
-            "ociVersion": known.spec.version(),
+            "ociVersion": spec.version(),
             "id": self.id,
             "status": status,
             "pid": if status == "stopped" { 0 } else { known.record.pid },
             "bundle": known.record.bundle,
-            "annotations": known.spec.annotations(),
+            "annotations": spec.annotations(),
         });
         hooks::run(chosen, &state.to_string())
     }
@@ -416,8 +467,7 @@ fn cgroup_path(spec: &Spec) -> Option<PathBuf> {
 
 type TakenApart = (Option<Streams>, Vec<OwnedFd>, (u16, u16));
 
-/// What the request says of the streams, the streams themselves, and a terminal's size. Pipes are given to the process'
-/// user, who could otherwise not open `/dev/stdout`. Source: runc `fixStdioPermissions`.
+/// What the request says of the streams, the streams themselves, which are given to the process' user, and a terminal's size.
 fn take_apart(stdio: Stdio, user_id: u32) -> TakenApart {
     match stdio {
         Stdio::Streams { stdin, stdout, stderr } => {
@@ -427,18 +477,6 @@ fn take_apart(stdio: Stdio, user_id: u32) -> TakenApart {
             (Some(streams), fds, (0, 0))
         }
         Stdio::Terminal { width, height } => (None, Vec::new(), (width, height)),
-    }
-}
-
-fn give_to(stream: &OwnedFd, user_id: u32) {
-    let Ok(file) = stream.try_clone().map(fs::File::from) else { return };
-    let Ok(metadata) = file.metadata() else { return };
-    let kind = metadata.file_type();
-    if metadata.uid() != user_id && (kind.is_fifo() || kind.is_socket()) {
-        // A file system that refuses this is no reason not to run: only reopening the stream fails then.
-        if let Err(error) = rustix::fs::fchown(stream, Some(rustix::process::Uid::from_raw(user_id)), None) {
-            tracing::debug!(%error, user_id, "a stream keeps its owner");
-        }
     }
 }
 
@@ -488,7 +526,7 @@ fn notify(folder: &Path) -> io::Result<()> {
 }
 
 /// Waits until the command is executed, or not. See [`LAUNCHING`].
-fn await_launch(mut launch: fs::File) -> Result<(), StartError> {
+fn await_launch(mut launch: impl Read) -> Result<(), StartError> {
     let mut text = Vec::new();
     launch.read_to_end(&mut text).map_err(StartError::Notify)?;
     match text.split_first() {

@@ -58,6 +58,9 @@ pub enum CreateError {
     /// The OCI runtime could not set the container up.
     #[error("unable to start container process: {0}")]
     Setup(SetupError),
+    /// What was asked for does not fit the image, such as a user that it does not have.
+    #[error("{0}")]
+    Refused(SetupError),
     /// The helper process failed.
     #[error(transparent)]
     Helper(#[from] HelperError),
@@ -83,7 +86,7 @@ impl CreateError {
             Self::Spec(error) => error.kind(),
             Self::User(error) => error.kind(),
             Self::Command(error) => error.kind(),
-            Self::Setup(error) => error.kind,
+            Self::Setup(error) | Self::Refused(error) => error.kind,
             Self::Helper(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),
             Self::State { source, .. } => kind_of_io(source),
@@ -184,6 +187,9 @@ pub enum ExecError {
     /// The container's cgroups cannot be found.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The seccomp filter cannot be handed to the process.
+    #[error("cannot write the seccomp profile")]
+    Filter(#[source] io::Error),
 }
 
 impl ExecError {
@@ -198,6 +204,7 @@ impl ExecError {
             Self::Setup(error) => error.kind,
             Self::Helper(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),
+            Self::Filter(error) => kind_of_io(error),
         }
     }
 }

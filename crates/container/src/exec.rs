@@ -1,50 +1,18 @@
 //! In the helper: starting a further process in a running container.
-//!
-//! libcontainer 0.7 can do this too, but without the container's seccomp profile and with its errors as texts only. Its
-//! parts for capabilities, AppArmor and identities are used here.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 
-use libcontainer::config::PersonalityDomain;
-use libcontainer::oci_spec::runtime::{LinuxPersonalityDomain, Process};
-use libcontainer::syscall::Syscall;
-use libcontainer::syscall::syscall::create_syscall;
-use libcontainer::{apparmor, capabilities};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
-use serde::{Deserialize, Serialize};
 
-use crate::failure::{CommandError, SetupError};
+use crate::confine::{Confinement, Failure};
 use crate::seccomp::Filter;
-use crate::terminal::{prepare_terminal, verify_terminal};
 use crate::wire::{self, Answer, ExecRequest, Outcome, StreamFds};
 use crate::{executable, sys};
-
-/// Why the new process did not come to execute its command; it says so over a pipe that its success closes.
-#[derive(Debug, Serialize, Deserialize)]
-enum Failure {
-    Command(CommandError),
-    Step(String),
-}
-
-impl Failure {
-    fn step(what: &str, error: &dyn std::fmt::Display) -> Self {
-        Self::Step(format!("{what}: {error}"))
-    }
-
-    fn answer(self, pid: Option<u32>) -> Outcome {
-        let answer = match self {
-            Self::Command(error) => Answer::Command { error, pid },
-            Self::Step(message) => Answer::Failed { error: SetupError::new(message), pid },
-        };
-        Outcome { answer, terminal: None }
-    }
-}
 
 /// Starts the process; answers when its command runs.
 pub fn start(request: &ExecRequest, container: &OwnedFd, streams: Option<StreamFds>) -> Outcome {
@@ -91,7 +59,7 @@ fn fork(request: &ExecRequest, filter: Option<&Filter>, streams: Option<StreamFd
         Ok(sys::Forked::Parent(pid)) => pid,
         Ok(sys::Forked::Child) => {
             drop((failure_read, console));
-            let failure = Child { request, filter, syscall: create_syscall() }.run(streams, &console_child);
+            let failure = become_command(request, filter, streams, &console_child);
             let _ = File::from(failure_write).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
             sys::exit_now(127)
         }
@@ -120,157 +88,23 @@ fn fork(request: &ExecRequest, filter: Option<&Filter>, streams: Option<StreamFd
     Outcome { answer: Answer::Started { pid }, terminal }
 }
 
-/// The new process, in the container's namespaces and cgroups, still root with all capabilities.
-struct Child<'a> {
-    request: &'a ExecRequest,
-    filter: Option<&'a Filter>,
-    syscall: Box<dyn Syscall>,
-}
-
-impl Child<'_> {
-    /// Becomes the command; returns only with the reason why not.
-    fn run(&self, streams: Option<StreamFds>, console: &UnixStream) -> Failure {
-        match self.set_up(streams, console) {
-            Ok(()) => Failure::Command(executable::execute(&self.request.process)),
-            Err(failure) => failure,
-        }
-    }
-
-    /// The order is libcontainer's for the first process, and runc's.
-    fn set_up(&self, streams: Option<StreamFds>, console: &UnixStream) -> Result<(), Failure> {
-        let process = &self.request.process;
-        rustix::process::setsid().map_err(|error| Failure::step("setsid", &error))?;
-        match streams {
-            Some(streams) => {
-                connect_streams(&streams).map_err(|error| Failure::step("cannot connect streams", &error))?
-            }
-            None => self.open_terminal(console).map_err(|error| Failure::step("cannot open a terminal", &error))?,
-        }
-        for limit in process.rlimits().iter().flatten() {
-            let set = self.syscall.set_rlimit(limit);
-            set.map_err(|error| Failure::step(&format!("cannot set {}", limit.typ()), &error))?;
-        }
-        self.set_attributes(process)?;
-        // As root, since the user may not see the folder's parents; a network file system may know root as nobody, though.
-        let chdir_later = match std::env::set_current_dir(process.cwd()) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => true,
-            other => other.map(|()| false).map_err(|error| chdir_failure(process.cwd(), &error))?,
-        };
-        self.set_identity(process)?;
-        self.syscall.close_range(0).map_err(|error| Failure::step("close_range", &error))?;
-        let no_new_privileges = process.no_new_privileges().unwrap_or(false);
-        if !no_new_privileges {
-            // Loading a filter takes CAP_SYS_ADMIN, which is about to go.
-            self.load_seccomp()?;
-        }
-        capabilities::reset_effective(self.syscall.as_ref())
-            .and_then(|()| {
-                process
-                    .capabilities()
-                    .as_ref()
-                    .map_or(Ok(()), |wanted| capabilities::drop_privileges(wanted, self.syscall.as_ref()))
-            })
-            .map_err(|error| Failure::step("cannot set capabilities", &error))?;
-        if chdir_later {
-            std::env::set_current_dir(process.cwd()).map_err(|error| chdir_failure(process.cwd(), &error))?;
-        }
-        verify_current_dir(process.cwd())?;
-        if no_new_privileges { self.load_seccomp() } else { Ok(()) }
-    }
-
-    fn set_attributes(&self, process: &Process) -> Result<(), Failure> {
-        if process.no_new_privileges() == Some(true) {
-            rustix::thread::set_no_new_privs(true).map_err(|error| Failure::step("no_new_privs", &error))?;
-        }
-        if let Some(profile) = process.apparmor_profile() {
-            apparmor::apply_profile(profile)
-                .map_err(|error| Failure::step("cannot set the AppArmor profile", &error))?;
-        }
-        if let Some(umask) = process.user().umask() {
-            rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask & 0o777));
-        }
-        if let Some(personality) = &self.request.personality {
-            let domain = match personality.domain() {
-                LinuxPersonalityDomain::PerLinux => PersonalityDomain::Linux,
-                LinuxPersonalityDomain::PerLinux32 => PersonalityDomain::Linux32,
-            };
-            let set = self.syscall.personality(domain);
-            set.map_err(|error| Failure::step("cannot set the personality", &error))?;
-        }
-        Ok(())
-    }
-
-    fn set_identity(&self, process: &Process) -> Result<(), Failure> {
-        use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-        let user = process.user();
-        let groups: Vec<Gid> = user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
-        let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
-        setgroups(&groups).map_err(|error| Failure::step("setgroups", &error))?;
-        // Capabilities survive the change of user, to be cut down to the wanted ones afterwards.
-        rustix::thread::set_keep_capabilities(true).map_err(|error| Failure::step("keep capabilities", &error))?;
-        setresgid(gid, gid, gid).map_err(|error| Failure::step("setresgid", &error))?;
-        setresuid(uid, uid, uid).map_err(|error| Failure::step("setresuid", &error))?;
-        if !uid.is_root() {
-            capabilities::reset_effective(self.syscall.as_ref())
-                .map_err(|error| Failure::step("cannot keep capabilities", &error))?;
-        }
-        rustix::thread::set_keep_capabilities(false).map_err(|error| Failure::step("keep capabilities", &error))
-    }
-
-    fn load_seccomp(&self) -> Result<(), Failure> {
-        let Some(filter) = self.filter else { return Ok(()) };
-        filter.load().map_err(|error| Failure::step("cannot load the seccomp profile", &error))
-    }
-
-    /// Makes a terminal of the container's own devpts, and passes its master out.
-    fn open_terminal(&self, console: &UnixStream) -> io::Result<()> {
-        use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = openpt(flags)?;
-        verify_terminal(&master, (5, 2))?;
-        grantpt(&master)?;
-        unlockpt(&master)?;
-        let slave = ioctl_tiocgptpeer(&master, flags)?;
-        verify_terminal(&slave, (136, u32::MAX))?;
-        prepare_terminal(&master, self.request.width, self.request.height, self.request.process.user().uid())?;
-        wire::send(console, &(), &[master.as_fd()]).map_err(io::Error::other)?;
-        rustix::process::ioctl_tiocsctty(&slave)?;
-        rustix::stdio::dup2_stdin(&slave)?;
-        rustix::stdio::dup2_stdout(&slave)?;
-        rustix::stdio::dup2_stderr(&slave)?;
-        Ok(())
-    }
-}
-
-fn connect_streams(streams: &StreamFds) -> io::Result<()> {
-    // A stream that was not passed is /dev/null already; but it is the host's, so take the container's.
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    let null = OwnedFd::from(null);
-    let is_null = {
-        let stat = rustix::fs::fstat(&null)?;
-        (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3)
+/// In the new process: becomes the command; returns only with the reason why not.
+fn become_command(
+    request: &ExecRequest,
+    filter: Option<&Filter>,
+    streams: Option<StreamFds>,
+    console: &UnixStream,
+) -> Failure {
+    let confinement = Confinement {
+        process: &request.process,
+        personality: request.personality.as_ref(),
+        filter,
+        size: (request.width, request.height),
+        is_first: false,
     };
-    if !is_null {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the container's /dev/null is another device"));
-    }
-    rustix::stdio::dup2_stdin(streams.stdin.as_ref().unwrap_or(&null))?;
-    rustix::stdio::dup2_stdout(streams.stdout.as_ref().unwrap_or(&null))?;
-    rustix::stdio::dup2_stderr(streams.stderr.as_ref().unwrap_or(&null))?;
-    Ok(())
-}
-
-fn chdir_failure(cwd: &Path, error: &io::Error) -> Failure {
-    let reason = error
-        .raw_os_error()
-        .map_or_else(|| error.to_string(), |errno| nix::errno::Errno::from_raw(errno).desc().to_ascii_lowercase());
-    Failure::Step(format!("chdir to cwd ({cwd:?}) set in config.json failed: {reason}"))
-}
-
-/// Refuses a working directory outside of the container (CVE-2024-21626: a leaked descriptor of the host).
-fn verify_current_dir(cwd: &Path) -> Result<(), Failure> {
-    match rustix::process::getcwd(Vec::new()) {
-        Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
-        _ => Err(Failure::Step(format!("the working directory {cwd:?} is not in the container"))),
+    match confinement.apply(streams, |master| wire::send(console, &(), &[master.as_fd()])) {
+        Ok(()) => Failure::Command(executable::execute(&request.process)),
+        Err(failure) => failure,
     }
 }
 

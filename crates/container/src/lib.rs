@@ -19,6 +19,7 @@
 #![deny(unsafe_code)]
 
 mod cgroup;
+mod confine;
 mod container;
 mod diagnostics;
 mod error;
@@ -30,6 +31,7 @@ mod hooks;
 mod init;
 mod lock;
 mod network;
+mod plain;
 mod processes;
 pub mod rootfs;
 mod rootpath;
@@ -40,19 +42,23 @@ mod sys;
 mod terminal;
 mod user;
 mod wire;
+mod zygote;
+mod zygote_process;
 
 use std::io;
 
 pub use cgroup::stats::{BlockStats, CpuStats, MemoryStats, PidsStats, Stats};
 pub use cgroup::{CgroupError, remove_cgroup};
-pub use container::{Blueprint, Container, Started, Stdio};
+pub use container::{Blueprint, Container, PlainBlueprint, Started, Stdio};
 pub use error::{CreateError, DeleteError, ExecError, HelperError, LoadError, StartError};
 pub use failure::{CommandError, SetupError};
 pub use helper::{Helper, serve_if_helper};
 pub use hooks::HookError;
+pub use plain::Specialization;
 pub use spec::{GROUPS_ANNOTATION, SpecError, USER_ANNOTATION};
 pub use user::UserError;
 pub use wire::WireError;
+pub use zygote::{Zygote, ZygoteError};
 
 /// Does ahead what every creation in this process would do: learns what may be passed on to a container, and has the
 /// kernel verify the device program of a container without devices of its own. Leaving it out costs time only.

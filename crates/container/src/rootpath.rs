@@ -116,6 +116,43 @@ impl Root {
         Ok(None)
     }
 
+    /// A path that exists, to mount something on it.
+    pub fn open_path(&self, path: &Path) -> io::Result<OwnedFd> {
+        Ok(self.resolve(path, OFlags::PATH)?)
+    }
+
+    /// Whether a path leads to an empty file, or could lead to a file in a folder that exists.
+    pub fn is_empty_or_missing(&self, path: &Path) -> io::Result<bool> {
+        match self.resolve(path, OFlags::PATH) {
+            Ok(file) => {
+                let stat = fstat(&file)?;
+                Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0)
+            }
+            Err(Errno::NOENT) => {
+                let folder = self.resolve(path.parent().unwrap_or(Path::new(".")), OFlags::PATH | OFlags::DIRECTORY);
+                Ok(folder.is_ok())
+            }
+            Err(Errno::NOTDIR | Errno::LOOP) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A file to mount another one on it: made, with its folders, where it does not exist.
+    pub fn make_file(&self, path: &Path) -> io::Result<OwnedFd> {
+        match self.resolve(path, OFlags::PATH) {
+            Err(Errno::NOENT) => {}
+            other => return Ok(other?),
+        }
+        self.create_behind_links(path, FileType::RegularFile)?;
+        self.create_folders(path.parent().unwrap_or(Path::new("")))?;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+        match openat2(&self.folder, path, flags, Mode::from_raw_mode(0o644), resolve) {
+            Ok(_) => self.open_path(path),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Makes a folder and its parents, mode 0755, where they do not exist.
     pub fn create_folders(&self, path: &Path) -> io::Result<()> {
         let folder = OFlags::PATH | OFlags::DIRECTORY;

@@ -9,7 +9,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::cgroup::Readiness;
 use crate::wire::{self, Answer, Request, StreamFds};
-use crate::{exec, init};
+use crate::{exec, init, zygote_process};
 
 /// Serves one request and ends the process.
 pub fn run() -> ! {
@@ -34,6 +34,7 @@ fn serve() -> Option<()> {
             let streams = request.streams.map(|streams| StreamFds::take(streams, &mut fds));
             exec::start(&request, &first, streams)
         }
+        Request::Zygote(request) => zygote_process::create(&request, first, fds.next()),
     };
     let terminal: Vec<_> = outcome.terminal.iter().map(AsFd::as_fd).collect();
     if wire::send(&socket, &outcome.answer, &terminal).is_err()

@@ -19,8 +19,27 @@ pub enum Forked {
 ///
 /// Source: clone(2), `CLONE_PARENT`.
 pub fn fork_sibling() -> io::Result<Forked> {
-    // As a raw system call, since libc's fork(2) cannot pass flags. The fields are those of clone3(2)'s first version.
-    let arguments: [u64; 8] = [u64::from(libc::CLONE_PARENT.unsigned_abs()), 0, 0, 0, 0, 0, 0, 0];
+    clone_sibling(0, None)
+}
+
+/// The same into new namespaces and a cgroup. Shape: `namespaces` are clone(2)'s flags; `cgroup` is a folder of version 2.
+///
+/// Source: clone(2), `CLONE_INTO_CGROUP` (Linux 5.7).
+pub fn fork_sibling_into(namespaces: u32, cgroup: BorrowedFd<'_>) -> io::Result<Forked> {
+    clone_sibling(namespaces, Some(cgroup))
+}
+
+fn clone_sibling(namespaces: u32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    // From linux/sched.h, beyond the 32 bits of libc's constants.
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    let mut flags = u64::from(libc::CLONE_PARENT.unsigned_abs()) | u64::from(namespaces);
+    let mut folder = 0;
+    if let Some(cgroup) = cgroup {
+        flags |= CLONE_INTO_CGROUP;
+        folder = u64::try_from(cgroup.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    }
+    // As a raw system call, since libc's fork(2) cannot pass flags. The fields are those of clone3(2)'s third version.
+    let arguments: [u64; 11] = [flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, folder];
     // SAFETY: `arguments` is a valid clone_args of the size given; without CLONE_VM and with no stack both processes go on
     // with memory of their own, as after fork(2); the caller has a single thread, so no lock is held by another one.
     let result = unsafe { libc::syscall(libc::SYS_clone3, arguments.as_ptr(), size_of_val(&arguments)) };

@@ -38,6 +38,8 @@ pub enum Request {
     Create(Box<CreateRequest>),
     /// Start a further process. With it: the first process' pidfd, then the streams.
     Exec(Box<ExecRequest>),
+    /// Make a zygote. With it: the zygote's socket, then the folder of its cgroup, in version 2's hierarchy.
+    Zygote(ZygoteRequest),
 }
 
 /// Which standard streams have a file descriptor of their own, in the order in which they are passed.
@@ -93,6 +95,40 @@ pub struct ExecRequest {
     pub height: u16,
 }
 
+/// See [`Request::Zygote`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ZygoteRequest {
+    /// An existing folder, below which it makes its mounts.
+    pub stage: PathBuf,
+}
+
+/// What a zygote is to become, on its socket. With it: the mount of the container's root, then the streams. Two bodies follow:
+/// a [`crate::Specialization`] in JSON, and the seccomp filter's bytes (none for an unconfined container).
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SpecializeRequest {
+    /// Absent for a terminal.
+    pub streams: Option<Streams>,
+    pub width: u16,
+    pub height: u16,
+}
+
+/// What a zygote says on its socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ZygoteReport {
+    /// Its mounts are there, and it waits for a request.
+    Ready,
+    /// With it: the terminal's master.
+    Terminal,
+    /// It is a container's first process, and waits for one byte to execute the command.
+    Created,
+    /// The command cannot be run; it ends.
+    Command(CommandError),
+    /// The image or the request is at fault; it ends.
+    Refused(SetupError),
+    /// A step failed; it ends.
+    Failed(SetupError),
+}
+
 /// What came of it.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
@@ -124,6 +160,11 @@ impl StreamFds {
         let mut next = |present: bool| if present { fds.next() } else { None };
         Self { stdin: next(streams.stdin), stdout: next(streams.stdout), stderr: next(streams.stderr) }
     }
+
+    /// Those that are there.
+    pub fn each(&self) -> impl Iterator<Item = &OwnedFd> {
+        [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten()
+    }
 }
 
 /// The longest body. A command line takes up to 2 MiB.
@@ -134,11 +175,13 @@ const MOST_FDS: usize = 5;
 /// Writes one message.
 pub fn send(socket: &UnixStream, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
     let body = serde_json::to_vec(message)?;
-    let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= BODY_LIMIT);
-    let head = length.ok_or(WireError::TooLong(body.len()))?.to_le_bytes();
+    if fds.is_empty() {
+        return send_body(socket, &body);
+    }
+    let head = head(&body)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+    if !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(WireError::Socket(io::Error::from(io::ErrorKind::InvalidInput)));
     }
     // A stream socket takes these four bytes as a whole: its buffer is empty.
@@ -150,8 +193,28 @@ pub fn send(socket: &UnixStream, message: &impl Serialize, fds: &[BorrowedFd<'_>
     Ok(())
 }
 
-/// Reads one message; `None` when the other side is gone.
-pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
+/// Writes one message whose body is there already, by the one system call that every seccomp profile allows.
+pub fn send_body(socket: &UnixStream, body: &[u8]) -> Result<(), WireError> {
+    let head = head(body)?;
+    Ok((&*socket).write_all(&[&head, body].concat())?)
+}
+
+fn head(body: &[u8]) -> Result<[u8; 4], WireError> {
+    let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= BODY_LIMIT);
+    Ok(length.ok_or(WireError::TooLong(body.len()))?.to_le_bytes())
+}
+
+/// A message with its descriptors; `None` when the other side is gone.
+type Received<T> = Result<Option<(T, Vec<OwnedFd>)>, WireError>;
+
+/// Reads one message.
+pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> Received<T> {
+    let Some((body, fds)) = receive_body(socket)? else { return Ok(None) };
+    Ok(Some((serde_json::from_slice(&body)?, fds)))
+}
+
+/// Reads one message's body as it is.
+pub fn receive_body(socket: &UnixStream) -> Received<Vec<u8>> {
     let mut head = [0; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -178,7 +241,7 @@ pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> Result<Option<(T, Ve
     }
     let mut body = vec![0; length];
     (&*socket).read_exact(&mut body)?;
-    Ok(Some((serde_json::from_slice(&body)?, fds)))
+    Ok(Some((body, fds)))
 }
 
 /// The descriptors to send with a request: the one that always comes, then the streams that are there.

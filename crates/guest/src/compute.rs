@@ -8,18 +8,21 @@ use std::sync::Arc;
 
 use container::rootfs::{self, LayerSource, MountedRootfs, RootfsError, Upper};
 use container::seccomp::Filter;
-use container::{Blueprint, Container, CreateError, DeleteError, ExecError, Helper, HelperError, StartError, Started};
+use container::{
+    Blueprint, CgroupError, Container, CreateError, DeleteError, ExecError, Helper, HelperError, PlainBlueprint,
+    StartError, Started, Stdio, ZygoteError,
+};
 use proto::ErrorKind;
 use proto::gcs::INIT_PROCESS;
 use proto::gcs::wire::{CreateContainerRequest, ExecRequest};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags, mount, open_tree, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::bundle::{self, BundleError};
 use crate::devices::{SlotError, Slots};
 use crate::identity;
-use crate::machine::Machine;
+use crate::machine::{Machine, Spare};
 use crate::process::{Prepared, Process, TerminalSize};
 use crate::reaper::Reaper;
 use crate::substreams::StdioStreams;
@@ -62,9 +65,9 @@ pub enum ComputeError {
     /// A further process was not started.
     #[error(transparent)]
     Exec(#[from] ExecError),
-    /// No helper process could be started.
+    /// A process that is to wait for a container could not be started.
     #[error(transparent)]
-    Helper(#[from] HelperError),
+    Prepare(#[from] ZygoteError),
     /// The container was not removed.
     #[error("cannot remove the container")]
     Delete(#[from] DeleteError),
@@ -104,7 +107,7 @@ impl ComputeError {
             Self::Create(error) => error.kind(),
             Self::Start(error) => error.kind(),
             Self::Exec(error) => error.kind(),
-            Self::Helper(error) => error.kind(),
+            Self::Prepare(error) => error.kind(),
             Self::Delete(error) => error.kind(),
             Self::Process { kind, .. } => *kind,
             Self::Scratch { .. } => ErrorKind::Unavailable,
@@ -120,8 +123,8 @@ impl ComputeError {
 pub struct Compute {
     container: Container,
     processes: HashMap<u32, Arc<Process>>,
-    /// Waits for the next exec.
-    exec_helper: Option<Helper>,
+    /// What still waits: for the next exec, and for a container after a rehearsal.
+    spare: Spare,
     /// Before the scratch: what is dropped first is unmounted first.
     rootfs: MountedRootfs,
     scratch: Scratch,
@@ -139,19 +142,17 @@ impl Compute {
         machine: Machine,
         reaper: &Reaper,
     ) -> Result<Self, ComputeError> {
-        let Machine { mut slots, create_helper, exec_helper } = machine;
+        let Machine { mut slots, mut spare } = machine;
         let (rootfs, scratch) = mount_root(request, &mut slots)?;
-        let spec = bundle::take(&request.spec, Path::new(MERGED))?;
-        let compiled = Some(request.seccomp.as_slice()).filter(|bytes| !bytes.is_empty());
-        let seccomp = compiled.map(Filter::from_bytes).transpose().map_err(CreateError::Spec)?;
-        let blueprint = Blueprint { spec, seccomp, bundle: bundle::RUN.into() };
-        identity::give_machine_id(Path::new(MERGED));
         let size = terminal_size(request.terminal, request.width, request.height);
         let (prepared, stdio) = Prepared::new(streams, size).map_err(ComputeError::Stdio)?;
-        let (container, started) =
-            Container::create_from(create_helper, Path::new(STATE), &request.id, blueprint, stdio)?;
+        let (container, started) = if request.plain.is_empty() {
+            create_from_spec(request, &mut spare, stdio)?
+        } else {
+            create_of_zygote(request, &mut spare, stdio)?
+        };
         let processes = HashMap::new();
-        let mut this = Self { container, processes, exec_helper: Some(exec_helper), rootfs, scratch, slots };
+        let mut this = Self { container, processes, spare, rootfs, scratch, slots };
         this.attach(INIT_PROCESS, started, prepared, reaper)?;
         Ok(this)
     }
@@ -176,7 +177,7 @@ impl Compute {
         let process = bundle::process(&request.spec)?;
         let size = terminal_size(request.terminal, request.width, request.height);
         let (prepared, stdio) = Prepared::new(streams, size).map_err(ComputeError::Stdio)?;
-        let helper = self.exec_helper.take().map_or_else(Helper::spawn, Ok)?;
+        let helper = self.spare.exec_helper.take().map_or_else(Helper::spawn, Ok).map_err(ExecError::Helper)?;
         let started = self.container.exec(helper, &process, stdio)?;
         let pid = started.pid;
         self.attach(number, started, prepared, reaper)?;
@@ -185,9 +186,10 @@ impl Compute {
 
     /// Has a helper ready for the next exec.
     pub fn warm_up(&mut self) {
-        if self.exec_helper.is_none() {
+        if self.spare.exec_helper.is_none() {
             // Without one, the next exec tries again and says why it cannot.
-            self.exec_helper = Helper::spawn().inspect_err(|error| tracing::warn!("no warm helper: {error}")).ok();
+            self.spare.exec_helper =
+                Helper::spawn().inspect_err(|error| tracing::warn!("no warm helper: {error}")).ok();
         }
     }
 
@@ -234,28 +236,74 @@ impl Compute {
         signal_pid(process.pid(), signal).map_err(|source| ComputeError::Kernel { what: "signal", number, source })
     }
 
-    /// Removes the container, whose processes have been killed, and leaves a clean scratch disk and the slots.
+    /// Removes the container, whose processes have been killed, and leaves a clean scratch disk, the slots, and what was not
+    /// used.
     ///
     /// # Errors
     /// `Delete`, `Rootfs`, `Scratch`.
-    pub fn remove(self) -> Result<Slots, ComputeError> {
-        let Self { container, processes, exec_helper, rootfs, scratch, slots } = self;
-        drop((processes, exec_helper));
+    pub fn remove(self) -> Result<Machine, ComputeError> {
+        let Self { container, processes, spare, rootfs, scratch, slots } = self;
+        drop(processes);
         container.delete(true)?;
         rootfs.unmount()?;
         scratch.unmount()?;
-        Ok(slots)
+        Ok(Machine { slots, spare })
     }
 }
 
-/// Makes a machine again from what a removed container leaves, as if it never had one, with new helpers.
+/// Makes a machine again from what a removed container leaves, as if it never had one.
 ///
 /// # Errors
-/// `Slot` — a disk is still in use; `Bundle`, `Helper`.
-pub fn renew(mut slots: Slots) -> Result<Machine, ComputeError> {
+/// `Slot` — a disk is still in use; `Bundle`, `Prepare`.
+pub fn renew(machine: Machine) -> Result<Machine, ComputeError> {
+    let Machine { mut slots, spare } = machine;
     bundle::clear()?;
     slots.forget()?;
-    Ok(Machine::new(slots)?)
+    Ok(Machine { slots, spare: spare.complete()? })
+}
+
+type Created = (Container, Started);
+
+fn create_from_spec(
+    request: &CreateContainerRequest,
+    spare: &mut Spare,
+    stdio: Stdio,
+) -> Result<Created, ComputeError> {
+    identity::give_machine_id(Path::new(MERGED));
+    let spec = bundle::take(&request.spec, Path::new(MERGED))?;
+    let compiled = Some(request.seccomp.as_slice()).filter(|bytes| !bytes.is_empty());
+    let seccomp = compiled.map(Filter::from_bytes).transpose().map_err(CreateError::Spec)?;
+    let blueprint = Blueprint { spec, seccomp, bundle: bundle::RUN.into() };
+    let helper = spare.create_helper.take().map_or_else(Helper::spawn, Ok).map_err(CreateError::Helper)?;
+    Ok(Container::create_from(helper, Path::new(STATE), &request.id, blueprint, stdio)?)
+}
+
+fn create_of_zygote(
+    request: &CreateContainerRequest,
+    spare: &mut Spare,
+    stdio: Stdio,
+) -> Result<Created, ComputeError> {
+    let root = open_tree(rustix::fs::CWD, MERGED, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        .map_err(|error| RootfsError::Join { path: MERGED.into(), source: error.into() })?;
+    let zygote = spare.zygotes.pop().ok_or(CreateError::Helper(HelperError::Died))?;
+    let blueprint = PlainBlueprint { specialization: request.plain.clone(), seccomp: request.seccomp.clone(), root };
+    let (container, started) = Container::specialize(zygote, Path::new(STATE), &request.id, blueprint, stdio)?;
+    if let Err(error) = limit(&container, &request.resources) {
+        if let Err(left) = container.delete(true) {
+            tracing::warn!("a container without its limits is left: {left}");
+        }
+        return Err(error);
+    }
+    Ok((container, started))
+}
+
+fn limit(container: &Container, resources: &[u8]) -> Result<(), ComputeError> {
+    if resources.is_empty() {
+        return Ok(());
+    }
+    let resources = serde_json::from_slice(resources)
+        .map_err(|source| BundleError::Malformed { what: "list of limits", source })?;
+    container.update(&resources).map_err(|error: CgroupError| CreateError::Cgroup(error).into())
 }
 
 fn signal_pid(pid: u32, signal: u32) -> io::Result<()> {

@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use crate::compute;
 use crate::devices::{self, Slots};
 use crate::kernel_log::KernelLog;
-use crate::machine::Machine;
+use crate::machine::{Machine, Spare};
 use crate::sys;
 
 /// Where the initramfs has the modules.
@@ -39,7 +39,8 @@ pub fn run() -> Result<Machine> {
     let slots = Slots::bind().context("cannot list the disk slots")?;
     prepare_folders()?;
     container::prepare().context("cannot prepare for a container")?;
-    Machine::new(slots).context("cannot start the helpers")
+    let spare = Spare::prepare().context("cannot prepare the processes that wait for a container")?;
+    Ok(Machine { slots, spare })
 }
 
 /// What the container will be mounted on, and the controllers that its cgroup will use.

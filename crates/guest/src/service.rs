@@ -283,15 +283,15 @@ impl GuestService {
     /// Whatever fails, the life is over, and the host destroys the VM.
     async fn begin_again(&self) -> Result<(), Status> {
         let rehearsed = lock(&self.life).take_rehearsal()?;
-        let slots = match rehearsed {
-            Rehearsed::Nothing(machine) => machine.slots,
+        let machine = match rehearsed {
+            Rehearsed::Nothing(machine) => machine,
             Rehearsed::Container(compute) => {
                 kill(&compute)?.ended().await;
                 compute.remove().map_err(|error| failed(&error))?
             }
         };
         self.substreams.forget().await;
-        let machine = compute::renew(slots).map_err(|error| failed(&error))?;
+        let machine = compute::renew(machine).map_err(|error| failed(&error))?;
         *lock(&self.life) = Life::Blank(machine);
         Ok(())
     }

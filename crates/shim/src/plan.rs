@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use container::Specialization;
 use container::seccomp::Filter;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use proto::control::{ContainerBundle, UtilityVmRequest, Writable};
 use proto::gcs::wire::CreateContainerRequest;
 use proto::{ErrorKind, Status};
@@ -25,6 +26,8 @@ pub struct Plan {
     layers: Vec<PathBuf>,
     /// The spec's profile, compiled here: the guest would take many times as long.
     seccomp: Vec<u8>,
+    /// What makes it of a process that the template has ready, if it is a plain container; with its limits.
+    plain: Option<(Specialization, LinuxResources)>,
 }
 
 impl Plan {
@@ -43,7 +46,14 @@ impl Plan {
         spec::for_guest(&mut spec).map_err(|error| Status::from_error(error.kind(), &error))?;
         let seccomp = take_seccomp(&mut spec)?;
         let layers = container.layers.into_iter().map(|layer| layer.path).collect();
-        Ok(Self { spec, vm, cgroup: container.cgroup, scratch: disk, layers, seccomp })
+        let files = spec::files(&spec).map_err(|error| Status::from_error(error.kind(), &error))?;
+        let mut plain = Specialization::of(&spec, &files);
+        if let Some((specialization, _)) = &mut plain {
+            // In the image's root it would be a change of the container's.
+            specialization.provide("/etc/machine-id".into(), format!("{}\n", vm.machine_id));
+        }
+        tracing::debug!(plain = plain.is_some(), "read the bundle");
+        Ok(Self { spec, vm, cgroup: container.cgroup, scratch: disk, layers, seccomp, plain })
     }
 
     /// What the utility VM is started with, its logs in the folder `run_dir`.
@@ -75,8 +85,18 @@ impl Plan {
         let (width, height) = self.spec.process().as_ref().map_or((0, 0), console_size);
         let mut request = CreateContainerRequest::new();
         request.id = id.to_owned();
-        request.spec =
-            serde_json::to_vec(&self.spec).map_err(|error| Status::from_error(ErrorKind::InvalidArgument, &error))?;
+        let invalid = |error: serde_json::Error| Status::from_error(ErrorKind::InvalidArgument, &error);
+        match &self.plain {
+            Some((specialization, limits)) => {
+                request.plain = serde_json::to_vec(specialization).map_err(invalid)?;
+                let limits = serde_json::to_vec(limits).map_err(invalid)?;
+                // Without any it is an empty object.
+                if limits != b"{}" {
+                    request.resources = limits;
+                }
+            }
+            None => request.spec = serde_json::to_vec(&self.spec).map_err(invalid)?,
+        }
         request.layers = vm.layer_devices();
         request.scratch_slot = vm.scratch_slot();
         request.terminal = terminal;

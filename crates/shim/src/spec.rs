@@ -76,10 +76,7 @@ pub fn set_root(spec: &mut Spec, path: &Path) -> bool {
 /// [`SpecError`].
 pub fn for_guest(spec: &mut Spec) -> Result<(), SpecError> {
     let annotations: HashMap<String, String> = spec.annotations().clone().unwrap_or_default();
-    let mut files: BTreeMap<String, String> = match annotations.get(FILES_ANNOTATION) {
-        Some(text) => serde_json::from_str(text).map_err(SpecError::Annotation)?,
-        None => BTreeMap::new(),
-    };
+    let mut files = files(spec)?;
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
         if is_host_bind(mount) {
@@ -104,13 +101,22 @@ pub fn for_guest(spec: &mut Spec) -> Result<(), SpecError> {
     Ok(())
 }
 
+/// The small files that travel into the utility VM: path in the guest, and text.
+///
+/// # Errors
+/// [`SpecError::Annotation`].
+pub fn files(spec: &Spec) -> Result<BTreeMap<PathBuf, String>, SpecError> {
+    let annotation = spec.annotations().as_ref().and_then(|all| all.get(FILES_ANNOTATION));
+    annotation.map_or(Ok(BTreeMap::new()), |text| serde_json::from_str(text).map_err(SpecError::Annotation))
+}
+
 fn is_host_bind(mount: &Mount) -> bool {
     let by_option = || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
     let is_bind = mount.typ().as_deref() == Some("bind") || by_option();
     is_bind && !mount.source().as_ref().is_some_and(|source| source.starts_with(GUEST_FILES))
 }
 
-fn deliver(mount: &mut Mount, files: &mut BTreeMap<String, String>) -> Result<(), SpecError> {
+fn deliver(mount: &mut Mount, files: &mut BTreeMap<PathBuf, String>) -> Result<(), SpecError> {
     let destination = mount.destination().to_string_lossy().into_owned();
     let source = mount.source().clone().unwrap_or_default();
     if !NAME_FILES.contains(&destination.as_str()) {
@@ -118,8 +124,8 @@ fn deliver(mount: &mut Mount, files: &mut BTreeMap<String, String>) -> Result<()
     }
     let content = read_bounded(&source).map_err(|error| SpecError::NameFile { path: source, source: error })?;
     let name = destination.trim_start_matches("/etc/");
-    let path = format!("{GUEST_FILES}/{name}");
-    mount.set_source(Some(PathBuf::from(&path)));
+    let path = Path::new(GUEST_FILES).join(name);
+    mount.set_source(Some(path.clone()));
     files.insert(path, content);
     Ok(())
 }

@@ -65,6 +65,15 @@ impl Cgroup {
         attached.map_err(CgroupError::Devices)
     }
 
+    /// Makes the rules of a container hold that asks for no device. When: version 2 only.
+    pub fn restrict_devices_plainly(&self) -> Result<(), CgroupError> {
+        let folder = self.unified().ok_or(CgroupError::Devices(io::ErrorKind::Unsupported.into()))?;
+        let folder = File::open(folder).map_err(CgroupError::Devices)?;
+        prepare().map_err(CgroupError::Devices)?;
+        let plain = PLAIN.get().ok_or(CgroupError::Devices(io::ErrorKind::NotFound.into()))?;
+        device_program::attach(folder.as_fd(), plain.program.as_fd()).map_err(CgroupError::Devices)
+    }
+
     /// libcontainer allows /dev/net/tun to every container of version 1, as old runc did; nobody asked for it.
     fn withdraw_tunnels(&self, given: &[LinuxDeviceCgroup]) -> Result<(), CgroupError> {
         let allows_tunnels = |rule: &Rule| {
@@ -99,12 +108,24 @@ static PLAIN: OnceLock<Loaded> = OnceLock::new();
 /// # Errors
 /// The kernel refuses it.
 pub fn prepare() -> io::Result<()> {
-    let deny_all = Rule { allow: false, kind: None, major: None, minor: None, access: MAKE | READ | WRITE };
-    let code = program(&decisive(std::iter::once(deny_all).chain(ALWAYS)));
+    if PLAIN.get().is_some() {
+        return Ok(());
+    }
+    let code = plain_program();
     let program = device_program::load(&code)?;
     // A second one is as good as the first.
     let _ = PLAIN.set(Loaded { code, program });
     Ok(())
+}
+
+fn plain_program() -> Vec<u64> {
+    let deny_all = Rule { allow: false, kind: None, major: None, minor: None, access: MAKE | READ | WRITE };
+    program(&decisive(std::iter::once(deny_all).chain(ALWAYS)))
+}
+
+/// Whether these are the rules of a container that asks for no device.
+pub fn are_plain(given: &[LinuxDeviceCgroup]) -> bool {
+    program(&decisive(given.iter().filter_map(rule).chain(ALWAYS))) == plain_program()
 }
 
 /// Leaves out what can never decide: a rule that stands once more behind itself, since the last one that fits decides.

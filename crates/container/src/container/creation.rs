@@ -8,7 +8,8 @@ use oci_spec::runtime::Spec;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{
-    BUNDLE, CONFIG, Container, Known, RECORD, Record, SECCOMP, Started, Stdio, cgroup_path, take_apart, write_record,
+    BUNDLE, CONFIG, Container, Gate, Known, RECORD, Record, SECCOMP, Started, Stdio, cgroup_path, take_apart,
+    write_record,
 };
 use crate::cgroup::Cgroup;
 use crate::error::CreateError;
@@ -78,9 +79,10 @@ impl Creation<'_> {
         let container = Container {
             id: self.id.to_owned(),
             folder: self.folder.to_owned(),
-            known: Some(Known { record, spec }),
+            known: Some(Known { record, spec: Some(spec) }),
             cgroup: Some(cgroup),
-            launch: Some(fs::File::from(launch)),
+            gate: Some(Gate::Libcontainer(fs::File::from(launch))),
+            origin: None,
         };
         Ok((container, Started { pid, terminal: terminal.into_iter().next() }))
     }

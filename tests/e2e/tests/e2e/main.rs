@@ -50,3 +50,4 @@ mod standby;
 mod stdio;
 mod templates;
 mod terminal;
+mod zygotes;

@@ -1,0 +1,6 @@
+//! Plain containers: what all of them have, and what tells one from another.
+
+pub mod layout;
+mod specialization;
+
+pub use specialization::{BoundFile, Specialization};
