@@ -53,7 +53,7 @@ impl Engine {
             images: Arc::new(images),
             containers: ContainerStore::default(),
             events: EventBus::default(),
-            standby: Standby::new(settings.standby_vms > 0 && rehearsal::AVAILABLE),
+            standby: Standby::new(settings.standby_vms != Some(0) && rehearsal::AVAILABLE),
             stopping: CancellationToken::new(),
             copying: TaskTracker::new(),
             settings,

@@ -60,10 +60,10 @@ pub struct Flags {
     #[arg(long)]
     pub require_boundary: bool,
 
-    /// Utility VMs that stand by once a hyperv container has started, 0 or 1: costs about 100 MiB of memory, and the next
-    /// hyperv container starts several times quicker under software emulation
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = standby_vms)]
-    pub standby_vms: u32,
+    /// Utility VMs that stand by once a hyperv container has started, 0 or 1: costs about 60 MiB of memory, and the next
+    /// hyperv container starts several times quicker under software emulation [default: 1 under software emulation, 0 with KVM]
+    #[arg(long, value_name = "N", value_parser = standby_vms)]
+    pub standby_vms: Option<u32>,
 
     /// Folder of the templates, which engines may share [default: DATA_ROOT/templates]
     #[arg(long, value_name = "DIR")]
@@ -141,7 +141,8 @@ pub struct Settings {
     /// Refuse hyperv containers without a security boundary.
     pub boundary_required: bool,
     /// How many utility VMs stand by: 0 or 1.
-    pub standby_vms: u32,
+    /// `None`: one under software emulation.
+    pub standby_vms: Option<u32>,
     /// Folder of the template store.
     pub template_store: PathBuf,
     /// Absolute cgroup path below which each container gets its own, without a trailing slash.
@@ -262,8 +263,8 @@ mod tests {
     #[test]
     fn one_utility_vm_stands_by_or_none() {
         let parse = |args: &[&str]| Flags::try_parse_from([&["bulkheadd"], args].concat());
-        assert_eq!(parse(&[]).unwrap().standby_vms, 1);
-        assert_eq!(parse(&["--standby-vms", "0"]).unwrap().standby_vms, 0);
+        assert_eq!(parse(&[]).unwrap().standby_vms, None);
+        assert_eq!(parse(&["--standby-vms", "0"]).unwrap().standby_vms, Some(0));
         for wrong in ["2", "-1", "on"] {
             let error = parse(&[&format!("--standby-vms={wrong}")]).unwrap_err().to_string();
             assert!(error.contains("0 (none) or 1"), "{error}");

@@ -39,7 +39,7 @@ pub async fn launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
     let start = (container.isolation == Isolation::Hyperv).then(|| engine.standby.note_start());
     match try_launch(engine, container).await {
         Ok(run) => {
-            start.into_iter().for_each(Start::succeeded);
+            start.filter(|_| pays_to_stand_by(engine, container)).into_iter().for_each(Start::succeeded);
             supervise::watch(engine, container, run);
             Ok(())
         }
@@ -139,6 +139,15 @@ async fn note_utility_vm(container: &Arc<Container>, bundle: &Bundle) {
         }
         Err(error) => tracing::warn!(id = %container.id, error, "cannot read the report of the utility VM"),
     }
+}
+
+/// Whether a utility VM that stands by is worth its memory: with hardware virtualization a fork is quick by itself.
+fn pays_to_stand_by(engine: &Engine, container: &Container) -> bool {
+    let emulated = || {
+        let record = container.record();
+        record.utility_vm.as_ref().is_some_and(|report| report.accelerator == Accelerator::Tcg)
+    };
+    engine.settings.standby_vms.is_some() || emulated()
 }
 
 /// Says in the log, once, that utility VMs on this host keep nobody in. `info` and `inspect` say it too.
