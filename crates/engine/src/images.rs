@@ -25,8 +25,6 @@ use crate::query::Query;
 use crate::version::ApiVersion;
 
 pub(crate) use list::entries;
-pub(crate) use remove::total_bytes;
-
 /// The routes below `/images`.
 pub fn router() -> Router<Arc<Engine>> {
     Router::new().route("/images/{*rest}", any(dispatch))
@@ -81,7 +79,7 @@ async fn dispatch(
         Endpoint::Load => load::load(engine, &query, body).await,
         Endpoint::Create => import::create(engine, &query, body).await,
         Endpoint::Prune => remove::prune(engine, &query).await,
-        Endpoint::Inspect(name) => inspect::inspect(engine, name).await,
+        Endpoint::Inspect(name) => inspect::inspect(engine, name, version).await,
         Endpoint::History(name) => inspect::history(engine, name).await,
         Endpoint::Tag(name) => remove::tag(engine, name, &query).await,
         Endpoint::Remove(name) => remove::remove(engine, name, &query).await,

@@ -27,7 +27,6 @@ const ENDPOINTS: &[(&str, &str, Missing)] = &[
     ("*", "/containers/{}/checkpoints/{}", NotYet("checkpoints")),
     ("POST", "/commit", NotYet("making an image from a container")),
     ("POST", "/build", NotYet("building images")),
-    ("POST", "/build/prune", NotYet("building images")),
     ("POST", "/build/cancel", NotYet("building images")),
     ("POST", "/session", NotYet("building images with BuildKit")),
     ("POST", "/grpc", NotYet("building images with BuildKit")),

@@ -20,6 +20,7 @@ mod config;
 mod content;
 mod convert;
 mod erofs;
+pub mod failpoint;
 mod import;
 mod labels;
 pub mod limits;
@@ -27,6 +28,7 @@ mod load;
 mod records;
 mod reference;
 mod scratch;
+mod seal;
 mod store;
 mod tar;
 #[cfg(test)]
@@ -47,8 +49,8 @@ pub use records::RecordsError;
 pub use reference::{InvalidReference, Reference};
 pub use scratch::{Scratch, ScratchError, prepare_upper};
 pub use store::{
-    HistoryEntry, ImageStore, ImageSummary, ImageUse, LayerFilesError, OpenError, RemoveError, Removed, ResolveError,
-    StoreError, TagError,
+    CheckReport, Finding, HistoryEntry, ImageLease, ImageStore, ImageSummary, ImageUse, LayerFilesError, OpenError,
+    Remedy, RemoveError, Removed, ResolveError, StoreError, TagError,
 };
 pub use tar::TarError;
 pub use tree::EntryFault;
