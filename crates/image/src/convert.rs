@@ -91,6 +91,8 @@ impl LayerError {
 pub(crate) struct Converted {
     /// Digest of the uncompressed tar stream.
     pub diff_id: Digest,
+    /// Length of that stream.
+    pub tar_bytes: u64,
     /// Sum of the lengths of the regular files, which is what Docker calls a layer's size.
     pub content_bytes: u64,
     /// Entries of the stream.
@@ -123,8 +125,8 @@ pub(crate) fn convert(input: impl Read, output: File, limits: &Limits) -> Result
         }
         conversion.add(&entry, &mut tar)?;
     }
-    let (diff_id, _) = tar.finish().map_err(LayerError::from_tar)?.finish().map_err(LayerError::from_read)?;
-    conversion.finish(diff_id, entries)
+    let (diff_id, tar_bytes) = tar.finish().map_err(LayerError::from_tar)?.finish().map_err(LayerError::from_read)?;
+    Ok(Converted { tar_bytes, ..conversion.finish(diff_id, entries)? })
 }
 
 /// The identity that a layer's superblock carries: the first half of its diffID.
@@ -234,7 +236,7 @@ impl Conversion {
         self.write_folders(&order, hidden).map_err(LayerError::from_write)?;
         let file_bytes = self.writer.finish(layer_uuid(&diff_id)).map_err(LayerError::from_write)?;
         let root_opaque = self.tree.folders[ROOT].opaque;
-        Ok(Converted { diff_id, content_bytes: self.content_bytes, entries, file_bytes, root_opaque })
+        Ok(Converted { diff_id, tar_bytes: 0, content_bytes: self.content_bytes, entries, file_bytes, root_opaque })
     }
 
     /// Writes the one inode that all whiteouts of the layer share.

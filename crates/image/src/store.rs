@@ -373,6 +373,25 @@ impl ImageStore {
         split_names(&self.index().names_of(id)).1
     }
 
+    /// The tags that a name stands for: itself, or without a tag all of its repository; none for an id or a digest.
+    pub(crate) fn tags_meant_by(&self, name: &str) -> Vec<Reference> {
+        let Ok(reference) = name.parse::<Reference>() else { return Vec::new() };
+        let last = name.rsplit('/').next().unwrap_or(name);
+        let repository_only = !last.contains([':', '@']);
+        let index = self.index();
+        let names = index.names.keys().filter_map(|name| name.parse::<Reference>().ok());
+        let meant = |other: &Reference| {
+            other.digest().is_none()
+                && (*other == reference || repository_only && other.repository() == reference.repository())
+        };
+        names.filter(meant).collect()
+    }
+
+    /// Length of a layer's tar stream, if it is known.
+    pub(crate) fn tar_bytes(&self, diff_id: &Digest) -> Option<u64> {
+        self.index().layers.get(diff_id).map(|layer| layer.tar_bytes).filter(|bytes| *bytes > 0)
+    }
+
     /// Length of the regular files of all layers, each layer counted once however many images have it.
     pub fn layers_bytes(&self) -> u64 {
         self.index().layers.values().map(|layer| layer.content_bytes).sum()

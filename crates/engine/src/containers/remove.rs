@@ -83,7 +83,7 @@ pub async fn discard(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRes
         image::failpoint::reach("rm.record-gone");
         gone(std::fs::remove_dir_all(dir))?;
         image::failpoint::reach("rm.folder-gone");
-        Ok(())
+        Ok::<_, io::Error>(())
     });
     removed.await?.map_err(|error| ApiError::caused("cannot remove the container's files", &error))?;
     engine.containers.remove(container);

@@ -84,6 +84,7 @@ impl<'s> Batch<'s> {
             file_bytes: converted.file_bytes,
             content_bytes: converted.content_bytes,
             entries: converted.entries,
+            tar_bytes: converted.tar_bytes,
             root_opaque: converted.root_opaque,
             file_digest: Some(file_digest),
             verified_in: self.store.epoch,

@@ -33,6 +33,7 @@ macro_rules! behind_both_walls {
 mod bad_input;
 mod crashes;
 mod defaults;
+mod dies_at;
 mod events;
 mod exec;
 mod exit_codes;
@@ -48,5 +49,6 @@ mod scratch;
 mod signals;
 mod standby;
 mod stdio;
+mod store;
 mod templates;
 mod terminal;
