@@ -59,7 +59,8 @@ fn load_large(host: &TestHost) -> anyhow::Result<()> {
     }
     let archive = saved_image(LARGE, &[busybox_rootfs(), tar.bytes()]);
     let mut load: Command = host.docker_command(&["load", "-q"]);
-    let mut child = load.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().context("the docker CLI does not start")?;
+    let mut child =
+        load.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().context("the docker CLI does not start")?;
     child.stdin.take().context("standard input")?.write_all(&archive)?;
     if !child.wait()?.success() {
         bail!("the image of 1 GiB cannot be loaded");

@@ -8,6 +8,7 @@ mod load;
 mod pattern;
 mod progress;
 mod remove;
+mod save;
 
 use std::sync::Arc;
 
@@ -38,6 +39,9 @@ enum Endpoint<'a> {
     /// `POST /images/create`: import or pull.
     Create,
     Prune,
+    /// `GET /images/get`: several images as one archive.
+    SaveAll,
+    Save(&'a str),
     Inspect(&'a str),
     History(&'a str),
     Tag(&'a str),
@@ -55,6 +59,8 @@ impl<'a> Endpoint<'a> {
             ("POST", "create") => Self::Create,
             ("POST", "prune") => Self::Prune,
             ("DELETE", name) => Self::Remove(name),
+            ("GET", "get") => Self::SaveAll,
+            ("GET", _) if name("/get").is_some() => name("/get").map_or(Self::Missing, Self::Save),
             ("GET" | "HEAD", _) => match (name("/json"), name("/history")) {
                 (Some(name), _) => Self::Inspect(name),
                 (_, Some(name)) => Self::History(name),
@@ -79,6 +85,8 @@ async fn dispatch(
         Endpoint::Load => load::load(engine, &query, body).await,
         Endpoint::Create => import::create(engine, &query, body).await,
         Endpoint::Prune => remove::prune(engine, &query).await,
+        Endpoint::SaveAll => save::save_all(engine, &query).await,
+        Endpoint::Save(name) => save::save(engine, vec![name.to_owned()]).await,
         Endpoint::Inspect(name) => inspect::inspect(engine, name, version).await,
         Endpoint::History(name) => inspect::history(engine, name).await,
         Endpoint::Tag(name) => remove::tag(engine, name, &query).await,
@@ -143,6 +151,8 @@ mod tests {
         assert_eq!(of(Method::GET, "json"), Endpoint::List);
         assert_eq!(of(Method::GET, "localhost:5000/a/b:v1/json"), Endpoint::Inspect("localhost:5000/a/b:v1"));
         assert_eq!(of(Method::GET, "a/history"), Endpoint::History("a"));
+        assert_eq!(of(Method::GET, "get"), Endpoint::SaveAll);
+        assert_eq!(of(Method::GET, "a/b:1/get"), Endpoint::Save("a/b:1"));
         assert_eq!(of(Method::GET, "json/json"), Endpoint::Inspect("json"));
         assert_eq!(of(Method::POST, "a/b/tag"), Endpoint::Tag("a/b"));
         assert_eq!(of(Method::DELETE, "a/json"), Endpoint::Remove("a/json"));

@@ -35,8 +35,6 @@ const ENDPOINTS: &[(&str, &str, Missing)] = &[
     ("POST", "/images/create", NotYet("pulling images")),
     ("POST", "/images/{*}/push", NotYet("pushing images")),
     ("GET", "/images/search", NotYet("searching a registry")),
-    ("GET", "/images/get", NotYet("saving images")),
-    ("GET", "/images/{*}/get", NotYet("saving images")),
     ("POST", "/images/load", NotYet("loading images")),
     ("POST", "/images/prune", NotYet("pruning images")),
     ("GET", "/images/{*}/history", NotYet("an image's history")),

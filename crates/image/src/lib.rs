@@ -23,10 +23,13 @@ mod erofs;
 pub mod failpoint;
 mod import;
 mod labels;
+mod layer_tar;
 pub mod limits;
 mod load;
+mod recipe;
 mod records;
 mod reference;
+mod save;
 mod scratch;
 mod seal;
 mod store;
@@ -44,9 +47,11 @@ pub use convert::LayerError;
 pub use erofs::SuperblockFault;
 pub use import::{ImportError, ImportOptions};
 pub use labels::{inheritable_labels, is_reserved_label};
+pub use layer_tar::LayerTar;
 pub use load::{LoadError, LoadEvent, LoadedImage, SpoolFault};
 pub use records::RecordsError;
 pub use reference::{InvalidReference, Reference};
+pub use save::{SaveError, Saving};
 pub use scratch::{Scratch, ScratchError, prepare_upper};
 pub use store::{
     CheckReport, Finding, HistoryEntry, ImageLease, ImageStore, ImageSummary, ImageUse, LayerFilesError, OpenError,

@@ -313,8 +313,11 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded_as_the_same_image() {
         let (_folder, source) = store();
-        let (base, own, other) = (tar_of(&[file("base", "1"), file("etc/x", "2")]), layer("own", "1"), layer("other", "1"));
-        for (layers, tags) in [(vec![&base, &own], vec!["app:1", "app:2", "reg:5000/a/b:x"]), (vec![&base, &other, &base], vec!["other"])] {
+        let (base, own, other) =
+            (tar_of(&[file("base", "1"), file("etc/x", "2")]), layer("own", "1"), layer("other", "1"));
+        for (layers, tags) in
+            [(vec![&base, &own], vec!["app:1", "app:2", "reg:5000/a/b:x"]), (vec![&base, &other, &base], vec!["other"])]
+        {
             let layers: Vec<&[u8]> = layers.into_iter().map(Vec::as_slice).collect();
             source.load(&archive(&docker_files(&layers, &tags))[..], &mut |_| {}).unwrap();
         }
