@@ -80,7 +80,15 @@ async fn dispatch(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let version = parts.extensions.get::<ApiVersion>().copied().unwrap_or(crate::version::MAX);
-    let answer = match Endpoint::of(&parts.method, &rest) {
+    let endpoint = Endpoint::of(&parts.method, &rest);
+    if matches!(
+        endpoint,
+        Endpoint::Load | Endpoint::SaveAll | Endpoint::Save(_) | Endpoint::Inspect(_) | Endpoint::History(_)
+    ) && let Err(error) = only_own_platform(&query)
+    {
+        return error.into_response();
+    }
+    let answer = match endpoint {
         Endpoint::List => list::list(engine, &query, version).await,
         Endpoint::Load => load::load(engine, &query, body).await,
         Endpoint::Create => import::create(engine, &query, body).await,
@@ -135,6 +143,19 @@ fn reference(query: &Query) -> ApiResult<Option<Reference>> {
     Ok(Some(tagged))
 }
 
+/// Refuses a platform that is not the host's: images are kept for one platform. Shape: JSON, as clients send it since 1.48.
+fn only_own_platform(query: &Query) -> ApiResult<()> {
+    let Some(text) = query.get("platform") else { return Ok(()) };
+    let platform: serde_json::Value =
+        serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("invalid platform {text:?}: {error}")))?;
+    let part = |name: &str| platform[name].as_str().unwrap_or_default();
+    let (system, architecture) = (part("os"), part("architecture"));
+    if system == "linux" && architecture == image::host_architecture() {
+        return Ok(());
+    }
+    Err(ApiError::not_found(format!("no image is kept for platform {system}/{architecture}, only for this host's")))
+}
+
 /// Tells the listeners that something happened to an image.
 fn publish(engine: &Engine, action: &str, id: &str, name: &str) {
     let attributes = [("name".to_owned(), name.to_owned())].into();
@@ -170,6 +191,19 @@ mod tests {
         assert_eq!(named("repo=").unwrap(), None);
         assert_eq!(named("repo=UPPER").unwrap_err().http_status(), 400);
         assert_eq!(named("repo=a&tag=b/c").unwrap_err().http_status(), 400);
+    }
+
+    #[test]
+    fn another_platform_is_not_kept() {
+        let asked = |architecture: &str| {
+            only_own_platform(&Query::parse(&format!(
+                "platform={{\"os\":\"linux\",\"architecture\":\"{architecture}\"}}"
+            )))
+        };
+        asked(image::host_architecture()).unwrap();
+        assert_eq!(asked("s390x").unwrap_err().http_status(), 404);
+        assert_eq!(only_own_platform(&Query::parse("platform=linux")).unwrap_err().http_status(), 400);
+        only_own_platform(&Query::parse("")).unwrap();
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod events;
 mod exec;
 mod exit_codes;
 mod forks;
+mod image_verbs;
 mod images;
 mod info;
 mod isolation;
