@@ -134,7 +134,11 @@ impl Records {
             let text = |value: Option<redb::AccessGuard<'_, &str>>| value.map(|value| value.value().to_owned());
             let recorded = text(state.get(EPOCH)?).map_or(Ok(0), |epoch| epoch.parse());
             let recorded: u64 = recorded.map_err(|_| RecordsError::damaged(EPOCH))?;
-            let crashed = text(state.get(OPENED_IN)?).is_some_and(|opened_in| opened_in != boot_id);
+            let left_open = text(state.get(OPENED_IN)?);
+            let crashed = left_open.as_ref().is_some_and(|opened_in| opened_in != boot_id);
+            if left_open.is_some() {
+                tracing::info!(host_went_down = crashed, "the image store was not closed in order");
+            }
             let epoch = recorded + u64::from(crashed);
             state.insert(EPOCH, epoch.to_string().as_str())?;
             state.insert(OPENED_IN, boot_id)?;

@@ -194,3 +194,32 @@ fn a_check_and_a_repair() {
         check_whole(&host, point);
     }
 }
+
+#[test]
+fn a_save() {
+    let Some(mut host) = prepare() else { return };
+    let operate = |host: &TestHost, name: &str| {
+        let file = host.folder().join("saved.tar");
+        host.docker(&["save", "-o", file.to_str().unwrap(), name]).code
+    };
+    let saved = |host: &TestHost, _: &str| host.folder().join("saved.tar").exists();
+    for point in ["save.begin", "save.layer", "save.image"] {
+        drop(std::fs::remove_file(host.folder().join("saved.tar")));
+        die_in(&mut host, &[point], load, operate, saved);
+    }
+}
+
+/// Which end of the engine was one in order is known to the next: after another it reads layers before it uses them,
+/// should the host have gone down as well.
+#[test]
+fn a_stop_is_told_from_a_kill() {
+    let Some(mut host) = TestHost::start_own(Wall::Process) else { return };
+    let told = |host: &TestHost| host.log().matches("was not closed in order").count();
+    host.stop_engine();
+    host.start_engine();
+    assert_eq!(told(&host), 0);
+    host.engine().kill();
+    host.start_engine();
+    assert_eq!(told(&host), 1);
+    assert!(host.log().contains("host_went_down=false"), "{}", host.log());
+}
