@@ -12,6 +12,7 @@ use crate::erofs::{
 use crate::limits::{Limits, MAX_LINK_BYTES, MAX_ROOT_XATTR_BYTES, MAX_XATTR_BYTES, MAX_XATTRS};
 use crate::tar::{Entry, EntryKind, TarError, TarStream};
 use crate::tree::{Child, EntryFault, FolderFacts, Leaf, Place, ROOT, Tree};
+use crate::worker_fault::WorkerFault;
 
 const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
 /// Names by which overlayfs steers itself: a layer that brought them along could redirect lookups.
@@ -47,6 +48,9 @@ pub enum LayerError {
     /// The result would be larger than EROFS can be.
     #[error("the layer is too large for one file system")]
     TooLarge,
+    /// The process that should convert it did something else.
+    #[error("the layer was not converted")]
+    Worker(#[source] Box<WorkerFault>),
 }
 
 impl LayerError {
@@ -57,13 +61,14 @@ impl LayerError {
             Self::Entry { fault: EntryFault::LayerTooLarge, .. } => ErrorKind::ResourceExhausted,
             Self::Tar(_) | Self::Entry { .. } => ErrorKind::InvalidArgument,
             Self::Refused(StreamRefusal::Unsupported { .. }) => ErrorKind::NotImplemented,
+            Self::Worker(fault) => fault.kind(),
             Self::Refused(_) | Self::TooManyEntries { .. } | Self::TooLarge | Self::Write(_) => {
                 ErrorKind::ResourceExhausted
             }
         }
     }
 
-    fn from_read(error: std::io::Error) -> Self {
+    pub(crate) fn from_read(error: std::io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<StreamRefusal>()) {
             Some(refusal) => Self::Refused(refusal.clone()),
             None => Self::Tar(TarError::Read(error)),
@@ -108,7 +113,17 @@ pub(crate) struct Converted {
 /// As the variants of [`LayerError`] say; `output` then holds rubbish.
 pub(crate) fn convert(input: impl Read, output: File, limits: &Limits) -> Result<Converted, LayerError> {
     let (stream, _) = Decompressed::new(input, limits, limits.layer_bytes).map_err(LayerError::from_read)?;
-    let mut tar = TarStream::new(Hashing::new(stream));
+    convert_tar(Hashing::new(stream), output, limits, |source| Ok(source.finish()?.0))
+}
+
+/// As [`convert`], for a stream that is not compressed. Shape: `digest` gives the stream's digest when all of it was read.
+pub(crate) fn convert_tar<R: Read>(
+    source: R,
+    output: File,
+    limits: &Limits,
+    digest: impl FnOnce(R) -> std::io::Result<Digest>,
+) -> Result<Converted, LayerError> {
+    let mut tar = TarStream::new(source);
     let mut conversion = Conversion {
         tree: Tree::new(),
         writer: Writer::new(output).map_err(LayerError::from_write)?,
@@ -123,7 +138,7 @@ pub(crate) fn convert(input: impl Read, output: File, limits: &Limits) -> Result
         }
         conversion.add(&entry, &mut tar)?;
     }
-    let (diff_id, _) = tar.finish().map_err(LayerError::from_tar)?.finish().map_err(LayerError::from_read)?;
+    let diff_id = digest(tar.finish().map_err(LayerError::from_tar)?).map_err(LayerError::from_read)?;
     conversion.finish(diff_id, entries)
 }
 

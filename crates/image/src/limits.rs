@@ -24,6 +24,9 @@ pub const MAX_TAR_EXTENSION_BYTES: u64 = 1 << 20;
 /// Memory for the names, link targets and folders' attributes of one layer, about; enough for some 900,000 ordinary entries.
 /// Source: docs/threat-model.md, a conversion's memory is bounded.
 pub const MAX_TREE_BYTES: usize = 128 << 20;
+/// Private memory of a process that converts a layer. Beside it stand some MiB of the program's own text, so that the whole
+/// stays below 128 MiB.
+pub const MAX_WORKER_BYTES: u64 = 120 << 20;
 /// Uncompressed bytes of one layer, holes of sparse files included.
 pub const MAX_LAYER_BYTES: u64 = 64 << 30;
 /// Bytes that a decompressor may give out whatever it was fed.
@@ -48,7 +51,7 @@ pub const MAX_INDEX_DEPTH: usize = 4;
 pub const MAX_ARCHIVE_IMAGES: usize = 1_000;
 
 /// The bounds that a store keeps to while it reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
     /// See [`MAX_LAYER_ENTRIES`].
     pub layer_entries: u64,

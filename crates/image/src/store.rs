@@ -19,6 +19,7 @@ use crate::content::{ContentStore, FileError, LayerFault};
 use crate::limits::Limits;
 use crate::records::{Change, ImageRecord, LayerRecord, Records, RecordsError};
 use crate::reference::Reference;
+use crate::worker::Converter;
 
 /// A store that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -258,6 +259,7 @@ enum Found {
 pub struct ImageStore {
     pub(crate) content: ContentStore,
     pub(crate) limits: Limits,
+    pub(crate) converter: Converter,
     records: Records,
     index: Mutex<Index>,
     /// Locked while this lives.
@@ -278,6 +280,15 @@ impl ImageStore {
     /// # Errors
     /// As [`ImageStore::open`].
     pub fn with_limits(root: &Path, limits: Limits) -> Result<Self, OpenError> {
+        // A test's main is not ours to begin.
+        Self::with_converter(root, limits, if cfg!(test) { Converter::InProcess } else { Converter::Workers })
+    }
+
+    /// As [`ImageStore::with_limits`], with another place where layers are converted.
+    ///
+    /// # Errors
+    /// As [`ImageStore::open`].
+    pub fn with_converter(root: &Path, limits: Limits, converter: Converter) -> Result<Self, OpenError> {
         fs::create_dir_all(root).map_err(FileError::new("create", root))?;
         let lock_path = root.join("lock");
         let lock = OpenOptions::new()
@@ -300,7 +311,7 @@ impl ImageStore {
         let names = everything.names.into_iter().map(|(name, id)| Change::PutName(name, id));
         index.apply(layers.chain(images).chain(names).collect())?;
         content.discard_unrecorded(|diff_id| index.layers.contains_key(diff_id))?;
-        Ok(Self { content, limits, records, index: Mutex::new(index), _lock: lock })
+        Ok(Self { content, limits, converter, records, index: Mutex::new(index), _lock: lock })
     }
 
     /// All images but those that were removed and are kept for containers, newest first.

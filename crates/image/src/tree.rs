@@ -25,7 +25,7 @@ const NAME_OVERHEAD: usize = 64;
 pub(crate) const ROOT: usize = 0;
 
 /// Why an entry is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum EntryFault {
     /// A `..` in its path.
     #[error("the path has a '..' component")]

@@ -9,7 +9,7 @@ use proto::Digest;
 use super::{ImageStore, Index, StoreError};
 use crate::config::ParsedConfig;
 use crate::content::Staged;
-use crate::convert::{Converted, LayerError, convert};
+use crate::convert::{Converted, LayerError};
 use crate::records::{Change, ImageRecord, LayerRecord};
 use crate::reference::Reference;
 use crate::timestamp::Timestamp;
@@ -64,8 +64,7 @@ impl<'s> Batch<'s> {
     /// Converts a layer's tar stream, compressed or not, and puts it on the disk.
     pub fn add_layer(&mut self, tar: impl Read) -> Result<Converted, AddLayerError> {
         let (file, staged) = self.store.content.stage().map_err(StoreError::from)?;
-        let output = file.try_clone().map_err(LayerError::Write)?;
-        let converted = convert(tar, output, &self.store.limits)?;
+        let converted = self.store.converter.run(tar, &file, &self.store.limits)?;
         file.sync_all().map_err(LayerError::Write)?;
         let record = LayerRecord {
             file_bytes: converted.file_bytes,
