@@ -16,7 +16,7 @@ mod format;
 mod output;
 mod writer;
 
-pub(crate) use format::{FileType, Inode, Xattrs, directory_content, directory_size};
+pub(crate) use format::{DirectoryBlocks, FileType, Inode, Xattrs, directory_size};
 pub(crate) use writer::{DirectoryPlace, WriteError, Writer, whiteout};
 
 pub use format::SuperblockFault;

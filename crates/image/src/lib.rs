@@ -21,6 +21,7 @@ mod config;
 mod content;
 mod convert;
 mod erofs;
+mod folders;
 mod import;
 mod labels;
 pub mod limits;

@@ -130,11 +130,9 @@ fn symbolic_links_are_followed_inside_the_layer_only() {
         let Ok(Place::Name { mut folder, name }) = tree.locate(path.as_bytes()) else { panic!("{path}") };
         let mut parts = vec![String::from_utf8(name.to_vec()).unwrap()];
         while folder != ROOT {
-            let parent = tree.folders[folder].parent;
-            let is_it = |child: &Child| *child == Child::Folder(folder);
-            let (name, _) = tree.folders[parent].children.iter().find(|(_, child)| is_it(child)).unwrap();
-            parts.insert(0, String::from_utf8(name.to_vec()).unwrap());
-            folder = parent;
+            let node = tree.nodes.iter().find(|node| node.child() == Some(Child::Folder(folder))).unwrap();
+            parts.insert(0, String::from_utf8(tree.name(node).to_vec()).unwrap());
+            folder = tree.folders[folder].parent as usize;
         }
         parts.join("/")
     };
@@ -159,10 +157,12 @@ fn whiteouts_mean_the_same_in_any_order() {
                 other => panic!("{other:?}"),
             }
         }
-        let order = tree.settle();
+        let tree = tree.settle();
+        let order: Vec<usize> = tree.order().collect();
         let [_, d, kept] = order[..] else { panic!("{order:?}") };
-        assert_eq!(tree.folders[d].hidden_names().collect::<Vec<_>>(), [b"gone"]);
-        assert!(tree.folders[kept].opaque && !tree.folders[d].opaque);
+        let hidden: Vec<_> = tree.names(d).filter(|(_, target)| *target == Target::Hidden).collect();
+        assert_eq!(hidden, [(&b"gone"[..], Target::Hidden)]);
+        assert!(tree.is_opaque(kept) && !tree.is_opaque(d));
     }
 }
 
