@@ -6,11 +6,12 @@ use std::io::Read;
 use proto::{Digest, ErrorKind};
 
 use crate::compression::{Decompressed, Hashing, StreamRefusal};
-use crate::erofs::{FileType, Inode, WriteError, Writer, Xattrs};
+use crate::erofs::{FileType, Inode, Place, WriteError, Writer, Xattrs};
 use crate::folders;
 use crate::limits::{Limits, MAX_LINK_BYTES, MAX_ROOT_XATTR_BYTES, MAX_XATTR_BYTES, MAX_XATTRS};
-use crate::tar::{Entry, EntryKind, TarError, TarStream};
-use crate::tree::{EntryFault, FolderFacts, Leaf, Place, ROOT, Tree};
+use crate::recipe::RecipeWriter;
+use crate::tar::{Entry, EntryKind, Recorded, TarError, TarStream};
+use crate::tree::{EntryFault, FolderFacts, Leaf, Place as Location, ROOT, Tree};
 use crate::worker_fault::WorkerFault;
 
 /// Names by which overlayfs steers itself: a layer that brought them along could redirect lookups.
@@ -121,10 +122,11 @@ pub(crate) fn convert_tar<R: Read>(
     limits: &Limits,
     digest: impl FnOnce(R) -> std::io::Result<Digest>,
 ) -> Result<Converted, LayerError> {
-    let mut tar = TarStream::new(source);
+    let mut tar = TarStream::recording(source);
     let mut conversion = Conversion {
         tree: Tree::new(),
         writer: Writer::new(output).map_err(LayerError::from_write)?,
+        recipe: RecipeWriter::new().map_err(LayerError::Write)?,
         content_bytes: 0,
         limits: *limits,
     };
@@ -134,10 +136,14 @@ pub(crate) fn convert_tar<R: Read>(
         if entries > limits.layer_entries {
             return Err(LayerError::TooManyEntries { limit: limits.layer_entries });
         }
-        conversion.add(&entry, &mut tar)?;
+        conversion.record(&tar.take_recorded())?;
+        let place = conversion.add(&entry, &mut tar)?;
+        conversion.record_content(&tar.take_recorded(), place)?;
     }
-    let diff_id = digest(tar.finish().map_err(LayerError::from_tar)?).map_err(LayerError::from_read)?;
-    conversion.finish(diff_id, entries)
+    conversion.record(&tar.take_recorded())?;
+    let (stream, zeros) = tar.finish().map_err(LayerError::from_tar)?;
+    let diff_id = digest(stream).map_err(LayerError::from_read)?;
+    conversion.finish(diff_id, entries, zeros)
 }
 
 /// The identity that a layer's superblock carries: the first half of its diffID.
@@ -150,6 +156,7 @@ pub(crate) fn layer_uuid(diff_id: &Digest) -> [u8; 16] {
 struct Conversion {
     tree: Tree,
     writer: Writer,
+    recipe: RecipeWriter,
     content_bytes: u64,
     limits: Limits,
 }
@@ -163,39 +170,73 @@ struct Facts {
 }
 
 impl Conversion {
-    fn add(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<(), LayerError> {
+    fn record(&mut self, recorded: &Recorded) -> Result<(), LayerError> {
+        self.recipe.literal(&recorded.literal, &mut self.writer).map_err(LayerError::from_write)
+    }
+
+    fn record_content(&mut self, recorded: &Recorded, place: Place) -> Result<(), LayerError> {
+        self.recipe.content(&recorded.runs, &place, &mut self.writer).map_err(LayerError::from_write)
+    }
+
+    /// Adds an entry; gives where its content lies. Content that no file of the layer has is kept for the recipe alone.
+    fn add(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<Place, LayerError> {
+        match self.add_to_tree(entry, content)? {
+            Some(place) => Ok(place),
+            None => {
+                self.count_content(entry.size)?;
+                self.writer.unnamed(entry.size, content).map_err(LayerError::from_write)
+            }
+        }
+    }
+
+    fn count_content(&mut self, bytes: u64) -> Result<(), LayerError> {
+        self.content_bytes = self.content_bytes.saturating_add(bytes);
+        // A sparse file's holes cost no byte of the stream.
+        match self.content_bytes > self.limits.layer_bytes {
+            true => Err(LayerError::Refused(StreamRefusal::TooLong { limit: self.limits.layer_bytes })),
+            false => Ok(()),
+        }
+    }
+
+    fn add_to_tree(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<Option<Place>, LayerError> {
         let refuse =
             |fault| LayerError::Entry { path: String::from_utf8_lossy(&entry.path).chars().take(200).collect(), fault };
         let facts = Facts::of(entry).map_err(refuse)?;
         let whiteout_file = matches!(entry.kind, EntryKind::Regular | EntryKind::HardLink);
         self.tree.begin_entry(entry.modified);
         match self.tree.locate(&entry.path).map_err(refuse)? {
-            Place::Ignored => Ok(()),
-            Place::Root if entry.kind == EntryKind::Directory => {
+            Location::Ignored => Ok(None),
+            Location::Root if entry.kind == EntryKind::Directory => {
                 let folder = facts.into_folder(entry);
                 if folder.xattrs.encoded_len() > MAX_ROOT_XATTR_BYTES {
                     return Err(refuse(EntryFault::Xattrs));
                 }
                 self.tree.put_root(folder);
-                Ok(())
+                Ok(None)
             }
-            Place::Root => Err(refuse(EntryFault::NotARoot)),
-            Place::Whiteout { .. } | Place::Opaque { .. } if !whiteout_file => Err(refuse(EntryFault::Whiteout)),
-            Place::Whiteout { folder, name } => self.tree.hide(folder, name).map_err(refuse),
-            Place::Opaque { folder } => {
+            Location::Root => Err(refuse(EntryFault::NotARoot)),
+            Location::Whiteout { .. } | Location::Opaque { .. } if !whiteout_file => Err(refuse(EntryFault::Whiteout)),
+            Location::Whiteout { folder, name } => {
+                self.tree.hide(folder, &name).map_err(refuse)?;
+                Ok(None)
+            }
+            Location::Opaque { folder } => {
                 self.tree.hide_all(folder);
-                Ok(())
+                Ok(None)
             }
-            Place::Name { folder, name } if entry.kind == EntryKind::Directory => {
-                self.tree.put_folder(folder, name, facts.into_folder(entry)).map_err(refuse)
+            Location::Name { folder, name } if entry.kind == EntryKind::Directory => {
+                self.tree.put_folder(folder, &name, facts.into_folder(entry)).map_err(refuse)?;
+                Ok(None)
             }
-            Place::Name { folder, name } if entry.kind == EntryKind::HardLink => {
+            Location::Name { folder, name } if entry.kind == EntryKind::HardLink => {
                 let leaf = self.tree.find_leaf(&entry.link).map_err(refuse)?;
-                self.tree.put_link(folder, name, leaf).map_err(refuse)
+                self.tree.put_link(folder, &name, leaf).map_err(refuse)?;
+                Ok(None)
             }
-            Place::Name { folder, name } => {
-                let leaf = self.write_leaf(entry, &facts, content, refuse)?;
-                self.tree.put_leaf(folder, name, leaf).map_err(refuse)
+            Location::Name { folder, name } => {
+                let (leaf, place) = self.write_leaf(entry, &facts, content, refuse)?;
+                self.tree.put_leaf(folder, &name, leaf).map_err(refuse)?;
+                Ok(place)
             }
         }
     }
@@ -206,7 +247,7 @@ impl Conversion {
         facts: &Facts,
         content: &mut dyn Read,
         refuse: impl Fn(EntryFault) -> LayerError,
-    ) -> Result<Leaf, LayerError> {
+    ) -> Result<(Leaf, Option<Place>), LayerError> {
         let file_type = match entry.kind {
             EntryKind::Symlink => FileType::Symlink,
             EntryKind::CharacterDevice => FileType::CharacterDevice,
@@ -216,11 +257,12 @@ impl Conversion {
         };
         let inode = facts.inode(file_type, entry);
         let mut target = None;
+        let mut place = None;
         let inode = match file_type {
             FileType::Symlink => {
                 check_link(&entry.link).map_err(refuse)?;
                 target = Some(entry.link.clone().into_boxed_slice());
-                self.writer.content(&inode, entry.link.len() as u64, &mut &entry.link[..])
+                self.writer.content(&inode, entry.link.len() as u64, &mut &entry.link[..]).map(|written| written.inode)
             }
             FileType::CharacterDevice | FileType::BlockDevice => {
                 let (major, minor) = device_numbers(entry).map_err(refuse)?;
@@ -228,19 +270,19 @@ impl Conversion {
             }
             FileType::Fifo => self.writer.device(&inode, 0, 0),
             FileType::Regular | FileType::Directory => {
-                self.content_bytes = self.content_bytes.saturating_add(entry.size);
-                // A sparse file's holes cost no byte of the stream.
-                if self.content_bytes > self.limits.layer_bytes {
-                    return Err(LayerError::Refused(StreamRefusal::TooLong { limit: self.limits.layer_bytes }));
-                }
-                self.writer.content(&inode, entry.size, content)
+                self.count_content(entry.size)?;
+                self.writer.content(&inode, entry.size, content).map(|written| {
+                    place = Some(written.place);
+                    written.inode
+                })
             }
         };
-        Ok(Leaf { inode: inode.map_err(LayerError::from_write)?, file_type, target })
+        Ok((Leaf { inode: inode.map_err(LayerError::from_write)?, file_type, target }, place))
     }
 
     /// Writes the folders, whose names are all known now, and the superblock.
-    fn finish(mut self, diff_id: Digest, entries: u64) -> Result<Converted, LayerError> {
+    fn finish(mut self, diff_id: Digest, entries: u64, zeros: u64) -> Result<Converted, LayerError> {
+        self.recipe.finish(zeros, &mut self.writer).map_err(LayerError::from_write)?;
         let tree = self.tree.settle();
         folders::write(&tree, &mut self.writer).map_err(LayerError::from_write)?;
         let file_bytes = self.writer.finish(layer_uuid(&diff_id)).map_err(LayerError::from_write)?;

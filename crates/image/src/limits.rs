@@ -21,6 +21,8 @@ pub const MAX_XATTR_BYTES: usize = 65_535;
 pub const MAX_ROOT_XATTR_BYTES: usize = 2048;
 /// Bytes of one PAX or GNU extension header. Source: Go `archive/tar`, `maxSpecialFileSize`.
 pub const MAX_TAR_EXTENSION_BYTES: u64 = 1 << 20;
+/// Bytes of all headers that describe one entry of a layer.
+pub const MAX_TAR_DESCRIPTION_BYTES: usize = 8 << 20;
 /// Memory for the names, link targets and folders' attributes of one layer: a million files with names of 40 bytes, or a
 /// million folders with names of 12. Source: docs/design/0010-conversion-worker.md.
 pub const MAX_TREE_BYTES: usize = 96 << 20;

@@ -279,7 +279,7 @@ impl Tree {
     }
 
     /// Gives a name to a new leaf.
-    pub fn put_leaf(&mut self, folder: usize, name: Box<[u8]>, leaf: Leaf) -> Result<(), EntryFault> {
+    pub fn put_leaf(&mut self, folder: usize, name: &[u8], leaf: Leaf) -> Result<(), EntryFault> {
         let target = leaf.target.as_deref().unwrap_or_default();
         self.charge(LEAF_BYTES + target.len())?;
         let target_bytes = u16::try_from(target.len()).map_err(|_| EntryFault::SymlinkTarget)?;
@@ -290,20 +290,19 @@ impl Tree {
     }
 
     /// Gives a further name to a leaf.
-    #[allow(clippy::needless_pass_by_value, reason = "names are handed over by everybody who has one")]
-    pub fn put_link(&mut self, folder: usize, name: Box<[u8]>, leaf: usize) -> Result<(), EntryFault> {
+    pub fn put_link(&mut self, folder: usize, name: &[u8], leaf: usize) -> Result<(), EntryFault> {
         let leaf = index_of(leaf);
-        let node = self.node(folder, &name)?;
+        let node = self.node(folder, name)?;
         (node.kind, node.child) = (ChildKind::Leaf, leaf);
         Ok(())
     }
 
     /// Makes a folder, or changes what one says of itself.
-    pub fn put_folder(&mut self, folder: usize, name: Box<[u8]>, facts: FolderFacts) -> Result<(), EntryFault> {
+    pub fn put_folder(&mut self, folder: usize, name: &[u8], facts: FolderFacts) -> Result<(), EntryFault> {
         self.charge(facts.xattrs.encoded_len() * 2)?;
-        let index = match self.child(folder, &name) {
+        let index = match self.child(folder, name) {
             Some(Child::Folder(index)) => index,
-            Some(Child::Leaf(_)) | None => self.make_folder(folder, &name)?,
+            Some(Child::Leaf(_)) | None => self.make_folder(folder, name)?,
         };
         self.describe(index, facts);
         Ok(())
@@ -321,9 +320,8 @@ impl Tree {
     }
 
     /// Hides a name of lower layers.
-    #[allow(clippy::needless_pass_by_value, reason = "names are handed over by everybody who has one")]
-    pub fn hide(&mut self, folder: usize, name: Box<[u8]>) -> Result<(), EntryFault> {
-        self.node(folder, &name)?.hidden = true;
+    pub fn hide(&mut self, folder: usize, name: &[u8]) -> Result<(), EntryFault> {
+        self.node(folder, name)?.hidden = true;
         Ok(())
     }
 

@@ -12,6 +12,28 @@ use super::output::{CopyError, Output};
 /// Metadata blocks that are filled at the same time; the fullest one that has room is taken.
 const OPEN_BLOCKS: usize = 16;
 
+/// Bytes at the beginning of the file that EROFS does not use.
+const HEAD: usize = 1024;
+
+/// Where content lies in the file: whole blocks in a row, and the rest somewhere else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// File position of the first part.
+    pub blocks_at: u64,
+    /// Bytes of the first part.
+    pub in_blocks: u64,
+    /// File position of the rest, if there is one.
+    pub tail_at: u64,
+}
+
+/// A file or symbolic link that was written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Content {
+    /// The inode's number.
+    pub inode: u64,
+    pub place: Place,
+}
+
 /// A file system that could not be written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
@@ -76,11 +98,12 @@ impl Writer {
         Ok(Self { output, open: Vec::new(), inodes: 0 })
     }
 
-    /// Writes a file or a symbolic link with its content; gives the inode's number.
-    pub fn content(&mut self, inode: &Inode<'_>, size: u64, input: &mut dyn Read) -> Result<u64, WriteError> {
+    /// Writes a file or a symbolic link with its content.
+    pub fn content(&mut self, inode: &Inode<'_>, size: u64, input: &mut dyn Read) -> Result<Content, WriteError> {
         let tail = usize::try_from(size % BLOCK_BYTES).expect("less than a block");
         let inline = tail > 0 && INODE + inode.xattrs.body_len() + tail <= BLOCK;
-        let address = self.block_at(self.output.position())?;
+        let blocks_at = self.output.position();
+        let address = self.block_at(blocks_at)?;
         let mut tail_bytes = [0; BLOCK];
         let layout = if inline {
             self.output.copy_from(input, size - tail as u64)?;
@@ -93,7 +116,26 @@ impl Writer {
         };
         let numbers = InodeNumbers { layout, size, address, number: self.next_inode()? };
         let inline_tail = if inline { &tail_bytes[..tail] } else { &[] };
-        self.record(&inode.encode(&numbers), inode.xattrs, inline_tail)
+        let number = self.record(&inode.encode(&numbers), inode.xattrs, inline_tail)?;
+        let tail_at = number * INODE_SLOT as u64 + (INODE + inode.xattrs.body_len()) as u64;
+        let in_blocks = size - inline_tail.len() as u64;
+        Ok(Content { inode: number, place: Place { blocks_at, in_blocks, tail_at } })
+    }
+
+    /// Writes bytes into blocks of their own that no inode names; gives their place.
+    pub fn unnamed(&mut self, size: u64, input: &mut dyn Read) -> Result<Place, WriteError> {
+        let blocks_at = self.output.position();
+        self.output.copy_from(input, size)?;
+        self.output.pad_to_block()?;
+        // The address must be one that the file system could have.
+        self.block_at(self.output.position())?;
+        Ok(Place { blocks_at, in_blocks: size, tail_at: 0 })
+    }
+
+    /// Writes the first bytes of the first block, of which EROFS leaves 1024 to whoever wants them.
+    pub fn set_head(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        assert!(bytes.len() <= HEAD, "the superblock follows");
+        self.output.overwrite(0, bytes).map_err(Into::into)
     }
 
     /// Writes a device, or a pipe (whose numbers are 0); gives the inode's number.
