@@ -6,15 +6,14 @@ use std::io::Read;
 use proto::{Digest, ErrorKind};
 
 use crate::compression::{Decompressed, Hashing, StreamRefusal};
-use crate::erofs::{
-    DirectoryPlace, FileType, Inode, Place, WriteError, Writer, Xattrs, directory_content, directory_size, whiteout,
-};
+use crate::erofs::{FileType, Inode, Place, WriteError, Writer, Xattrs};
+use crate::folders;
 use crate::limits::{Limits, MAX_LINK_BYTES, MAX_ROOT_XATTR_BYTES, MAX_XATTR_BYTES, MAX_XATTRS};
 use crate::recipe::RecipeWriter;
 use crate::tar::{Entry, EntryKind, Recorded, TarError, TarStream};
-use crate::tree::{Child, EntryFault, FolderFacts, Leaf, Place as Location, ROOT, Tree};
+use crate::tree::{EntryFault, FolderFacts, Leaf, Place as Location, ROOT, Tree};
+use crate::worker_fault::WorkerFault;
 
-const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
 /// Names by which overlayfs steers itself: a layer that brought them along could redirect lookups.
 const OVERLAY_XATTR_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
@@ -48,6 +47,9 @@ pub enum LayerError {
     /// The result would be larger than EROFS can be.
     #[error("the layer is too large for one file system")]
     TooLarge,
+    /// The process that should convert it did something else.
+    #[error("the layer was not converted")]
+    Worker(#[source] Box<WorkerFault>),
 }
 
 impl LayerError {
@@ -58,13 +60,14 @@ impl LayerError {
             Self::Entry { fault: EntryFault::LayerTooLarge, .. } => ErrorKind::ResourceExhausted,
             Self::Tar(_) | Self::Entry { .. } => ErrorKind::InvalidArgument,
             Self::Refused(StreamRefusal::Unsupported { .. }) => ErrorKind::NotImplemented,
+            Self::Worker(fault) => fault.kind(),
             Self::Refused(_) | Self::TooManyEntries { .. } | Self::TooLarge | Self::Write(_) => {
                 ErrorKind::ResourceExhausted
             }
         }
     }
 
-    fn from_read(error: std::io::Error) -> Self {
+    pub(crate) fn from_read(error: std::io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<StreamRefusal>()) {
             Some(refusal) => Self::Refused(refusal.clone()),
             None => Self::Tar(TarError::Read(error)),
@@ -92,8 +95,6 @@ impl LayerError {
 pub(crate) struct Converted {
     /// Digest of the uncompressed tar stream.
     pub diff_id: Digest,
-    /// Length of that stream.
-    pub tar_bytes: u64,
     /// Sum of the lengths of the regular files, which is what Docker calls a layer's size.
     pub content_bytes: u64,
     /// Entries of the stream.
@@ -111,7 +112,17 @@ pub(crate) struct Converted {
 /// As the variants of [`LayerError`] say; `output` then holds rubbish.
 pub(crate) fn convert(input: impl Read, output: File, limits: &Limits) -> Result<Converted, LayerError> {
     let (stream, _) = Decompressed::new(input, limits, limits.layer_bytes).map_err(LayerError::from_read)?;
-    let mut tar = TarStream::recording(Hashing::new(stream));
+    convert_tar(Hashing::new(stream), output, limits, |source| Ok(source.finish()?.0))
+}
+
+/// As [`convert`], for a stream that is not compressed. Shape: `digest` gives the stream's digest when all of it was read.
+pub(crate) fn convert_tar<R: Read>(
+    source: R,
+    output: File,
+    limits: &Limits,
+    digest: impl FnOnce(R) -> std::io::Result<Digest>,
+) -> Result<Converted, LayerError> {
+    let mut tar = TarStream::recording(source);
     let mut conversion = Conversion {
         tree: Tree::new(),
         writer: Writer::new(output).map_err(LayerError::from_write)?,
@@ -131,8 +142,8 @@ pub(crate) fn convert(input: impl Read, output: File, limits: &Limits) -> Result
     }
     conversion.record(&tar.take_recorded())?;
     let (stream, zeros) = tar.finish().map_err(LayerError::from_tar)?;
-    let (diff_id, tar_bytes) = stream.finish().map_err(LayerError::from_read)?;
-    Ok(Converted { tar_bytes, ..conversion.finish(diff_id, entries, zeros)? })
+    let diff_id = digest(stream).map_err(LayerError::from_read)?;
+    conversion.finish(diff_id, entries, zeros)
 }
 
 /// The identity that a layer's superblock carries: the first half of its diffID.
@@ -206,7 +217,7 @@ impl Conversion {
             Location::Root => Err(refuse(EntryFault::NotARoot)),
             Location::Whiteout { .. } | Location::Opaque { .. } if !whiteout_file => Err(refuse(EntryFault::Whiteout)),
             Location::Whiteout { folder, name } => {
-                self.tree.hide(folder, name).map_err(refuse)?;
+                self.tree.hide(folder, &name).map_err(refuse)?;
                 Ok(None)
             }
             Location::Opaque { folder } => {
@@ -214,17 +225,17 @@ impl Conversion {
                 Ok(None)
             }
             Location::Name { folder, name } if entry.kind == EntryKind::Directory => {
-                self.tree.put_folder(folder, name, facts.into_folder(entry)).map_err(refuse)?;
+                self.tree.put_folder(folder, &name, facts.into_folder(entry)).map_err(refuse)?;
                 Ok(None)
             }
             Location::Name { folder, name } if entry.kind == EntryKind::HardLink => {
                 let leaf = self.tree.find_leaf(&entry.link).map_err(refuse)?;
-                self.tree.put_link(folder, name, leaf).map_err(refuse)?;
+                self.tree.put_link(folder, &name, leaf).map_err(refuse)?;
                 Ok(None)
             }
             Location::Name { folder, name } => {
                 let (leaf, place) = self.write_leaf(entry, &facts, content, refuse)?;
-                self.tree.put_leaf(folder, name, leaf).map_err(refuse)?;
+                self.tree.put_leaf(folder, &name, leaf).map_err(refuse)?;
                 Ok(place)
             }
         }
@@ -272,117 +283,11 @@ impl Conversion {
     /// Writes the folders, whose names are all known now, and the superblock.
     fn finish(mut self, diff_id: Digest, entries: u64, zeros: u64) -> Result<Converted, LayerError> {
         self.recipe.finish(zeros, &mut self.writer).map_err(LayerError::from_write)?;
-        let order = self.tree.settle();
-        let hidden = self.write_whiteout(&order).map_err(LayerError::from_write)?;
-        self.settle_links(&order).map_err(LayerError::from_write)?;
-        self.write_folders(&order, hidden).map_err(LayerError::from_write)?;
+        let tree = self.tree.settle();
+        folders::write(&tree, &mut self.writer).map_err(LayerError::from_write)?;
         let file_bytes = self.writer.finish(layer_uuid(&diff_id)).map_err(LayerError::from_write)?;
-        let root_opaque = self.tree.folders[ROOT].opaque;
-        Ok(Converted { diff_id, tar_bytes: 0, content_bytes: self.content_bytes, entries, file_bytes, root_opaque })
-    }
-
-    /// Writes the one inode that all whiteouts of the layer share.
-    fn write_whiteout(&mut self, order: &[usize]) -> Result<Option<u64>, WriteError> {
-        let count: usize = order.iter().map(|index| self.tree.folders[*index].hidden_names().count()).sum();
-        if count == 0 {
-            return Ok(None);
-        }
-        let no_xattrs = Xattrs::default();
-        let links = u32::try_from(count).map_err(|_| WriteError::TooLarge)?;
-        self.writer.device(&Inode { links, ..whiteout(&no_xattrs) }, 0, 0).map(Some)
-    }
-
-    /// Corrects the link count of leaves that have not exactly one name.
-    fn settle_links(&mut self, order: &[usize]) -> Result<(), WriteError> {
-        let mut links = vec![0_u32; self.tree.leaves.len()];
-        for index in order {
-            for child in self.tree.folders[*index].children.values() {
-                if let Child::Leaf(leaf) = child {
-                    links[*leaf] += 1;
-                }
-            }
-        }
-        for (leaf, count) in self.tree.leaves.iter().zip(links).filter(|(_, count)| *count > 1) {
-            self.writer.set_links(leaf.inode, count)?;
-        }
-        Ok(())
-    }
-
-    fn write_folders(&mut self, order: &[usize], hidden: Option<u64>) -> Result<(), WriteError> {
-        for index in order {
-            let folder = &mut self.tree.folders[*index];
-            if folder.opaque {
-                folder.facts.xattrs.push(OPAQUE_XATTR, b"y");
-            }
-        }
-        let mut places: Vec<Option<DirectoryPlace>> = vec![None; self.tree.folders.len()];
-        for index in order {
-            let folder = &self.tree.folders[*index];
-            let names = self.tree.names(*index);
-            let size = directory_size(names.iter().map(|(name, _)| *name));
-            places[*index] = Some(match *index {
-                ROOT => self.writer.place_root(size, &folder.facts.xattrs)?,
-                _ => self.writer.place_directory(size, &folder.facts.xattrs)?,
-            });
-        }
-        let inode_of = |index: usize| places[index].map(|place| place.inode).expect("a named folder can be reached");
-        for index in order {
-            let names = self.tree.names(*index);
-            let subfolders =
-                names.iter().filter(|(_, target)| matches!(target, Target::Child(Child::Folder(_)))).count();
-            let entries: Vec<_> = names
-                .into_iter()
-                .map(|(name, target)| match target {
-                    Target::Itself(folder) | Target::Child(Child::Folder(folder)) => {
-                        (name, inode_of(folder), FileType::Directory)
-                    }
-                    Target::Child(Child::Leaf(leaf)) => {
-                        (name, self.tree.leaves[leaf].inode, self.tree.leaves[leaf].file_type)
-                    }
-                    Target::Hidden => (name, hidden.expect("written before"), FileType::CharacterDevice),
-                })
-                .collect();
-            let content = directory_content(&entries);
-            let facts = &self.tree.folders[*index].facts;
-            let links = u32::try_from(subfolders + 2).map_err(|_| WriteError::TooLarge)?;
-            let place = places[*index].as_ref().expect("placed above");
-            self.writer.fill(place, &facts.inode(links), &content)?;
-        }
-        Ok(())
-    }
-}
-
-/// What a name in a folder stands for, `.` and `..` and whiteouts among them.
-enum Target {
-    Itself(usize),
-    Child(Child),
-    Hidden,
-}
-
-impl Tree {
-    /// A folder's names in bytewise order.
-    fn names(&self, index: usize) -> Vec<(&[u8], Target)> {
-        let folder = &self.folders[index];
-        let mut names: Vec<(&[u8], Target)> =
-            vec![(b".", Target::Itself(index)), (b"..", Target::Itself(folder.parent))];
-        names.extend(folder.children.iter().map(|(name, child)| (&name[..], Target::Child(*child))));
-        names.extend(folder.hidden_names().map(|name| (name, Target::Hidden)));
-        names.sort_unstable_by_key(|(name, _)| *name);
-        names
-    }
-}
-
-impl FolderFacts {
-    fn inode(&self, links: u32) -> Inode<'_> {
-        Inode {
-            file_type: FileType::Directory,
-            mode: self.mode,
-            uid: self.uid,
-            gid: self.gid,
-            modified: self.modified,
-            links,
-            xattrs: &self.xattrs,
-        }
+        let root_opaque = tree.is_opaque(ROOT);
+        Ok(Converted { diff_id, content_bytes: self.content_bytes, entries, file_bytes, root_opaque })
     }
 }
 

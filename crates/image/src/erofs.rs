@@ -17,7 +17,7 @@ mod format;
 mod output;
 mod writer;
 
-pub(crate) use format::{FileType, Inode, Xattrs, directory_content, directory_size};
+pub(crate) use format::{DirectoryBlocks, FileType, Inode, Xattrs, directory_size};
 pub(crate) use writer::{DirectoryPlace, Place, WriteError, Writer, whiteout};
 
 pub use format::SuperblockFault;

@@ -49,6 +49,17 @@ impl ImageStore {
         let source = RecipeReader::open(file).map_err(FileError::new("read the tar stream of", &path))?;
         Ok(LayerTar { source, hash: Sha256::new(), diff_id: diff_id.clone(), verified: false })
     }
+
+    /// Length of the stream that [`ImageStore::layer_tar`] gives, as unverified as that.
+    ///
+    /// # Errors
+    /// As [`ImageStore::layer_tar`].
+    pub fn layer_tar_bytes(&self, diff_id: &Digest) -> Result<u64, StoreError> {
+        let path = self.content.layer_path(diff_id);
+        let file = File::open(&path).map_err(FileError::new("open", &path))?;
+        let bytes = RecipeReader::open(file).and_then(RecipeReader::stream_bytes);
+        Ok(bytes.map_err(FileError::new("read the tar stream of", &path))?)
+    }
 }
 
 #[cfg(test)]
@@ -77,6 +88,7 @@ mod tests {
         let (_folder, store, diff_id) = stored(tar);
         let again = read(&store, &diff_id).unwrap();
         assert_eq!(again.len(), tar.len());
+        assert_eq!(store.layer_tar_bytes(&diff_id).unwrap(), tar.len() as u64);
         assert!(again == tar, "the stream differs");
     }
 

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Everything that is read here was made by strangers: it is bounded (see [`limits`]), checked against its digests, and
-//! never unpacked to a file system. What is committed is on the disk: file, folder, then record. The crate knows no
+//! never unpacked to a file system. Layers are read by jailed processes of this very program: its `main` begins with
+//! [`serve_if_converter`]. What is committed is on the disk: file, folder, then record. The crate knows no
 //! registry, no mounts, no containers and no network; it is synchronous.
 //!
 //! Read first: [`ImageStore`], [`Image`], [`Reference`], [`Scratch`].
@@ -21,6 +22,7 @@ mod content;
 mod convert;
 mod erofs;
 pub mod failpoint;
+mod folders;
 mod import;
 mod labels;
 mod layer_tar;
@@ -38,6 +40,8 @@ mod tar;
 mod testing;
 mod timestamp;
 mod tree;
+mod worker;
+mod worker_fault;
 
 pub use changes::ChangeError;
 pub use compression::StreamRefusal;
@@ -59,3 +63,5 @@ pub use store::{
 };
 pub use tar::TarError;
 pub use tree::EntryFault;
+pub use worker::{Converter, Jail, JailError, serve_if_converter};
+pub use worker_fault::WorkerFault;

@@ -146,6 +146,25 @@ impl RecipeReader {
         Ok(Self { file, steps: BufReader::new(decoder), current: Step::Literal(0) })
     }
 
+    /// Length of the whole stream, found without reading what is copied. When: nothing was read yet.
+    pub fn stream_bytes(mut self) -> io::Result<u64> {
+        let mut bytes = 0_u64;
+        loop {
+            self.next_step()?;
+            let length = match self.current {
+                Step::End => return Ok(bytes),
+                Step::Literal(length) => {
+                    if io::copy(&mut self.steps.by_ref().take(length), &mut io::sink())? < length {
+                        return Err(cut_off());
+                    }
+                    length
+                }
+                Step::Copy { length, .. } | Step::Zeros(length) => length,
+            };
+            bytes = bytes.checked_add(length).ok_or_else(cut_off)?;
+        }
+    }
+
     fn next_step(&mut self) -> io::Result<()> {
         let Some(number) = read_number(&mut self.steps)? else {
             self.current = Step::End;

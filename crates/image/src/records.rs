@@ -73,9 +73,6 @@ pub(crate) struct LayerRecord {
     pub content_bytes: u64,
     /// Entries of its tar stream.
     pub entries: u64,
-    /// Length of its tar stream; 0 if it is not known.
-    #[serde(default)]
-    pub tar_bytes: u64,
     /// Hides all that is below it.
     pub root_opaque: bool,
     /// Digest of its EROFS file (see [`crate::seal`]).

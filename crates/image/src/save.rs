@@ -36,7 +36,7 @@ pub enum SaveError {
     /// A layer cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A layer's tar stream is not what was added, or has no known length.
+    /// A layer's tar stream is not what was added.
     #[error("layer {diff_id} cannot be read: remove its image and load it again")]
     Layer {
         /// The layer.
@@ -173,15 +173,10 @@ fn manifest_item(image: &Image, tags: &BTreeSet<Reference>, layers: &[Value]) ->
 /// The descriptors of an image's layers, lowest first.
 fn archive_layers(store: &ImageStore, image: &Image) -> Result<Vec<Value>, SaveError> {
     let describe = |diff_id: &Digest| {
-        let bytes = store.tar_bytes(diff_id).ok_or_else(|| unknown_length(diff_id))?;
+        let bytes = store.layer_tar_bytes(diff_id)?;
         Ok(json!({"mediaType": LAYER_TYPE, "digest": diff_id, "size": bytes}))
     };
     image.diff_ids.iter().map(describe).collect()
-}
-
-fn unknown_length(diff_id: &Digest) -> SaveError {
-    let source = io::Error::new(io::ErrorKind::NotFound, "the length of its stream was not recorded");
-    SaveError::Layer { diff_id: diff_id.clone(), source }
 }
 
 struct Archive<'w> {
@@ -214,7 +209,7 @@ impl Archive<'_> {
         if !self.blobs.insert(diff_id.clone()) {
             return Ok(());
         }
-        let bytes = store.tar_bytes(diff_id).ok_or_else(|| unknown_length(diff_id))?;
+        let bytes = store.layer_tar_bytes(diff_id)?;
         let mut stream = store.layer_tar(diff_id)?;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::BrokenPipe => SaveError::Write(source),

@@ -25,6 +25,7 @@ use crate::failpoint;
 use crate::limits::Limits;
 use crate::records::{Change, ImageRecord, LayerRecord, Records, RecordsError};
 use crate::reference::Reference;
+use crate::worker::Converter;
 
 /// A store that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -258,6 +259,7 @@ enum Found {
 pub struct ImageStore {
     pub(crate) content: ContentStore,
     pub(crate) limits: Limits,
+    pub(crate) converter: Converter,
     records: Records,
     index: Mutex<Index>,
     /// Layers that were verified in an earlier one are verified before they are used.
@@ -280,12 +282,21 @@ impl ImageStore {
     /// # Errors
     /// As [`ImageStore::open`].
     pub fn with_limits(root: &Path, limits: Limits) -> Result<Self, OpenError> {
-        let boot_id = fs::read_to_string(BOOT_ID).map_err(FileError::new("read", Path::new(BOOT_ID)))?;
-        Self::open_in_boot(root, limits, boot_id.trim())
+        // A test's main is not ours to begin.
+        Self::with_converter(root, limits, if cfg!(test) { Converter::InProcess } else { Converter::Workers })
     }
 
-    /// As [`ImageStore::with_limits`], on a host with this boot id.
-    fn open_in_boot(root: &Path, limits: Limits, boot_id: &str) -> Result<Self, OpenError> {
+    /// As [`ImageStore::with_limits`], with another place where layers are converted.
+    ///
+    /// # Errors
+    /// As [`ImageStore::open`].
+    pub fn with_converter(root: &Path, limits: Limits, converter: Converter) -> Result<Self, OpenError> {
+        let boot_id = fs::read_to_string(BOOT_ID).map_err(FileError::new("read", Path::new(BOOT_ID)))?;
+        Self::open_in_boot(root, limits, converter, boot_id.trim())
+    }
+
+    /// As [`ImageStore::with_converter`], on a host with this boot id.
+    fn open_in_boot(root: &Path, limits: Limits, converter: Converter, boot_id: &str) -> Result<Self, OpenError> {
         fs::create_dir_all(root).map_err(FileError::new("create", root))?;
         let lock_path = root.join("lock");
         let lock = OpenOptions::new()
@@ -319,7 +330,7 @@ impl ImageStore {
         }
         let epoch = records.begin_run(boot_id)?;
         failpoint::reach("open.begun");
-        Ok(Self { content, limits, records, index: Mutex::new(index), epoch, _lock: lock })
+        Ok(Self { content, limits, converter, records, index: Mutex::new(index), epoch, _lock: lock })
     }
 
     /// All images but those that were removed and are kept for containers, newest first.
@@ -385,11 +396,6 @@ impl ImageStore {
                 && (*other == reference || repository_only && other.repository() == reference.repository())
         };
         names.filter(meant).collect()
-    }
-
-    /// Length of a layer's tar stream, if it is known.
-    pub(crate) fn tar_bytes(&self, diff_id: &Digest) -> Option<u64> {
-        self.index().layers.get(diff_id).map(|layer| layer.tar_bytes).filter(|bytes| *bytes > 0)
     }
 
     /// Length of the regular files of all layers, each layer counted once however many images have it.

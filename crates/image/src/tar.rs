@@ -39,6 +39,9 @@ pub enum TarError {
     /// Behind the end of the archive something other than zeros follows.
     #[error("data behind the end of the tar archive")]
     TrailingData,
+    /// A header breaks the format, in the words of the process that read it.
+    #[error("invalid tar header: {0}")]
+    Reported(String),
 }
 
 /// What an entry is.

@@ -10,7 +10,7 @@ use proto::Digest;
 use super::{ImageStore, Index, StoreError};
 use crate::config::ParsedConfig;
 use crate::content::Staged;
-use crate::convert::{Converted, LayerError, convert};
+use crate::convert::{Converted, LayerError};
 use crate::failpoint;
 use crate::records::{Change, ImageRecord, LayerRecord};
 use crate::reference::Reference;
@@ -74,9 +74,8 @@ impl<'s> Batch<'s> {
     /// Converts a layer's tar stream, compressed or not, and puts it on the disk.
     pub fn add_layer(&mut self, tar: impl Read) -> Result<Converted, AddLayerError> {
         let (file, staged) = self.store.content.stage().map_err(StoreError::from)?;
-        let output = file.try_clone().map_err(LayerError::Write)?;
         failpoint::reach("convert.begin");
-        let converted = convert(tar, output, &self.store.limits)?;
+        let converted = self.store.converter.run(tar, &file, &self.store.limits)?;
         failpoint::reach("convert.written");
         let file_digest = sync_and_seal(&file).map_err(LayerError::Write)?;
         failpoint::reach("convert.synced");
@@ -84,7 +83,6 @@ impl<'s> Batch<'s> {
             file_bytes: converted.file_bytes,
             content_bytes: converted.content_bytes,
             entries: converted.entries,
-            tar_bytes: converted.tar_bytes,
             root_opaque: converted.root_opaque,
             file_digest: Some(file_digest),
             verified_in: self.store.epoch,

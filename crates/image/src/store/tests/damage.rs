@@ -24,7 +24,7 @@ impl Fixture {
         let records = Records::open(&root.join("images.redb")).unwrap();
         records.begin_run("the boot that crashed").unwrap();
         drop(records);
-        let store = ImageStore::open_in_boot(&root, Limits::default(), boot_id).unwrap();
+        let store = ImageStore::open_in_boot(&root, Limits::default(), Converter::InProcess, boot_id).unwrap();
         Self { folder, store }
     }
 }
