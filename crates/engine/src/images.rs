@@ -1,12 +1,16 @@
 //! The image endpoints. Names of images contain slashes, so the part of the path behind `/images/` is split by hand.
 
+mod auth;
 mod body;
+mod distribution;
 mod import;
 mod inspect;
 mod list;
 mod load;
 mod pattern;
 mod progress;
+mod pull;
+mod push;
 mod remove;
 
 use std::sync::Arc;
@@ -15,7 +19,7 @@ use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::Method;
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use axum::routing::{any, get, post};
 use image::{Image, ImageStore, Reference, ResolveError};
 
 use crate::engine::Engine;
@@ -29,7 +33,10 @@ pub(crate) use remove::total_bytes;
 
 /// The routes below `/images`.
 pub fn router() -> Router<Arc<Engine>> {
-    Router::new().route("/images/{*rest}", any(dispatch))
+    Router::new()
+        .route("/images/{*rest}", any(dispatch))
+        .route("/auth", post(auth::log_in))
+        .route("/distribution/{*rest}", get(distribution::inspect))
 }
 
 /// What a path below `/images` asks for.
@@ -40,6 +47,8 @@ enum Endpoint<'a> {
     /// `POST /images/create`: import or pull.
     Create,
     Prune,
+    Search,
+    Push(&'a str),
     Inspect(&'a str),
     History(&'a str),
     Tag(&'a str),
@@ -56,13 +65,18 @@ impl<'a> Endpoint<'a> {
             ("POST", "load") => Self::Load,
             ("POST", "create") => Self::Create,
             ("POST", "prune") => Self::Prune,
+            ("GET", "search") => Self::Search,
             ("DELETE", name) => Self::Remove(name),
             ("GET" | "HEAD", _) => match (name("/json"), name("/history")) {
                 (Some(name), _) => Self::Inspect(name),
                 (_, Some(name)) => Self::History(name),
                 _ => Self::Missing,
             },
-            ("POST", _) => name("/tag").map_or(Self::Missing, Self::Tag),
+            ("POST", _) => match (name("/tag"), name("/push")) {
+                (Some(name), _) => Self::Tag(name),
+                (_, Some(name)) => Self::Push(name),
+                _ => Self::Missing,
+            },
             _ => Self::Missing,
         }
     }
@@ -79,8 +93,13 @@ async fn dispatch(
     let answer = match Endpoint::of(&parts.method, &rest) {
         Endpoint::List => list::list(engine, &query, version).await,
         Endpoint::Load => load::load(engine, &query, body).await,
+        Endpoint::Create if query.get("fromImage").is_some() => pull::pull(engine, &query, &parts.headers).await,
         Endpoint::Create => import::create(engine, &query, body).await,
         Endpoint::Prune => remove::prune(engine, &query).await,
+        Endpoint::Search => Err(ApiError::not_implemented(
+            "searching is a service of Docker Hub that no registry offers: look for images on its web site, and pull them by name",
+        )),
+        Endpoint::Push(name) => push::push(engine, name, &query, &parts.headers).await,
         Endpoint::Inspect(name) => inspect::inspect(engine, name).await,
         Endpoint::History(name) => inspect::history(engine, name).await,
         Endpoint::Tag(name) => remove::tag(engine, name, &query).await,
@@ -148,8 +167,8 @@ mod tests {
         assert_eq!(of(Method::GET, "json/json"), Endpoint::Inspect("json"));
         assert_eq!(of(Method::POST, "a/b/tag"), Endpoint::Tag("a/b"));
         assert_eq!(of(Method::DELETE, "a/json"), Endpoint::Remove("a/json"));
-        assert_eq!(of(Method::POST, "a/push"), Endpoint::Missing);
-        assert_eq!(of(Method::GET, "search"), Endpoint::Missing);
+        assert_eq!(of(Method::POST, "localhost:5000/a/push"), Endpoint::Push("localhost:5000/a"));
+        assert_eq!(of(Method::GET, "search"), Endpoint::Search);
         assert_eq!(of(Method::POST, "load"), Endpoint::Load);
         assert_eq!(of(Method::PUT, "load"), Endpoint::Missing);
     }

@@ -28,6 +28,7 @@ mod load;
 mod recipe;
 mod records;
 mod reference;
+pub mod registry;
 mod scratch;
 mod store;
 mod tar;

@@ -1,6 +1,7 @@
 //! The store of images: one process, one folder.
 
 mod batch;
+mod pin;
 mod remove;
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use proto::control::LayerFile;
 use proto::{Digest, ErrorKind};
 
-pub(crate) use batch::{AddLayerError, Batch};
+pub(crate) use batch::{AddLayerError, Batch, StagedLayer};
+pub(crate) use pin::LayerPin;
 pub use remove::{ImageUse, RemoveError, Removed};
 
 use crate::config::{self, Image};
