@@ -1,12 +1,16 @@
 //! The image endpoints. Names of images contain slashes, so the part of the path behind `/images/` is split by hand.
 
+mod auth;
 mod body;
+mod distribution;
 mod import;
 mod inspect;
 mod list;
 mod load;
 mod pattern;
 mod progress;
+mod pull;
+mod push;
 mod remove;
 mod save;
 
@@ -16,7 +20,7 @@ use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::Method;
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use axum::routing::{any, get, post};
 use image::{Image, ImageStore, Reference, ResolveError};
 
 use crate::engine::Engine;
@@ -26,9 +30,13 @@ use crate::query::Query;
 use crate::version::ApiVersion;
 
 pub(crate) use list::entries;
+
 /// The routes below `/images`.
 pub fn router() -> Router<Arc<Engine>> {
-    Router::new().route("/images/{*rest}", any(dispatch))
+    Router::new()
+        .route("/images/{*rest}", any(dispatch))
+        .route("/auth", post(auth::log_in))
+        .route("/distribution/{*rest}", get(distribution::inspect))
 }
 
 /// What a path below `/images` asks for.
@@ -39,6 +47,8 @@ enum Endpoint<'a> {
     /// `POST /images/create`: import or pull.
     Create,
     Prune,
+    Search,
+    Push(&'a str),
     /// `GET /images/get`: several images as one archive.
     SaveAll,
     Save(&'a str),
@@ -58,6 +68,7 @@ impl<'a> Endpoint<'a> {
             ("POST", "load") => Self::Load,
             ("POST", "create") => Self::Create,
             ("POST", "prune") => Self::Prune,
+            ("GET", "search") => Self::Search,
             ("DELETE", name) => Self::Remove(name),
             ("GET", "get") => Self::SaveAll,
             ("GET", _) if name("/get").is_some() => name("/get").map_or(Self::Missing, Self::Save),
@@ -66,7 +77,11 @@ impl<'a> Endpoint<'a> {
                 (_, Some(name)) => Self::History(name),
                 _ => Self::Missing,
             },
-            ("POST", _) => name("/tag").map_or(Self::Missing, Self::Tag),
+            ("POST", _) => match (name("/tag"), name("/push")) {
+                (Some(name), _) => Self::Tag(name),
+                (_, Some(name)) => Self::Push(name),
+                _ => Self::Missing,
+            },
             _ => Self::Missing,
         }
     }
@@ -91,8 +106,13 @@ async fn dispatch(
     let answer = match endpoint {
         Endpoint::List => list::list(engine, &query, version).await,
         Endpoint::Load => load::load(engine, &query, body).await,
+        Endpoint::Create if query.get("fromImage").is_some() => pull::pull(engine, &query, &parts.headers).await,
         Endpoint::Create => import::create(engine, &query, body).await,
         Endpoint::Prune => remove::prune(engine, &query).await,
+        Endpoint::Search => Err(ApiError::not_implemented(
+            "searching is a service of Docker Hub that no registry offers: look for images on its web site, and pull them by name",
+        )),
+        Endpoint::Push(name) => push::push(engine, name, &query, &parts.headers).await,
         Endpoint::SaveAll => save::save_all(engine, &query).await,
         Endpoint::Save(name) => save::save(engine, vec![name.to_owned()]).await,
         Endpoint::Inspect(name) => inspect::inspect(engine, name, version).await,
@@ -177,8 +197,8 @@ mod tests {
         assert_eq!(of(Method::GET, "json/json"), Endpoint::Inspect("json"));
         assert_eq!(of(Method::POST, "a/b/tag"), Endpoint::Tag("a/b"));
         assert_eq!(of(Method::DELETE, "a/json"), Endpoint::Remove("a/json"));
-        assert_eq!(of(Method::POST, "a/push"), Endpoint::Missing);
-        assert_eq!(of(Method::GET, "search"), Endpoint::Missing);
+        assert_eq!(of(Method::POST, "localhost:5000/a/push"), Endpoint::Push("localhost:5000/a"));
+        assert_eq!(of(Method::GET, "search"), Endpoint::Search);
         assert_eq!(of(Method::POST, "load"), Endpoint::Load);
         assert_eq!(of(Method::PUT, "load"), Endpoint::Missing);
     }

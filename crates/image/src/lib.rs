@@ -31,6 +31,7 @@ mod load;
 mod recipe;
 mod records;
 mod reference;
+pub mod registry;
 mod save;
 mod scratch;
 mod seal;

@@ -3,6 +3,7 @@
 mod batch;
 mod check;
 mod lease;
+mod pin;
 mod remove;
 mod sound;
 
@@ -13,9 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use proto::{Digest, ErrorKind};
 
-pub(crate) use batch::{AddLayerError, Batch};
+pub(crate) use batch::{AddLayerError, Batch, StagedLayer};
 pub use check::{CheckReport, Finding, Remedy};
 pub use lease::ImageLease;
+pub(crate) use pin::LayerPin;
 pub use remove::{ImageUse, RemoveError, Removed};
 pub use sound::LayerFilesError;
 

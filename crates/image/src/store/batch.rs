@@ -26,6 +26,28 @@ pub(crate) enum AddLayerError {
     Store(#[from] StoreError),
 }
 
+/// A layer that is converted and on the disk, and not yet anybody's; gone when dropped.
+#[derive(Debug)]
+pub(crate) struct StagedLayer {
+    pub converted: Converted,
+    /// Of its EROFS file.
+    file_digest: Digest,
+    staged: Staged,
+}
+
+impl ImageStore {
+    /// Converts a layer's tar stream, compressed or not, and puts it on the disk, for a batch to take over.
+    pub(crate) fn stage_layer(&self, tar: impl Read) -> Result<StagedLayer, AddLayerError> {
+        let (file, staged) = self.content.stage().map_err(StoreError::from)?;
+        failpoint::reach("convert.begin");
+        let converted = self.converter.run(tar, &file, &self.limits)?;
+        failpoint::reach("convert.written");
+        let file_digest = sync_and_seal(&file).map_err(LayerError::Write)?;
+        failpoint::reach("convert.synced");
+        Ok(StagedLayer { converted, file_digest, staged })
+    }
+}
+
 /// Images that are being added. Drop without [`Batch::commit`] leaves nothing behind.
 pub(crate) struct Batch<'s> {
     store: &'s ImageStore,
@@ -73,23 +95,24 @@ impl<'s> Batch<'s> {
 
     /// Converts a layer's tar stream, compressed or not, and puts it on the disk.
     pub fn add_layer(&mut self, tar: impl Read) -> Result<Converted, AddLayerError> {
-        let (file, staged) = self.store.content.stage().map_err(StoreError::from)?;
-        failpoint::reach("convert.begin");
-        let converted = self.store.converter.run(tar, &file, &self.store.limits)?;
-        failpoint::reach("convert.written");
-        let file_digest = sync_and_seal(&file).map_err(LayerError::Write)?;
-        failpoint::reach("convert.synced");
+        let layer = self.store.stage_layer(tar)?;
+        let converted = layer.converted.clone();
+        self.adopt(layer);
+        Ok(converted)
+    }
+
+    /// Takes over a layer that was converted elsewhere.
+    pub fn adopt(&mut self, layer: StagedLayer) {
         let record = LayerRecord {
-            file_bytes: converted.file_bytes,
-            content_bytes: converted.content_bytes,
-            entries: converted.entries,
-            root_opaque: converted.root_opaque,
-            file_digest: Some(file_digest),
+            file_bytes: layer.converted.file_bytes,
+            content_bytes: layer.converted.content_bytes,
+            entries: layer.converted.entries,
+            root_opaque: layer.converted.root_opaque,
+            file_digest: Some(layer.file_digest),
             verified_in: self.store.epoch,
             damaged: false,
         };
-        self.staged.insert(converted.diff_id.clone(), (staged, record));
-        Ok(converted)
+        self.staged.insert(layer.converted.diff_id, (layer.staged, record));
     }
 
     /// Adds an image whose layers were all added or found.
