@@ -31,7 +31,7 @@ fn images_are_filtered() {
     for name in ["reg.example.com/team/app:1", "reg.example.com/team/app:2", "app:1"] {
         load(&host, name);
     }
-    let labelled = ["import", "-c", "LABEL stage=test", "-c", "LABEL keep", "-", "labelled:1"];
+    let labelled = ["import", "-c", "LABEL stage=test", "-c", "LABEL keep=yes", "-", "labelled:1"];
     assert_eq!(host.docker_input(&labelled, &own_layer("labelled")).code, 0);
     assert_eq!(host.docker_input(&["import", "-"], &own_layer("nameless")).code, 0);
     let team = ["reg.example.com/team/app:1", "reg.example.com/team/app:2"];

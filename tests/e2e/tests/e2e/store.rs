@@ -210,7 +210,7 @@ fn loads_removals_and_prunings_at_once() {
                         assert_eq!(host.docker_input(&["load", "-q"], &archive).code, 0);
                         let ran = host.docker(&host.words_for("busy:1", "run", &["--rm"], &["cat", "/chain/last"]));
                         // Somebody may have removed it meanwhile; what runs is whole.
-                        let gone = ran.err.contains("No such image") || ran.err.contains("cannot pull");
+                        let gone = ran.err.contains("No such image") || ran.err.contains("cannot reach the registry");
                         assert!(ran.code == 0 && ran.text() == "4\n" || gone, "{ran}");
                     }
                 })
@@ -263,17 +263,12 @@ fn an_fsync_that_fails_drops_what_was_written() {
     }
 }
 
-/// F113: every kind of write in turn.
+/// F113: no room for a name. (Writes of content are the conversion worker's, whose seccomp filter takes an injected fault for
+/// a forbidden call; the full disk above is theirs.)
 #[test]
-fn a_write_that_fails_drops_what_was_written() {
-    for (call, when) in [
-        ("pwrite64", "1"),
-        ("pwrite64", "3"),
-        ("ftruncate", "1"),
-        ("rename,renameat,renameat2", "1"),
-        ("rename,renameat,renameat2", "2"),
-    ] {
-        fail_while_loading(&format!("{call}:error=ENOSPC:when={when}"), &["no space left"]);
+fn a_rename_that_fails_drops_what_was_written() {
+    for when in ["1", "2"] {
+        fail_while_loading(&format!("rename,renameat,renameat2:error=ENOSPC:when={when}"), &["no space left"]);
     }
 }
 
