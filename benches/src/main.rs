@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod footprint;
+mod lazy;
 mod reference;
 mod run_to_exit;
 mod runtime;
@@ -26,6 +27,9 @@ struct Arguments {
     /// Leave out what needs Docker's daemon.
     #[arg(long)]
     without_docker: bool,
+    /// Only starts from a large image against starts from a small one.
+    #[arg(long)]
+    only_lazy: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -33,6 +37,9 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if arguments.rounds == 0 {
         bail!("--rounds must be at least 1");
+    }
+    if arguments.only_lazy {
+        return lazy::measure(&start("--standby-vms=0")?, arguments.rounds);
     }
     let host = start("--standby-vms=1")?;
     let without_standby = start("--standby-vms=0")?;
@@ -45,6 +52,8 @@ fn main() -> anyhow::Result<()> {
     runtime::measure(arguments.rounds)?;
     println!("\n# Fork against the boot of its template\n");
     footprint::fork_against_boot(&without_standby, arguments.rounds)?;
+    println!("\n# Starting from an image of 1 GiB against one of 2 MB\n");
+    lazy::measure(&without_standby, arguments.rounds)?;
     println!("\n# A utility VM that stood by: from Create to the acknowledged personalization\n");
     footprint::adoption(&host, arguments.rounds)?;
     println!("\n# Private memory of what idles, every process of it counted\n");

@@ -24,6 +24,9 @@ pub struct TestArgs {
     /// Over the dev profile instead of the release profile.
     #[arg(long)]
     dev: bool,
+    /// Build the engine that tests can kill at a point, though only some tests are to run.
+    #[arg(long)]
+    failpoints: bool,
     /// How many tests run at once.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -36,6 +39,9 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
     clear(&skips)?;
     let profile: &[&str] = if args.dev { &[] } else { &["--release"] };
     if !args.unit {
+        if args.failpoints || args.filters.is_empty() {
+            build_failpoints_engine(args, profile)?;
+        }
         let mut build = workspace::cargo();
         build.arg("build").args(profile);
         build.args(BINARIES.iter().flat_map(|package| ["-p", package]));
@@ -53,6 +59,19 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
         bail!("tests failed");
     }
     Ok(())
+}
+
+/// Builds the engine with points at which it can be told to die, under a name of its own. The ordinary build follows, so
+/// that `bulkheadd` is never left as this one.
+fn build_failpoints_engine(args: &TestArgs, profile: &[&str]) -> anyhow::Result<()> {
+    let mut build = workspace::cargo();
+    build.arg("build").args(profile).args(["-p", "bulkhead-engine", "--features", "bulkhead-engine/failpoints"]);
+    workspace::run_checked(&mut build)?;
+    let folder = workspace::target_dir().join(if args.dev { "debug" } else { "release" });
+    let (built, named) = (folder.join("bulkheadd"), folder.join("bulkheadd-failpoints"));
+    std::fs::copy(&built, &named).with_context(|| format!("cannot copy {}", built.display()))?;
+    // Cargo puts the ordinary build's in its place.
+    std::fs::remove_file(&built).with_context(|| format!("cannot remove {}", built.display()))
 }
 
 fn commands(args: &TestArgs, has_nextest: bool) -> Vec<Command> {
@@ -124,7 +143,7 @@ mod tests {
     }
 
     fn args(unit: bool, e2e: bool) -> TestArgs {
-        TestArgs { unit, e2e, dev: false, jobs: 2, filters: Vec::new() }
+        TestArgs { unit, e2e, dev: false, failpoints: false, jobs: 2, filters: Vec::new() }
     }
 
     #[test]

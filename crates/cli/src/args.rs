@@ -3,6 +3,7 @@
 pub mod container;
 pub mod image;
 pub mod process;
+pub mod storage;
 pub mod system;
 
 use clap::{Parser, Subcommand};
@@ -72,6 +73,8 @@ pub enum Command {
     Images(image::ImagesArgs),
     /// Load images from an archive
     Load(image::LoadArgs),
+    /// Write images to an archive
+    Save(storage::SaveArgs),
     /// Make an image from a root file system
     Import(image::ImportArgs),
     /// Remove images
@@ -80,6 +83,15 @@ pub enum Command {
     Tag(image::TagArgs),
     /// Show the steps that made an image
     History(image::HistoryArgs),
+    /// What is done with images
+    #[command(subcommand)]
+    Image(storage::ImageCommand),
+    /// What is done with all containers
+    #[command(subcommand)]
+    Container(storage::ContainerCommand),
+    /// What is stored
+    #[command(subcommand)]
+    System(storage::SystemCommand),
     /// Show the versions of client and engine
     Version(system::FormatArgs),
     /// Show what engine and host are

@@ -15,10 +15,13 @@ mod inspect;
 mod lifecycle;
 mod load;
 mod logs;
+mod prune;
 mod ps;
 mod run;
+mod save;
 mod start;
 mod stats;
+mod system;
 mod template;
 mod top;
 mod upload;
@@ -27,6 +30,8 @@ mod version;
 use serde_json::Value;
 
 use crate::args::Command;
+use crate::args::process::InspectArgs;
+use crate::args::storage::{ContainerCommand, ImageCommand, SystemCommand};
 use crate::client::Client;
 use crate::error::{CliError, CliResult};
 use crate::output::listing::{self, Columns, Row, Style};
@@ -63,11 +68,37 @@ pub async fn run(client: &Client, command: Command) -> CliResult<u8> {
         Command::Rmi(args) => images::rmi(client, &args).await.map(done),
         Command::Tag(args) => images::tag(client, &args).await.map(done),
         Command::History(args) => history::history(client, &args).await.map(done),
+        Command::Save(args) => save::save(client, &args).await.map(done),
+        Command::Image(command) => image(client, command).await.map(done),
+        Command::Container(ContainerCommand::Prune(args)) => prune::containers(client, &args).await.map(done),
+        Command::System(command) => system(client, command).await.map(done),
         Command::Version(args) => version::version(client, &args).await.map(done),
         Command::Info(args) => info::info(client, &args).await.map(done),
         Command::Doctor(args) => doctor::doctor(client, &args).await,
         Command::Template(command) => template::template(client, &command).await.map(done),
         Command::Completion(args) => completion::completion(&args).map(done),
+    }
+}
+
+async fn image(client: &Client, command: ImageCommand) -> CliResult<()> {
+    match command {
+        ImageCommand::Ls(args) => images::images(client, &args).await,
+        ImageCommand::Rm(args) => images::rmi(client, &args).await,
+        ImageCommand::Prune(args) => prune::images(client, &args).await,
+        ImageCommand::Inspect(args) => inspect::inspect(client, &InspectArgs::from(&args)).await,
+        ImageCommand::History(args) => history::history(client, &args).await,
+        ImageCommand::Tag(args) => images::tag(client, &args).await,
+        ImageCommand::Save(args) => save::save(client, &args).await,
+        ImageCommand::Load(args) => load::load(client, &args).await,
+        ImageCommand::Import(args) => import::import(client, &args).await,
+    }
+}
+
+async fn system(client: &Client, command: SystemCommand) -> CliResult<()> {
+    match command {
+        SystemCommand::Df(args) => system::df(client, &args).await,
+        SystemCommand::Prune(args) => prune::system(client, &args).await,
+        SystemCommand::Check(args) => system::check(client, &args).await,
     }
 }
 

@@ -106,8 +106,8 @@ impl RootfsError {
     }
 }
 
-/// Most layers: with the shortest paths their list fills the page that mount(2) takes. (Docker's images have up to 127.)
-pub const MOST_LAYERS: usize = 180;
+/// Most layers that overlayfs joins. (Docker's images have up to 127.) Source: Linux fs/overlayfs/params.h, `OVL_MAX_STACK`.
+pub const MOST_LAYERS: usize = 500;
 /// Longest list of options that mount(2) takes, its NUL not counted.
 const OPTIONS_LIMIT: usize = 4095;
 /// How long a file system that somebody is just leaving may stay busy.
@@ -287,12 +287,27 @@ fn join(staged: &Staging<'_>, writable: &Upper, merged: &Path) -> Result<(), Roo
                 let folder = open_folder(path).map_err(|source| RootfsError::Folder { path: path.clone(), source })?;
                 held.push(folder);
             }
-            let short = [0, 1, 2].map(|at: usize| PathBuf::from(format!("/proc/self/fd/{}", held[at].as_raw_fd())));
+            let [upper, work] =
+                [1, 2].map(|at: usize| PathBuf::from(format!("/proc/self/fd/{}", held[at].as_raw_fd())));
+            let short = [PathBuf::new(), upper, work];
             let options = options(staged.mounted, &short).ok_or(RootfsError::LayerCount(staged.mounted))?;
-            mount_overlay(&options, merged)
+            let merged = std::path::absolute(merged).map_err(failed)?;
+            mount_overlay_within(&held[0], &options, &merged)
         }
     };
     options.map_err(|error| failed(error.into()))
+}
+
+/// As [`mount_overlay`], with relative paths of the options below `folder`: so the list of many layers fits into the page that
+/// mount(2) takes. A thread of its own gets a working folder of its own, and ends with it.
+fn mount_overlay_within(folder: &OwnedFd, options: &CString, merged: &Path) -> rustix::io::Result<()> {
+    let mount_there = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)
+            .map_err(|error| Errno::from_raw_os_error(error as i32))?;
+        rustix::process::fchdir(folder)?;
+        mount_overlay(options, merged)
+    };
+    std::thread::scope(|scope| scope.spawn(mount_there).join()).unwrap_or(Err(Errno::CANCELED))
 }
 
 fn open_folder(path: &Path) -> io::Result<OwnedFd> {
@@ -300,13 +315,14 @@ fn open_folder(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// overlayfs' options for `count` layers below the first of the folders, changes in the second, work in the third. `None` when
+/// overlayfs' options for `count` layers below the first of the folders (relative, when its path is empty), changes in the second, work in the third. `None` when
 /// the list is too long, or a path has a sign with a meaning in it.
 fn options(count: usize, [staging, upper, work]: &[PathBuf; 3]) -> Option<CString> {
     let text =
         |path: &Path| path.to_str().filter(|text| !text.contains([':', ',', '\\', '"', '\0'])).map(str::to_owned);
     let (staging, upper, work) = (text(staging)?, text(upper)?, text(work)?);
-    let lower: Vec<String> = (0..count).rev().map(|number| format!("{staging}/{number}")).collect();
+    let folder = if staging.is_empty() { String::new() } else { format!("{staging}/") };
+    let lower: Vec<String> = (0..count).rev().map(|number| format!("{folder}{number}")).collect();
     // Both off by default on most kernels, not on all: an image could otherwise lead into other folders of its layers.
     let options = format!("lowerdir={},upperdir={upper},workdir={work},redirect_dir=off,metacopy=off", lower.join(":"));
     if options.len() > OPTIONS_LIMIT { None } else { CString::new(options).ok() }
@@ -329,7 +345,8 @@ mod tests {
             assert_eq!(options(1, &paths(bad)), None, "{bad}");
         }
         assert_eq!(options(100, &paths(&format!("/{}", "x".repeat(90)))), None);
-        assert!(options(MOST_LAYERS, &paths("/proc/self/fd/1234")).is_some());
+        let relative = options(MOST_LAYERS, &paths("")).unwrap().into_string().unwrap();
+        assert!(relative.starts_with("lowerdir=499:498:") && relative.contains(":0,upperdir="), "{relative}");
     }
 
     #[test]

@@ -110,6 +110,35 @@ impl Timestamp {
             _ => Self::parse_rfc3339(text),
         }
     }
+
+    /// Reads what clients send in the filter `until`: a duration before now such as `24h`, or as [`Timestamp::parse_query`].
+    #[must_use]
+    pub fn parse_until(text: &str) -> Option<Self> {
+        let ago = parse_duration(text).map(|nanos| Self(Self::now().0.saturating_sub(nanos)));
+        ago.or_else(|| Self::parse_query(text))
+    }
+}
+
+/// Nanoseconds of Go's duration form, such as `1h30m`.
+fn parse_duration(text: &str) -> Option<i64> {
+    let mut rest = text;
+    let mut total = 0_i64;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let number: i64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let nanos = match &rest[..unit] {
+            "h" => 3600 * NANOS_PER_SEC,
+            "m" => 60 * NANOS_PER_SEC,
+            "s" => NANOS_PER_SEC,
+            "ms" => 1_000_000,
+            _ => return None,
+        };
+        total = total.checked_add(number.checked_mul(nanos)?)?;
+        rest = &rest[unit..];
+    }
+    (!text.is_empty()).then_some(total)
 }
 
 impl fmt::Display for Timestamp {
@@ -166,6 +195,19 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_gos() {
+        assert_eq!(parse_duration("1h30m"), Some(5_400_000_000_000));
+        assert_eq!(parse_duration("250ms"), Some(250_000_000));
+        for bad in ["", "1", "h", "1d", "1h2"] {
+            assert_eq!(parse_duration(bad), None, "{bad}");
+        }
+        assert_eq!(Timestamp::parse_until("x"), None);
+        assert_eq!(Timestamp::parse_until("12"), Some(Timestamp(12_000_000_000)));
+        let day_ago = Timestamp::parse_until("24h").unwrap();
+        assert!((86_399..86_460).contains(&day_ago.elapsed().as_secs()));
+    }
 
     #[test]
     fn times_are_written_as_go_writes_them() {

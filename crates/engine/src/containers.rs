@@ -42,7 +42,7 @@ use axum::routing::{delete, get, post};
 use crate::engine::Engine;
 
 pub use launch::Run;
-pub use remove::{discard, uses_of};
+pub use remove::{collect_image, discard, uses_of};
 pub use restart_policy::apply_at_start;
 pub use shim::{bury, delete_leftovers};
 pub use standby::{clear_standby, keep_standby};

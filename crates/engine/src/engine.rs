@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use image::ImageStore;
+use image::registry::RegistryClient;
 use proto::ContainerId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +21,8 @@ pub struct Engine {
     pub settings: Settings,
     /// The images of this data root. Synchronous: call it inside `spawn_blocking`.
     pub images: Arc<ImageStore>,
+    /// The registries that images come from and go to.
+    pub registries: RegistryClient,
     /// Every container of this data root.
     pub containers: ContainerStore,
     /// What happened and happens.
@@ -48,9 +51,14 @@ impl Engine {
         let images = settings.data_root.join("images");
         let images =
             ImageStore::open(&images).with_context(|| format!("cannot open the image store {}", images.display()))?;
+        let images = Arc::new(images);
+        let known = settings.data_root.join("registries.redb");
+        let registries = RegistryClient::open(Arc::clone(&images), settings.registries.clone(), &known)
+            .context("cannot set up the access to registries")?;
         Ok(Self {
             id: identity(&settings.data_root.join("engine-id"))?,
-            images: Arc::new(images),
+            images,
+            registries,
             containers: ContainerStore::default(),
             events: EventBus::default(),
             standby: Standby::new(settings.standby_vms != Some(0) && rehearsal::AVAILABLE),

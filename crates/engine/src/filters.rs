@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use crate::clock::Timestamp;
 use crate::error::{ApiError, ApiResult};
 
 /// What a client wants to see: for each key any of the values must fit; an absent key fits everything.
@@ -78,6 +79,27 @@ impl Filters {
         })
     }
 
+    /// None of the labels asked for with `label!` is among the labels.
+    pub fn lacks_labels<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        !self.values("label!").any(|unwanted| match unwanted.split_once('=') {
+            Some((name, value)) => label(name) == Some(value),
+            None => label(unwanted).is_some(),
+        })
+    }
+
+    /// The one value of `until`: a time, or a duration before now.
+    ///
+    /// # Errors
+    /// 400 for several values or one that is no time.
+    pub fn until(&self) -> ApiResult<Option<Timestamp>> {
+        let mut values = self.values("until");
+        let Some(text) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(ApiError::invalid("more than one until filter specified"));
+        }
+        Timestamp::parse_until(text).map(Some).ok_or_else(|| invalid_value("until", text))
+    }
+
     /// The one value of a key that takes a single truth value.
     ///
     /// # Errors
@@ -132,5 +154,9 @@ mod tests {
         assert_eq!(filters.truth("dangling").unwrap(), Some(true));
         assert!(filters.truth("name").is_err());
         assert!(filters.only(&["label", "name"]).is_err());
+        let unwanted = Filters::parse(r#"{"label!":["a=b"],"until":["1h"]}"#).unwrap();
+        assert!(!unwanted.lacks_labels(with) && unwanted.lacks_labels(|_| None));
+        assert!(unwanted.until().unwrap().is_some() && filters.until().unwrap().is_none());
+        assert!(Filters::parse(r#"{"until":["nope"]}"#).unwrap().until().is_err());
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{ArgAction, Parser, ValueEnum};
+use image::registry::RegistrySettings;
 use proto::Isolation;
 use proto::control::BackendChoice;
 
@@ -68,6 +69,23 @@ pub struct Flags {
     /// Folder of the templates, which engines may share [default: DATA_ROOT/templates]
     #[arg(long, value_name = "DIR")]
     pub template_store: Option<PathBuf>,
+
+    /// URL of a registry that is asked for docker.io's images first (repeatable)
+    #[arg(long = "registry-mirror", value_name = "URL")]
+    pub registry_mirrors: Vec<String>,
+
+    /// Registry HOST[:PORT], or network A.B.C.D/N, that may speak plain HTTP or have any certificate (repeatable). One on
+    /// 127.0.0.0/8 may always speak plain HTTP
+    #[arg(long = "insecure-registry", value_name = "REGISTRY")]
+    pub insecure_registries: Vec<String>,
+
+    /// Folder with a folder HOST[:PORT] for each registry with certificates of its own
+    #[arg(long, default_value = "/etc/docker/certs.d", value_name = "DIR")]
+    pub certs_dir: PathBuf,
+
+    /// Layers that are pulled at once
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub max_concurrent_downloads: u16,
 
     /// Cgroup below which every container gets its own
     #[arg(long, default_value = "/bulkhead", value_name = "CGROUP")]
@@ -145,6 +163,8 @@ pub struct Settings {
     pub standby_vms: Option<u32>,
     /// Folder of the template store.
     pub template_store: PathBuf,
+    /// How registries are reached.
+    pub registries: RegistrySettings,
     /// Absolute cgroup path below which each container gets its own, without a trailing slash.
     pub cgroup_parent: String,
     /// Bound on a utility VM's personalization.
@@ -194,6 +214,13 @@ impl Flags {
             template_store: match &self.template_store {
                 Some(path) => absolute(path)?,
                 None => data_root.join("templates"),
+            },
+            registries: RegistrySettings {
+                mirrors: self.registry_mirrors.clone(),
+                insecure: self.insecure_registries.clone(),
+                certificates: Some(absolute(&self.certs_dir)?),
+                transfers: usize::from(self.max_concurrent_downloads),
+                ..RegistrySettings::default()
             },
             cgroup_parent: format!("/{}", self.cgroup_parent.trim_matches('/')),
             personalize_timeout_ms: self.personalize_timeout_ms,

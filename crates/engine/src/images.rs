@@ -1,13 +1,18 @@
 //! The image endpoints. Names of images contain slashes, so the part of the path behind `/images/` is split by hand.
 
+mod auth;
 mod body;
+mod distribution;
 mod import;
 mod inspect;
 mod list;
 mod load;
 mod pattern;
 mod progress;
+mod pull;
+mod push;
 mod remove;
+mod save;
 
 use std::sync::Arc;
 
@@ -15,7 +20,7 @@ use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::Method;
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use axum::routing::{any, get, post};
 use image::{Image, ImageStore, Reference, ResolveError};
 
 use crate::engine::Engine;
@@ -25,11 +30,13 @@ use crate::query::Query;
 use crate::version::ApiVersion;
 
 pub(crate) use list::entries;
-pub(crate) use remove::total_bytes;
 
 /// The routes below `/images`.
 pub fn router() -> Router<Arc<Engine>> {
-    Router::new().route("/images/{*rest}", any(dispatch))
+    Router::new()
+        .route("/images/{*rest}", any(dispatch))
+        .route("/auth", post(auth::log_in))
+        .route("/distribution/{*rest}", get(distribution::inspect))
 }
 
 /// What a path below `/images` asks for.
@@ -40,6 +47,11 @@ enum Endpoint<'a> {
     /// `POST /images/create`: import or pull.
     Create,
     Prune,
+    Search,
+    Push(&'a str),
+    /// `GET /images/get`: several images as one archive.
+    SaveAll,
+    Save(&'a str),
     Inspect(&'a str),
     History(&'a str),
     Tag(&'a str),
@@ -56,13 +68,20 @@ impl<'a> Endpoint<'a> {
             ("POST", "load") => Self::Load,
             ("POST", "create") => Self::Create,
             ("POST", "prune") => Self::Prune,
+            ("GET", "search") => Self::Search,
             ("DELETE", name) => Self::Remove(name),
+            ("GET", "get") => Self::SaveAll,
+            ("GET", _) if name("/get").is_some() => name("/get").map_or(Self::Missing, Self::Save),
             ("GET" | "HEAD", _) => match (name("/json"), name("/history")) {
                 (Some(name), _) => Self::Inspect(name),
                 (_, Some(name)) => Self::History(name),
                 _ => Self::Missing,
             },
-            ("POST", _) => name("/tag").map_or(Self::Missing, Self::Tag),
+            ("POST", _) => match (name("/tag"), name("/push")) {
+                (Some(name), _) => Self::Tag(name),
+                (_, Some(name)) => Self::Push(name),
+                _ => Self::Missing,
+            },
             _ => Self::Missing,
         }
     }
@@ -76,12 +95,27 @@ async fn dispatch(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let version = parts.extensions.get::<ApiVersion>().copied().unwrap_or(crate::version::MAX);
-    let answer = match Endpoint::of(&parts.method, &rest) {
+    let endpoint = Endpoint::of(&parts.method, &rest);
+    if matches!(
+        endpoint,
+        Endpoint::Load | Endpoint::SaveAll | Endpoint::Save(_) | Endpoint::Inspect(_) | Endpoint::History(_)
+    ) && let Err(error) = only_own_platform(&query)
+    {
+        return error.into_response();
+    }
+    let answer = match endpoint {
         Endpoint::List => list::list(engine, &query, version).await,
         Endpoint::Load => load::load(engine, &query, body).await,
+        Endpoint::Create if query.get("fromImage").is_some() => pull::pull(engine, &query, &parts.headers).await,
         Endpoint::Create => import::create(engine, &query, body).await,
         Endpoint::Prune => remove::prune(engine, &query).await,
-        Endpoint::Inspect(name) => inspect::inspect(engine, name).await,
+        Endpoint::Search => Err(ApiError::not_implemented(
+            "searching is a service of Docker Hub that no registry offers: look for images on its web site, and pull them by name",
+        )),
+        Endpoint::Push(name) => push::push(engine, name, &query, &parts.headers).await,
+        Endpoint::SaveAll => save::save_all(engine, &query).await,
+        Endpoint::Save(name) => save::save(engine, vec![name.to_owned()]).await,
+        Endpoint::Inspect(name) => inspect::inspect(engine, name, version).await,
         Endpoint::History(name) => inspect::history(engine, name).await,
         Endpoint::Tag(name) => remove::tag(engine, name, &query).await,
         Endpoint::Remove(name) => remove::remove(engine, name, &query).await,
@@ -129,6 +163,19 @@ fn reference(query: &Query) -> ApiResult<Option<Reference>> {
     Ok(Some(tagged))
 }
 
+/// Refuses a platform that is not the host's: images are kept for one platform. Shape: JSON, as clients send it since 1.48.
+fn only_own_platform(query: &Query) -> ApiResult<()> {
+    let Some(text) = query.get("platform") else { return Ok(()) };
+    let platform: serde_json::Value =
+        serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("invalid platform {text:?}: {error}")))?;
+    let part = |name: &str| platform[name].as_str().unwrap_or_default();
+    let (system, architecture) = (part("os"), part("architecture"));
+    if system == "linux" && architecture == image::host_architecture() {
+        return Ok(());
+    }
+    Err(ApiError::not_found(format!("no image is kept for platform {system}/{architecture}, only for this host's")))
+}
+
 /// Tells the listeners that something happened to an image.
 fn publish(engine: &Engine, action: &str, id: &str, name: &str) {
     let attributes = [("name".to_owned(), name.to_owned())].into();
@@ -145,11 +192,13 @@ mod tests {
         assert_eq!(of(Method::GET, "json"), Endpoint::List);
         assert_eq!(of(Method::GET, "localhost:5000/a/b:v1/json"), Endpoint::Inspect("localhost:5000/a/b:v1"));
         assert_eq!(of(Method::GET, "a/history"), Endpoint::History("a"));
+        assert_eq!(of(Method::GET, "get"), Endpoint::SaveAll);
+        assert_eq!(of(Method::GET, "a/b:1/get"), Endpoint::Save("a/b:1"));
         assert_eq!(of(Method::GET, "json/json"), Endpoint::Inspect("json"));
         assert_eq!(of(Method::POST, "a/b/tag"), Endpoint::Tag("a/b"));
         assert_eq!(of(Method::DELETE, "a/json"), Endpoint::Remove("a/json"));
-        assert_eq!(of(Method::POST, "a/push"), Endpoint::Missing);
-        assert_eq!(of(Method::GET, "search"), Endpoint::Missing);
+        assert_eq!(of(Method::POST, "localhost:5000/a/push"), Endpoint::Push("localhost:5000/a"));
+        assert_eq!(of(Method::GET, "search"), Endpoint::Search);
         assert_eq!(of(Method::POST, "load"), Endpoint::Load);
         assert_eq!(of(Method::PUT, "load"), Endpoint::Missing);
     }
@@ -162,6 +211,19 @@ mod tests {
         assert_eq!(named("repo=").unwrap(), None);
         assert_eq!(named("repo=UPPER").unwrap_err().http_status(), 400);
         assert_eq!(named("repo=a&tag=b/c").unwrap_err().http_status(), 400);
+    }
+
+    #[test]
+    fn another_platform_is_not_kept() {
+        let asked = |architecture: &str| {
+            only_own_platform(&Query::parse(&format!(
+                "platform={{\"os\":\"linux\",\"architecture\":\"{architecture}\"}}"
+            )))
+        };
+        asked(image::host_architecture()).unwrap();
+        assert_eq!(asked("s390x").unwrap_err().http_status(), 404);
+        assert_eq!(only_own_platform(&Query::parse("platform=linux")).unwrap_err().http_status(), 400);
+        only_own_platform(&Query::parse("")).unwrap();
     }
 
     #[test]

@@ -43,6 +43,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    image::serve_if_converter();
     let flags = flags::Flags::parse();
     flags.install_log();
     match run(flags) {

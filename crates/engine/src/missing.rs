@@ -27,17 +27,9 @@ const ENDPOINTS: &[(&str, &str, Missing)] = &[
     ("*", "/containers/{}/checkpoints/{}", NotYet("checkpoints")),
     ("POST", "/commit", NotYet("making an image from a container")),
     ("POST", "/build", NotYet("building images")),
-    ("POST", "/build/prune", NotYet("building images")),
     ("POST", "/build/cancel", NotYet("building images")),
     ("POST", "/session", NotYet("building images with BuildKit")),
     ("POST", "/grpc", NotYet("building images with BuildKit")),
-    ("POST", "/auth", NotYet("logging in to a registry")),
-    ("GET", "/distribution/{*}/json", NotYet("asking a registry")),
-    ("POST", "/images/create", NotYet("pulling images")),
-    ("POST", "/images/{*}/push", NotYet("pushing images")),
-    ("GET", "/images/search", NotYet("searching a registry")),
-    ("GET", "/images/get", NotYet("saving images")),
-    ("GET", "/images/{*}/get", NotYet("saving images")),
     ("POST", "/images/load", NotYet("loading images")),
     ("POST", "/images/prune", NotYet("pruning images")),
     ("GET", "/images/{*}/history", NotYet("an image's history")),
@@ -122,7 +114,6 @@ mod tests {
         assert_eq!(ask(Method::GET, "/networks/web").await, (404, "network web not found".into()));
         assert_eq!(ask(Method::POST, "/networks/create").await.0, 501);
         assert_eq!(ask(Method::GET, "/plugins/a/b/json").await, (404, "plugin \"a/b\" not found".into()));
-        assert_eq!(ask(Method::POST, "/images/reg/x/push").await.0, 501);
         assert_eq!(ask(Method::GET, "/services").await.0, 503);
         for path in ["/", "/nope", "/containers//archive", "/containers/a/b/archive"] {
             assert_eq!(ask(Method::GET, path).await, (404, "page not found".into()), "{path}");

@@ -37,6 +37,8 @@ pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     join_all(known.iter().map(|container| take_up(engine, container))).await;
     clear_unknown_bundles(engine).await?;
     containers::clear_standby(engine).await;
+    // An image that was removed while a container of the last run used it may have lost its last user.
+    containers::collect_image(engine);
     for container in &known {
         containers::apply_at_start(engine, container);
     }

@@ -1,9 +1,11 @@
 //! What the engine says about itself and its host: `/version`, `/info`, `/system/df`, and our own `/bulkhead/...`.
 
+mod check;
 mod disk;
 mod host;
 mod info;
 mod probe;
+mod prune;
 mod shim;
 mod templates;
 mod version;
@@ -25,6 +27,10 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/version", get(version::version))
         .route("/info", get(info::info))
         .route("/system/df", get(disk::usage))
+        .route("/networks/prune", post(prune::networks))
+        .route("/volumes/prune", post(prune::volumes))
+        .route("/build/prune", post(prune::build_cache))
+        .route("/bulkhead/system/check", post(check::check))
         .route("/bulkhead/probe", get(probe_again))
         .route("/bulkhead/templates", get(templates::list).post(templates::create))
         .route("/bulkhead/templates/prune", post(templates::prune))

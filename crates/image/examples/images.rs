@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use bulkhead_image::{ImageStore, ImportOptions, Scratch};
 
 fn main() -> anyhow::Result<()> {
+    bulkhead_image::serve_if_converter();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (root, rest) = arguments.split_first().context("expected a folder")?;

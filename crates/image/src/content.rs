@@ -17,6 +17,8 @@ use proto::{Digest, ErrorKind};
 
 use crate::convert::layer_uuid;
 use crate::erofs::{SuperblockFault, read_superblock};
+use crate::failpoint;
+use crate::seal::seal;
 
 /// A file operation of the store that failed.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +62,12 @@ pub enum LayerFault {
     /// It is not what was written.
     #[error(transparent)]
     Damaged(SuperblockFault),
+    /// Its bytes are not those that were written.
+    #[error("the file's content is not what was written")]
+    Altered,
+    /// A check of the store found it so.
+    #[error("a check found the file damaged")]
+    Marked,
 }
 
 /// The folders of the store.
@@ -110,6 +118,7 @@ impl ContentStore {
         let path = self.layer_path(diff_id);
         fs::rename(&staged.path, &path).map_err(FileError::new("create", &path))?;
         std::mem::forget(staged);
+        failpoint::reach("commit.kept-one");
         Ok(())
     }
 
@@ -123,25 +132,47 @@ impl ContentStore {
         let path = self.layer_path(diff_id);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::new("remove", &path)(error)),
-            _ => Ok(()),
+            _ => {
+                failpoint::reach("remove.file-gone");
+                Ok(())
+            }
         }
     }
 
-    /// Removes files in the layers' folder for which `recorded` is false: a crash left them before they were recorded, or
-    /// after they were no longer.
-    pub fn discard_unrecorded(&self, recorded: impl Fn(&Digest) -> bool) -> Result<(), FileError> {
+    /// Files in the layers' folder for which `recorded` is false: a crash left them before they were recorded, or after they
+    /// were no longer.
+    pub fn find_unrecorded(&self, recorded: impl Fn(&Digest) -> bool) -> Result<Vec<PathBuf>, FileError> {
         let list = fs::read_dir(&self.layers).map_err(FileError::new("list", &self.layers))?;
+        let mut unrecorded = Vec::new();
         for entry in list {
             let entry = entry.map_err(FileError::new("list", &self.layers))?;
             let name = entry.file_name();
             let diff_id = name.to_str().and_then(|name| name.strip_suffix(".erofs"));
             let diff_id = diff_id.and_then(|hex| format!("sha256:{hex}").parse().ok());
             if !diff_id.is_some_and(|diff_id| recorded(&diff_id)) {
-                tracing::info!(file = %entry.path().display(), "removing a layer that no record knows");
-                fs::remove_file(entry.path()).map_err(FileError::new("remove", &entry.path()))?;
+                unrecorded.push(entry.path());
             }
         }
+        Ok(unrecorded)
+    }
+
+    /// Removes a file that [`ContentStore::find_unrecorded`] found.
+    pub fn discard_unrecorded(path: &Path) -> Result<(), FileError> {
+        tracing::info!(file = %path.display(), "removing a layer that no record knows");
+        let metadata = path.symlink_metadata().map_err(FileError::new("look at", path))?;
+        if metadata.is_dir() {
+            fs::remove_dir_all(path).map_err(FileError::new("remove", path))?;
+        } else {
+            fs::remove_file(path).map_err(FileError::new("remove", path))?;
+        }
+        failpoint::reach("open.orphan-removed");
         Ok(())
+    }
+
+    /// Reads a layer's whole file: true if it has this digest.
+    pub fn has_seal(&self, diff_id: &Digest, expected: &Digest) -> Result<bool, LayerFault> {
+        let read = || File::open(self.layer_path(diff_id)).and_then(|file| seal(&file));
+        Ok(read().map_err(LayerFault::Unreadable)? == *expected)
     }
 
     /// Checks that a layer's file is there, of the right length, and begins as it was written.

@@ -6,14 +6,14 @@ use std::io::Read;
 use proto::{Digest, ErrorKind};
 
 use crate::compression::{Decompressed, Hashing, StreamRefusal};
-use crate::erofs::{
-    DirectoryPlace, FileType, Inode, WriteError, Writer, Xattrs, directory_content, directory_size, whiteout,
-};
+use crate::erofs::{FileType, Inode, Place, WriteError, Writer, Xattrs};
+use crate::folders;
 use crate::limits::{Limits, MAX_LINK_BYTES, MAX_ROOT_XATTR_BYTES, MAX_XATTR_BYTES, MAX_XATTRS};
-use crate::tar::{Entry, EntryKind, TarError, TarStream};
-use crate::tree::{Child, EntryFault, FolderFacts, Leaf, Place, ROOT, Tree};
+use crate::recipe::RecipeWriter;
+use crate::tar::{Entry, EntryKind, Recorded, TarError, TarStream};
+use crate::tree::{EntryFault, FolderFacts, Leaf, Place as Location, ROOT, Tree};
+use crate::worker_fault::WorkerFault;
 
-const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
 /// Names by which overlayfs steers itself: a layer that brought them along could redirect lookups.
 const OVERLAY_XATTR_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
@@ -47,6 +47,9 @@ pub enum LayerError {
     /// The result would be larger than EROFS can be.
     #[error("the layer is too large for one file system")]
     TooLarge,
+    /// The process that should convert it did something else.
+    #[error("the layer was not converted")]
+    Worker(#[source] Box<WorkerFault>),
 }
 
 impl LayerError {
@@ -57,13 +60,14 @@ impl LayerError {
             Self::Entry { fault: EntryFault::LayerTooLarge, .. } => ErrorKind::ResourceExhausted,
             Self::Tar(_) | Self::Entry { .. } => ErrorKind::InvalidArgument,
             Self::Refused(StreamRefusal::Unsupported { .. }) => ErrorKind::NotImplemented,
+            Self::Worker(fault) => fault.kind(),
             Self::Refused(_) | Self::TooManyEntries { .. } | Self::TooLarge | Self::Write(_) => {
                 ErrorKind::ResourceExhausted
             }
         }
     }
 
-    fn from_read(error: std::io::Error) -> Self {
+    pub(crate) fn from_read(error: std::io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<StreamRefusal>()) {
             Some(refusal) => Self::Refused(refusal.clone()),
             None => Self::Tar(TarError::Read(error)),
@@ -108,10 +112,21 @@ pub(crate) struct Converted {
 /// As the variants of [`LayerError`] say; `output` then holds rubbish.
 pub(crate) fn convert(input: impl Read, output: File, limits: &Limits) -> Result<Converted, LayerError> {
     let (stream, _) = Decompressed::new(input, limits, limits.layer_bytes).map_err(LayerError::from_read)?;
-    let mut tar = TarStream::new(Hashing::new(stream));
+    convert_tar(Hashing::new(stream), output, limits, |source| Ok(source.finish()?.0))
+}
+
+/// As [`convert`], for a stream that is not compressed. Shape: `digest` gives the stream's digest when all of it was read.
+pub(crate) fn convert_tar<R: Read>(
+    source: R,
+    output: File,
+    limits: &Limits,
+    digest: impl FnOnce(R) -> std::io::Result<Digest>,
+) -> Result<Converted, LayerError> {
+    let mut tar = TarStream::recording(source);
     let mut conversion = Conversion {
         tree: Tree::new(),
         writer: Writer::new(output).map_err(LayerError::from_write)?,
+        recipe: RecipeWriter::new().map_err(LayerError::Write)?,
         content_bytes: 0,
         limits: *limits,
     };
@@ -121,10 +136,14 @@ pub(crate) fn convert(input: impl Read, output: File, limits: &Limits) -> Result
         if entries > limits.layer_entries {
             return Err(LayerError::TooManyEntries { limit: limits.layer_entries });
         }
-        conversion.add(&entry, &mut tar)?;
+        conversion.record(&tar.take_recorded())?;
+        let place = conversion.add(&entry, &mut tar)?;
+        conversion.record_content(&tar.take_recorded(), place)?;
     }
-    let (diff_id, _) = tar.finish().map_err(LayerError::from_tar)?.finish().map_err(LayerError::from_read)?;
-    conversion.finish(diff_id, entries)
+    conversion.record(&tar.take_recorded())?;
+    let (stream, zeros) = tar.finish().map_err(LayerError::from_tar)?;
+    let diff_id = digest(stream).map_err(LayerError::from_read)?;
+    conversion.finish(diff_id, entries, zeros)
 }
 
 /// The identity that a layer's superblock carries: the first half of its diffID.
@@ -137,6 +156,7 @@ pub(crate) fn layer_uuid(diff_id: &Digest) -> [u8; 16] {
 struct Conversion {
     tree: Tree,
     writer: Writer,
+    recipe: RecipeWriter,
     content_bytes: u64,
     limits: Limits,
 }
@@ -150,39 +170,73 @@ struct Facts {
 }
 
 impl Conversion {
-    fn add(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<(), LayerError> {
+    fn record(&mut self, recorded: &Recorded) -> Result<(), LayerError> {
+        self.recipe.literal(&recorded.literal, &mut self.writer).map_err(LayerError::from_write)
+    }
+
+    fn record_content(&mut self, recorded: &Recorded, place: Place) -> Result<(), LayerError> {
+        self.recipe.content(&recorded.runs, &place, &mut self.writer).map_err(LayerError::from_write)
+    }
+
+    /// Adds an entry; gives where its content lies. Content that no file of the layer has is kept for the recipe alone.
+    fn add(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<Place, LayerError> {
+        match self.add_to_tree(entry, content)? {
+            Some(place) => Ok(place),
+            None => {
+                self.count_content(entry.size)?;
+                self.writer.unnamed(entry.size, content).map_err(LayerError::from_write)
+            }
+        }
+    }
+
+    fn count_content(&mut self, bytes: u64) -> Result<(), LayerError> {
+        self.content_bytes = self.content_bytes.saturating_add(bytes);
+        // A sparse file's holes cost no byte of the stream.
+        match self.content_bytes > self.limits.layer_bytes {
+            true => Err(LayerError::Refused(StreamRefusal::TooLong { limit: self.limits.layer_bytes })),
+            false => Ok(()),
+        }
+    }
+
+    fn add_to_tree(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<Option<Place>, LayerError> {
         let refuse =
             |fault| LayerError::Entry { path: String::from_utf8_lossy(&entry.path).chars().take(200).collect(), fault };
         let facts = Facts::of(entry).map_err(refuse)?;
         let whiteout_file = matches!(entry.kind, EntryKind::Regular | EntryKind::HardLink);
         self.tree.begin_entry(entry.modified);
         match self.tree.locate(&entry.path).map_err(refuse)? {
-            Place::Ignored => Ok(()),
-            Place::Root if entry.kind == EntryKind::Directory => {
+            Location::Ignored => Ok(None),
+            Location::Root if entry.kind == EntryKind::Directory => {
                 let folder = facts.into_folder(entry);
                 if folder.xattrs.encoded_len() > MAX_ROOT_XATTR_BYTES {
                     return Err(refuse(EntryFault::Xattrs));
                 }
                 self.tree.put_root(folder);
-                Ok(())
+                Ok(None)
             }
-            Place::Root => Err(refuse(EntryFault::NotARoot)),
-            Place::Whiteout { .. } | Place::Opaque { .. } if !whiteout_file => Err(refuse(EntryFault::Whiteout)),
-            Place::Whiteout { folder, name } => self.tree.hide(folder, name).map_err(refuse),
-            Place::Opaque { folder } => {
+            Location::Root => Err(refuse(EntryFault::NotARoot)),
+            Location::Whiteout { .. } | Location::Opaque { .. } if !whiteout_file => Err(refuse(EntryFault::Whiteout)),
+            Location::Whiteout { folder, name } => {
+                self.tree.hide(folder, &name).map_err(refuse)?;
+                Ok(None)
+            }
+            Location::Opaque { folder } => {
                 self.tree.hide_all(folder);
-                Ok(())
+                Ok(None)
             }
-            Place::Name { folder, name } if entry.kind == EntryKind::Directory => {
-                self.tree.put_folder(folder, name, facts.into_folder(entry)).map_err(refuse)
+            Location::Name { folder, name } if entry.kind == EntryKind::Directory => {
+                self.tree.put_folder(folder, &name, facts.into_folder(entry)).map_err(refuse)?;
+                Ok(None)
             }
-            Place::Name { folder, name } if entry.kind == EntryKind::HardLink => {
+            Location::Name { folder, name } if entry.kind == EntryKind::HardLink => {
                 let leaf = self.tree.find_leaf(&entry.link).map_err(refuse)?;
-                self.tree.put_link(folder, name, leaf).map_err(refuse)
+                self.tree.put_link(folder, &name, leaf).map_err(refuse)?;
+                Ok(None)
             }
-            Place::Name { folder, name } => {
-                let leaf = self.write_leaf(entry, &facts, content, refuse)?;
-                self.tree.put_leaf(folder, name, leaf).map_err(refuse)
+            Location::Name { folder, name } => {
+                let (leaf, place) = self.write_leaf(entry, &facts, content, refuse)?;
+                self.tree.put_leaf(folder, &name, leaf).map_err(refuse)?;
+                Ok(place)
             }
         }
     }
@@ -193,7 +247,7 @@ impl Conversion {
         facts: &Facts,
         content: &mut dyn Read,
         refuse: impl Fn(EntryFault) -> LayerError,
-    ) -> Result<Leaf, LayerError> {
+    ) -> Result<(Leaf, Option<Place>), LayerError> {
         let file_type = match entry.kind {
             EntryKind::Symlink => FileType::Symlink,
             EntryKind::CharacterDevice => FileType::CharacterDevice,
@@ -203,11 +257,12 @@ impl Conversion {
         };
         let inode = facts.inode(file_type, entry);
         let mut target = None;
+        let mut place = None;
         let inode = match file_type {
             FileType::Symlink => {
                 check_link(&entry.link).map_err(refuse)?;
                 target = Some(entry.link.clone().into_boxed_slice());
-                self.writer.content(&inode, entry.link.len() as u64, &mut &entry.link[..])
+                self.writer.content(&inode, entry.link.len() as u64, &mut &entry.link[..]).map(|written| written.inode)
             }
             FileType::CharacterDevice | FileType::BlockDevice => {
                 let (major, minor) = device_numbers(entry).map_err(refuse)?;
@@ -215,130 +270,24 @@ impl Conversion {
             }
             FileType::Fifo => self.writer.device(&inode, 0, 0),
             FileType::Regular | FileType::Directory => {
-                self.content_bytes = self.content_bytes.saturating_add(entry.size);
-                // A sparse file's holes cost no byte of the stream.
-                if self.content_bytes > self.limits.layer_bytes {
-                    return Err(LayerError::Refused(StreamRefusal::TooLong { limit: self.limits.layer_bytes }));
-                }
-                self.writer.content(&inode, entry.size, content)
+                self.count_content(entry.size)?;
+                self.writer.content(&inode, entry.size, content).map(|written| {
+                    place = Some(written.place);
+                    written.inode
+                })
             }
         };
-        Ok(Leaf { inode: inode.map_err(LayerError::from_write)?, file_type, target })
+        Ok((Leaf { inode: inode.map_err(LayerError::from_write)?, file_type, target }, place))
     }
 
     /// Writes the folders, whose names are all known now, and the superblock.
-    fn finish(mut self, diff_id: Digest, entries: u64) -> Result<Converted, LayerError> {
-        let order = self.tree.settle();
-        let hidden = self.write_whiteout(&order).map_err(LayerError::from_write)?;
-        self.settle_links(&order).map_err(LayerError::from_write)?;
-        self.write_folders(&order, hidden).map_err(LayerError::from_write)?;
+    fn finish(mut self, diff_id: Digest, entries: u64, zeros: u64) -> Result<Converted, LayerError> {
+        self.recipe.finish(zeros, &mut self.writer).map_err(LayerError::from_write)?;
+        let tree = self.tree.settle();
+        folders::write(&tree, &mut self.writer).map_err(LayerError::from_write)?;
         let file_bytes = self.writer.finish(layer_uuid(&diff_id)).map_err(LayerError::from_write)?;
-        let root_opaque = self.tree.folders[ROOT].opaque;
+        let root_opaque = tree.is_opaque(ROOT);
         Ok(Converted { diff_id, content_bytes: self.content_bytes, entries, file_bytes, root_opaque })
-    }
-
-    /// Writes the one inode that all whiteouts of the layer share.
-    fn write_whiteout(&mut self, order: &[usize]) -> Result<Option<u64>, WriteError> {
-        let count: usize = order.iter().map(|index| self.tree.folders[*index].hidden_names().count()).sum();
-        if count == 0 {
-            return Ok(None);
-        }
-        let no_xattrs = Xattrs::default();
-        let links = u32::try_from(count).map_err(|_| WriteError::TooLarge)?;
-        self.writer.device(&Inode { links, ..whiteout(&no_xattrs) }, 0, 0).map(Some)
-    }
-
-    /// Corrects the link count of leaves that have not exactly one name.
-    fn settle_links(&mut self, order: &[usize]) -> Result<(), WriteError> {
-        let mut links = vec![0_u32; self.tree.leaves.len()];
-        for index in order {
-            for child in self.tree.folders[*index].children.values() {
-                if let Child::Leaf(leaf) = child {
-                    links[*leaf] += 1;
-                }
-            }
-        }
-        for (leaf, count) in self.tree.leaves.iter().zip(links).filter(|(_, count)| *count > 1) {
-            self.writer.set_links(leaf.inode, count)?;
-        }
-        Ok(())
-    }
-
-    fn write_folders(&mut self, order: &[usize], hidden: Option<u64>) -> Result<(), WriteError> {
-        for index in order {
-            let folder = &mut self.tree.folders[*index];
-            if folder.opaque {
-                folder.facts.xattrs.push(OPAQUE_XATTR, b"y");
-            }
-        }
-        let mut places: Vec<Option<DirectoryPlace>> = vec![None; self.tree.folders.len()];
-        for index in order {
-            let folder = &self.tree.folders[*index];
-            let names = self.tree.names(*index);
-            let size = directory_size(names.iter().map(|(name, _)| *name));
-            places[*index] = Some(match *index {
-                ROOT => self.writer.place_root(size, &folder.facts.xattrs)?,
-                _ => self.writer.place_directory(size, &folder.facts.xattrs)?,
-            });
-        }
-        let inode_of = |index: usize| places[index].map(|place| place.inode).expect("a named folder can be reached");
-        for index in order {
-            let names = self.tree.names(*index);
-            let subfolders =
-                names.iter().filter(|(_, target)| matches!(target, Target::Child(Child::Folder(_)))).count();
-            let entries: Vec<_> = names
-                .into_iter()
-                .map(|(name, target)| match target {
-                    Target::Itself(folder) | Target::Child(Child::Folder(folder)) => {
-                        (name, inode_of(folder), FileType::Directory)
-                    }
-                    Target::Child(Child::Leaf(leaf)) => {
-                        (name, self.tree.leaves[leaf].inode, self.tree.leaves[leaf].file_type)
-                    }
-                    Target::Hidden => (name, hidden.expect("written before"), FileType::CharacterDevice),
-                })
-                .collect();
-            let content = directory_content(&entries);
-            let facts = &self.tree.folders[*index].facts;
-            let links = u32::try_from(subfolders + 2).map_err(|_| WriteError::TooLarge)?;
-            let place = places[*index].as_ref().expect("placed above");
-            self.writer.fill(place, &facts.inode(links), &content)?;
-        }
-        Ok(())
-    }
-}
-
-/// What a name in a folder stands for, `.` and `..` and whiteouts among them.
-enum Target {
-    Itself(usize),
-    Child(Child),
-    Hidden,
-}
-
-impl Tree {
-    /// A folder's names in bytewise order.
-    fn names(&self, index: usize) -> Vec<(&[u8], Target)> {
-        let folder = &self.folders[index];
-        let mut names: Vec<(&[u8], Target)> =
-            vec![(b".", Target::Itself(index)), (b"..", Target::Itself(folder.parent))];
-        names.extend(folder.children.iter().map(|(name, child)| (&name[..], Target::Child(*child))));
-        names.extend(folder.hidden_names().map(|name| (name, Target::Hidden)));
-        names.sort_unstable_by_key(|(name, _)| *name);
-        names
-    }
-}
-
-impl FolderFacts {
-    fn inode(&self, links: u32) -> Inode<'_> {
-        Inode {
-            file_type: FileType::Directory,
-            mode: self.mode,
-            uid: self.uid,
-            gid: self.gid,
-            modified: self.modified,
-            links,
-            xattrs: &self.xattrs,
-        }
     }
 }
 

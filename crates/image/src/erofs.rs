@@ -4,6 +4,7 @@
 //! block 0            1024 superblock · 1152 root inode (its number must fit 16 bits), its attributes, its last names
 //! blocks 1..         in the order of the tar stream: content of files in whole blocks, and between them metadata
 //!                    blocks with inodes, each followed by its attributes and the tail of its content
+//! in between         blocks that no inode names: the layer's recipe (see `recipe.rs`)
 //! at the end         folders, whose names are known only then
 //! ```
 //!
@@ -16,8 +17,8 @@ mod format;
 mod output;
 mod writer;
 
-pub(crate) use format::{FileType, Inode, Xattrs, directory_content, directory_size};
-pub(crate) use writer::{DirectoryPlace, WriteError, Writer, whiteout};
+pub(crate) use format::{DirectoryBlocks, FileType, Inode, Xattrs, directory_size};
+pub(crate) use writer::{DirectoryPlace, Place, WriteError, Writer, whiteout};
 
 pub use format::SuperblockFault;
 pub(crate) use format::read_superblock;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::changes::{self, ChangeError};
 use crate::config::{self, ConfigError, host_architecture};
 use crate::convert::LayerError;
+use crate::failpoint;
 use crate::reference::Reference;
 use crate::store::{AddLayerError, Batch, ImageStore, StoreError};
 use crate::timestamp::Timestamp;
@@ -98,6 +99,7 @@ impl ImageStore {
         if converted.entries == 0 {
             return Err(ImportError::Empty);
         }
+        failpoint::reach("import.converted");
         let config_json = configuration(options, &run_config, &converted.diff_id);
         let parsed = config::parse(config_json.as_bytes())?;
         let names: Vec<Reference> = options.reference.iter().cloned().collect();

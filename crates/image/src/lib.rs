@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Everything that is read here was made by strangers: it is bounded (see [`limits`]), checked against its digests, and
-//! never unpacked to a file system. What is committed is on the disk: file, folder, then record. The crate knows no
+//! never unpacked to a file system. Layers are read by jailed processes of this very program: its `main` begins with
+//! [`serve_if_converter`]. What is committed is on the disk: file, folder, then record. The crate knows no
 //! registry, no mounts, no containers and no network; it is synchronous.
 //!
 //! Read first: [`ImageStore`], [`Image`], [`Reference`], [`Scratch`].
@@ -20,19 +21,28 @@ mod config;
 mod content;
 mod convert;
 mod erofs;
+pub mod failpoint;
+mod folders;
 mod import;
 mod labels;
+mod layer_tar;
 pub mod limits;
 mod load;
+mod recipe;
 mod records;
 mod reference;
+pub mod registry;
+mod save;
 mod scratch;
+mod seal;
 mod store;
 mod tar;
 #[cfg(test)]
 mod testing;
 mod timestamp;
 mod tree;
+mod worker;
+mod worker_fault;
 
 pub use changes::ChangeError;
 pub use compression::StreamRefusal;
@@ -42,13 +52,17 @@ pub use convert::LayerError;
 pub use erofs::SuperblockFault;
 pub use import::{ImportError, ImportOptions};
 pub use labels::{inheritable_labels, is_reserved_label};
+pub use layer_tar::LayerTar;
 pub use load::{LoadError, LoadEvent, LoadedImage, SpoolFault};
 pub use records::RecordsError;
 pub use reference::{InvalidReference, Reference};
+pub use save::{SaveError, Saving};
 pub use scratch::{Scratch, ScratchError, prepare_upper};
 pub use store::{
-    HistoryEntry, ImageStore, ImageSummary, ImageUse, LayerFilesError, OpenError, RemoveError, Removed, ResolveError,
-    StoreError, TagError,
+    CheckReport, Finding, HistoryEntry, ImageLease, ImageStore, ImageSummary, ImageUse, LayerFilesError, OpenError,
+    Remedy, RemoveError, Removed, ResolveError, StoreError, TagError,
 };
 pub use tar::TarError;
 pub use tree::EntryFault;
+pub use worker::{Converter, Jail, JailError, serve_if_converter};
+pub use worker_fault::WorkerFault;

@@ -21,17 +21,23 @@ pub const MAX_XATTR_BYTES: usize = 65_535;
 pub const MAX_ROOT_XATTR_BYTES: usize = 2048;
 /// Bytes of one PAX or GNU extension header. Source: Go `archive/tar`, `maxSpecialFileSize`.
 pub const MAX_TAR_EXTENSION_BYTES: u64 = 1 << 20;
-/// Memory for the names, link targets and folders' attributes of one layer, about; enough for some 900,000 ordinary entries.
-/// Source: docs/threat-model.md, a conversion's memory is bounded.
-pub const MAX_TREE_BYTES: usize = 128 << 20;
+/// Bytes of all headers that describe one entry of a layer.
+pub const MAX_TAR_DESCRIPTION_BYTES: usize = 8 << 20;
+/// Memory for the names, link targets and folders' attributes of one layer: a million files with names of 40 bytes, or a
+/// million folders with names of 12. Source: docs/design/0010-conversion-worker.md.
+pub const MAX_TREE_BYTES: usize = 96 << 20;
+/// Private memory of a process that converts a layer. Beside it stand some MiB of the program's own text, so that the whole
+/// stays below 128 MiB.
+pub const MAX_WORKER_BYTES: u64 = 120 << 20;
 /// Uncompressed bytes of one layer, holes of sparse files included.
 pub const MAX_LAYER_BYTES: u64 = 64 << 30;
 /// Bytes that a decompressor may give out whatever it was fed.
 pub const DECOMPRESSION_FREE_BYTES: u64 = 1 << 30;
 /// Beyond [`DECOMPRESSION_FREE_BYTES`]: bytes given out for each byte fed. Ordinary layers reach 3 to 10, gzip at most 1032.
 pub const DECOMPRESSION_MAX_RATIO: u64 = 200;
-/// Largest zstd window, as a power of two (128 MiB). Source: zstd, `ZSTD_WINDOWLOG_LIMIT_DEFAULT`.
-pub const MAX_ZSTD_WINDOW_LOG: u32 = 27;
+/// Largest zstd window, as a power of two (64 MiB): what a worker's memory has room for. zstd's levels up to 19 use 8 MiB at
+/// most; only `--ultra -22` and `--long=27` ask for 128.
+pub const MAX_ZSTD_WINDOW_LOG: u32 = 26;
 /// Uncompressed bytes of a whole archive.
 pub const MAX_ARCHIVE_BYTES: u64 = 256 << 30;
 /// Files in an archive.
@@ -48,7 +54,7 @@ pub const MAX_INDEX_DEPTH: usize = 4;
 pub const MAX_ARCHIVE_IMAGES: usize = 1_000;
 
 /// The bounds that a store keeps to while it reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
     /// See [`MAX_LAYER_ENTRIES`].
     pub layer_entries: u64,

@@ -15,6 +15,7 @@ use crate::compression::{Decompressed, Hashing, StreamRefusal};
 use crate::config::{ConfigError, ParsedConfig};
 use crate::content::FileError;
 use crate::convert::LayerError;
+use crate::failpoint;
 use crate::reference::Reference;
 use crate::store::{AddLayerError, Batch, ImageStore, StoreError};
 use crate::tar::TarError;
@@ -202,6 +203,7 @@ impl ImageStore {
         let (stream, _) =
             Decompressed::new(archive, &self.limits, self.limits.archive_bytes).map_err(LoadError::from_stream)?;
         let spool = Spool::fill(stream, self.content.anonymous().map_err(LoadError::file)?, progress)?;
+        failpoint::reach("load.spooled");
         let found = match (spool.contains(docker::MANIFEST), spool.contains(oci::INDEX)) {
             // Newer Docker writes both, and its manifest.json lists exactly what was saved. Containerd writes both with the
             // names in index.json only.
@@ -214,6 +216,7 @@ impl ImageStore {
             (false, true) => oci::find_images(&spool)?,
             (false, false) => return Err(LoadError::NoImages),
         };
+        failpoint::reach("load.found");
         let mut batch = Batch::new(self);
         let mut loaded = Vec::new();
         for image in &found {
@@ -221,6 +224,7 @@ impl ImageStore {
             let parsed = crate::config::parse(config_json.as_bytes())?;
             add_layers(&mut batch, &spool, image, &parsed, progress)?;
             batch.add_image(config_json, &parsed, &image.names);
+            failpoint::reach("load.image");
             loaded.push(LoadedImage { id: parsed.id, names: image.names.iter().map(Reference::familiar).collect() });
         }
         for moved in batch.commit()? {

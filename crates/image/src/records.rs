@@ -6,10 +6,18 @@ use proto::Digest;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint;
+
 /// Image id -> [`ImageRecord`] as JSON.
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 /// Full reference -> image id.
 const NAMES: TableDefinition<'_, &str, &str> = TableDefinition::new("names");
+/// What the store knows of itself: [`EPOCH`] and [`OPENED_IN`].
+const STATE: TableDefinition<'_, &str, &str> = TableDefinition::new("state");
+/// How often the host has crashed under the open store.
+const EPOCH: &str = "epoch";
+/// Boot id of the host on which the store is open; not there when it was closed in order.
+const OPENED_IN: &str = "opened-in";
 /// diffID -> [`LayerRecord`] as JSON.
 const LAYERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("layers");
 
@@ -67,6 +75,15 @@ pub(crate) struct LayerRecord {
     pub entries: u64,
     /// Hides all that is below it.
     pub root_opaque: bool,
+    /// Digest of its EROFS file (see [`crate::seal`]).
+    #[serde(default)]
+    pub file_digest: Option<Digest>,
+    /// The last epoch (see [`Records::begin_run`]) in which its file was found to be as its digest says.
+    #[serde(default)]
+    pub verified_in: u64,
+    /// Its file was found to be another: it is to be made anew.
+    #[serde(default)]
+    pub damaged: bool,
 }
 
 /// One step of a transaction.
@@ -100,8 +117,40 @@ impl Records {
         transaction.open_table(IMAGES)?;
         transaction.open_table(NAMES)?;
         transaction.open_table(LAYERS)?;
+        transaction.open_table(STATE)?;
         transaction.commit()?;
         Ok(Self { database })
+    }
+
+    /// Notes that the store is open; gives the epoch, which grows when the host, and not only the engine, went down under
+    /// an open store: what was written then may not be what is on the disk.
+    pub fn begin_run(&self, boot_id: &str) -> Result<u64, RecordsError> {
+        let transaction = self.database.begin_write()?;
+        let epoch = {
+            let mut state = transaction.open_table(STATE)?;
+            let text = |value: Option<redb::AccessGuard<'_, &str>>| value.map(|value| value.value().to_owned());
+            let recorded = text(state.get(EPOCH)?).map_or(Ok(0), |epoch| epoch.parse());
+            let recorded: u64 = recorded.map_err(|_| RecordsError::damaged(EPOCH))?;
+            let left_open = text(state.get(OPENED_IN)?);
+            let crashed = left_open.as_ref().is_some_and(|opened_in| opened_in != boot_id);
+            if left_open.is_some() {
+                tracing::info!(host_went_down = crashed, "the image store was not closed in order");
+            }
+            let epoch = recorded + u64::from(crashed);
+            state.insert(EPOCH, epoch.to_string().as_str())?;
+            state.insert(OPENED_IN, boot_id)?;
+            epoch
+        };
+        transaction.commit()?;
+        Ok(epoch)
+    }
+
+    /// Notes that the store is closed in order.
+    pub fn end_run(&self) -> Result<(), RecordsError> {
+        let transaction = self.database.begin_write()?;
+        transaction.open_table(STATE)?.remove(OPENED_IN)?;
+        transaction.commit()?;
+        Ok(())
     }
 
     pub fn read(&self) -> Result<Everything, RecordsError> {
@@ -124,6 +173,7 @@ impl Records {
 
     /// All changes or none; they are on the disk when this returns.
     pub fn commit(&self, changes: &[Change]) -> Result<(), RecordsError> {
+        failpoint::reach("records.begin");
         let transaction = self.database.begin_write()?;
         {
             let mut images = transaction.open_table(IMAGES)?;
@@ -140,7 +190,9 @@ impl Records {
                 }
             }
         }
+        failpoint::reach("records.written");
         transaction.commit()?;
+        failpoint::reach("records.committed");
         Ok(())
     }
 }

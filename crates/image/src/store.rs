@@ -1,24 +1,33 @@
 //! The store of images: one process, one folder.
 
 mod batch;
+mod check;
+mod lease;
+mod pin;
 mod remove;
+mod sound;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use proto::control::LayerFile;
 use proto::{Digest, ErrorKind};
 
-pub(crate) use batch::{AddLayerError, Batch};
+pub(crate) use batch::{AddLayerError, Batch, StagedLayer};
+pub use check::{CheckReport, Finding, Remedy};
+pub use lease::ImageLease;
+pub(crate) use pin::LayerPin;
 pub use remove::{ImageUse, RemoveError, Removed};
+pub use sound::LayerFilesError;
 
 use crate::config::{self, Image};
-use crate::content::{ContentStore, FileError, LayerFault};
+use crate::content::{ContentStore, FileError};
+use crate::failpoint;
 use crate::limits::Limits;
 use crate::records::{Change, ImageRecord, LayerRecord, Records, RecordsError};
 use crate::reference::Reference;
+use crate::worker::Converter;
 
 /// A store that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +44,15 @@ pub enum OpenError {
     /// The records cannot be read.
     #[error(transparent)]
     Records(#[from] RecordsError),
+    /// There are layers, and no records that say whose they are.
+    #[error(
+        "the image records {records} are gone, though there are layers: bring them back, or move the folder away to begin anew",
+        records = records.display()
+    )]
+    RecordsLost {
+        /// The file.
+        records: PathBuf,
+    },
 }
 
 impl OpenError {
@@ -45,6 +63,7 @@ impl OpenError {
             Self::InUse { .. } => ErrorKind::Unavailable,
             Self::File(error) => error.kind(),
             Self::Records(error) => error.kind(),
+            Self::RecordsLost { .. } => ErrorKind::FailedPrecondition,
         }
     }
 }
@@ -125,27 +144,6 @@ impl TagError {
     }
 }
 
-/// A recorded layer whose file is gone or changed.
-#[derive(Debug, thiserror::Error)]
-#[error("layer {diff_id} of image {image} is damaged: remove the image and load it again")]
-pub struct LayerFilesError {
-    /// The image.
-    pub image: Digest,
-    /// Its layer.
-    pub diff_id: Digest,
-    /// What is wrong.
-    #[source]
-    pub fault: LayerFault,
-}
-
-impl LayerFilesError {
-    /// What a caller can act on.
-    #[must_use]
-    pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Internal
-    }
-}
-
 /// One line of `docker images`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageSummary {
@@ -180,6 +178,9 @@ pub struct HistoryEntry {
     pub tags: Vec<String>,
 }
 
+/// Names the host's current run.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// What is recorded, in memory; the database always holds the same.
 #[derive(Default)]
 struct Index {
@@ -189,6 +190,8 @@ struct Index {
     layers: BTreeMap<Digest, LayerRecord>,
     /// Layers that a batch under way builds on, and how many do.
     pins: BTreeMap<Digest, usize>,
+    /// Images that somebody reads or is about to use, and how many do (see [`ImageLease`]).
+    leases: BTreeMap<Digest, usize>,
 }
 
 impl Index {
@@ -258,8 +261,11 @@ enum Found {
 pub struct ImageStore {
     pub(crate) content: ContentStore,
     pub(crate) limits: Limits,
+    pub(crate) converter: Converter,
     records: Records,
     index: Mutex<Index>,
+    /// Layers that were verified in an earlier one are verified before they are used.
+    epoch: u64,
     /// Locked while this lives.
     _lock: File,
 }
@@ -278,6 +284,21 @@ impl ImageStore {
     /// # Errors
     /// As [`ImageStore::open`].
     pub fn with_limits(root: &Path, limits: Limits) -> Result<Self, OpenError> {
+        // A test's main is not ours to begin.
+        Self::with_converter(root, limits, if cfg!(test) { Converter::InProcess } else { Converter::Workers })
+    }
+
+    /// As [`ImageStore::with_limits`], with another place where layers are converted.
+    ///
+    /// # Errors
+    /// As [`ImageStore::open`].
+    pub fn with_converter(root: &Path, limits: Limits, converter: Converter) -> Result<Self, OpenError> {
+        let boot_id = fs::read_to_string(BOOT_ID).map_err(FileError::new("read", Path::new(BOOT_ID)))?;
+        Self::open_in_boot(root, limits, converter, boot_id.trim())
+    }
+
+    /// As [`ImageStore::with_converter`], on a host with this boot id.
+    fn open_in_boot(root: &Path, limits: Limits, converter: Converter, boot_id: &str) -> Result<Self, OpenError> {
         fs::create_dir_all(root).map_err(FileError::new("create", root))?;
         let lock_path = root.join("lock");
         let lock = OpenOptions::new()
@@ -291,16 +312,27 @@ impl ImageStore {
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { lock: lock_path }),
             Err(TryLockError::Error(error)) => return Err(FileError::new("lock", &lock_path)(error).into()),
         }
+        failpoint::reach("open.locked");
         let content = ContentStore::open(root)?;
-        let records = Records::open(&root.join("images.redb"))?;
+        failpoint::reach("open.emptied");
+        let path = root.join("images.redb");
+        // To begin anew would be to clear all layers away.
+        if !path.metadata().is_ok_and(|file| file.len() > 0) && !content.find_unrecorded(|_| false)?.is_empty() {
+            return Err(OpenError::RecordsLost { records: path });
+        }
+        let records = Records::open(&path)?;
         let everything = records.read()?;
         let mut index = Index::default();
         let layers = everything.layers.into_iter().map(|(id, record)| Change::PutLayer(id, record));
         let images = everything.images.into_iter().map(|(id, record)| Change::PutImage(id, record));
         let names = everything.names.into_iter().map(|(name, id)| Change::PutName(name, id));
         index.apply(layers.chain(images).chain(names).collect())?;
-        content.discard_unrecorded(|diff_id| index.layers.contains_key(diff_id))?;
-        Ok(Self { content, limits, records, index: Mutex::new(index), _lock: lock })
+        for path in content.find_unrecorded(|diff_id| index.layers.contains_key(diff_id))? {
+            ContentStore::discard_unrecorded(&path)?;
+        }
+        let epoch = records.begin_run(boot_id)?;
+        failpoint::reach("open.begun");
+        Ok(Self { content, limits, converter, records, index: Mutex::new(index), epoch, _lock: lock })
     }
 
     /// All images but those that were removed and are kept for containers, newest first.
@@ -354,6 +386,25 @@ impl ImageStore {
         split_names(&self.index().names_of(id)).1
     }
 
+    /// The tags that a name stands for: itself, or without a tag all of its repository; none for an id or a digest.
+    pub(crate) fn tags_meant_by(&self, name: &str) -> Vec<Reference> {
+        let Ok(reference) = name.parse::<Reference>() else { return Vec::new() };
+        let last = name.rsplit('/').next().unwrap_or(name);
+        let repository_only = !last.contains([':', '@']);
+        let index = self.index();
+        let names = index.names.keys().filter_map(|name| name.parse::<Reference>().ok());
+        let meant = |other: &Reference| {
+            other.digest().is_none()
+                && (*other == reference || repository_only && other.repository() == reference.repository())
+        };
+        names.filter(meant).collect()
+    }
+
+    /// Length of the regular files of all layers, each layer counted once however many images have it.
+    pub fn layers_bytes(&self) -> u64 {
+        self.index().layers.values().map(|layer| layer.content_bytes).sum()
+    }
+
     /// The steps that made an image, newest first.
     pub fn history(&self, image: &Image) -> Vec<HistoryEntry> {
         let mut sizes = image.layer_bytes.iter().copied();
@@ -384,34 +435,6 @@ impl ImageStore {
         entries
     }
 
-    /// The files to mount for an image, lowest first, each there and as it was written as far as its first block tells.
-    ///
-    /// Shape: a layer that occurs twice is given once, where it occurs last, because there it hides its earlier self
-    /// wholly (and overlayfs refuses one folder twice). Layers below one that hides everything are left out.
-    ///
-    /// # Errors
-    /// [`LayerFilesError`]: a file is gone or damaged.
-    pub fn layer_files(&self, image: &Image) -> Result<Vec<LayerFile>, LayerFilesError> {
-        let mut chosen: Vec<(Digest, u64)> = Vec::new();
-        let index = self.index();
-        for diff_id in image.diff_ids.iter().rev() {
-            let record = index.layers.get(diff_id);
-            if chosen.iter().all(|(seen, _)| seen != diff_id) {
-                chosen.push((diff_id.clone(), record.map_or(0, |record| record.file_bytes)));
-            }
-            if record.is_some_and(|record| record.root_opaque) {
-                break;
-            }
-        }
-        drop(index);
-        chosen.reverse();
-        let check = |(diff_id, bytes): (Digest, u64)| match self.content.check_layer(&diff_id, bytes) {
-            Ok(()) => Ok(LayerFile { path: self.content.layer_path(&diff_id), diff_id }),
-            Err(fault) => Err(LayerFilesError { image: image.id.clone(), diff_id, fault }),
-        };
-        chosen.into_iter().map(check).collect()
-    }
-
     /// Writes changes to the disk and then to memory.
     fn change(&self, index: &mut Index, changes: Vec<Change>) -> Result<(), StoreError> {
         self.records.commit(&changes)?;
@@ -422,6 +445,14 @@ impl ImageStore {
     fn index(&self) -> MutexGuard<'_, Index> {
         // Nothing panics between the two halves of a change; a poisoned index is as good as any.
         self.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Drop for ImageStore {
+    fn drop(&mut self) {
+        if let Err(error) = self.records.end_run() {
+            tracing::warn!(%error, "cannot note that the image store is closed; layers may be verified once more");
+        }
     }
 }
 

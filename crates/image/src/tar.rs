@@ -12,7 +12,7 @@ mod sparse;
 
 use std::io::{self, BufReader, Read};
 
-use crate::limits::MAX_TAR_EXTENSION_BYTES;
+use crate::limits::{MAX_TAR_DESCRIPTION_BYTES, MAX_TAR_EXTENSION_BYTES};
 use crate::timestamp::Timestamp;
 use header::{BLOCK, RawHeader};
 use pax::Records;
@@ -39,6 +39,9 @@ pub enum TarError {
     /// Behind the end of the archive something other than zeros follows.
     #[error("data behind the end of the tar archive")]
     TrailingData,
+    /// A header breaks the format, in the words of the process that read it.
+    #[error("invalid tar header: {0}")]
+    Reported(String),
 }
 
 /// What an entry is.
@@ -86,6 +89,41 @@ pub(crate) struct TarStream<R> {
     /// Where the content lies in the file; `None` for content without holes.
     sparse: Option<SparseMap>,
     ended: bool,
+    recorded: Option<Recorded>,
+}
+
+/// What passed since it was last taken: what is no content of an entry, and where content belongs.
+#[derive(Debug, Default)]
+pub(crate) struct Recorded {
+    /// Headers, extensions and padding, up to the content.
+    pub literal: Vec<u8>,
+    /// Offsets and lengths in the entry's content of what is stored; the holes of a sparse file lie between.
+    pub runs: Vec<(u64, u64)>,
+    /// Where reading the content is.
+    offset: u64,
+    in_content: bool,
+}
+
+impl Recorded {
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), TarError> {
+        if self.literal.len() + bytes.len() > MAX_TAR_DESCRIPTION_BYTES {
+            return Err(TarError::Header("the headers of one entry are too long"));
+        }
+        self.literal.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn stored(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.in_content {
+            return self.literal(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+        match self.runs.last_mut() {
+            Some((offset, length)) if *offset + *length == self.offset => *length += bytes.len() as u64,
+            _ => self.runs.push((self.offset, bytes.len() as u64)),
+        }
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
 }
 
 /// The map of a sparse file, and its true name where the entry has a made-up one.
@@ -107,11 +145,37 @@ impl<R: Read> TarStream<R> {
             padding: 0,
             sparse: None,
             ended: false,
+            recorded: None,
         }
+    }
+
+    /// As [`TarStream::new`]; what passes can be taken after every entry, see [`TarStream::take_recorded`].
+    pub fn recording(source: R) -> Self {
+        Self { recorded: Some(Recorded::default()), ..Self::new(source) }
+    }
+
+    /// What passed since this was last called: after [`TarStream::next_entry`] the literal bytes up to the entry's content,
+    /// after the content was read its runs.
+    pub fn take_recorded(&mut self) -> Recorded {
+        let in_content = self.recorded.as_ref().is_some_and(|recorded| recorded.in_content);
+        self.recorded.replace(Recorded { in_content, ..Recorded::default() }).unwrap_or_default()
     }
 
     /// The next entry, `None` at the end. What is left of the current entry's content is skipped.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
+        self.set_in_content(false);
+        let entry = self.read_entry();
+        self.set_in_content(true);
+        entry
+    }
+
+    fn set_in_content(&mut self, in_content: bool) {
+        if let Some(recorded) = &mut self.recorded {
+            recorded.in_content = in_content;
+        }
+    }
+
+    fn read_entry(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extensions = Extensions::default();
         loop {
             self.skip_content()?;
@@ -129,14 +193,15 @@ impl<R: Read> TarStream<R> {
         }
     }
 
-    /// Reads to the end of the stream, so that whoever hashes it has seen all of it.
-    pub fn finish(mut self) -> Result<R, TarError> {
+    /// Reads to the end of the stream, so that whoever hashes it has seen all of it; gives the number of zeros there, too.
+    pub fn finish(mut self) -> Result<(R, u64), TarError> {
         debug_assert!(self.ended, "finish follows the last entry");
         let mut block = [0_u8; 4096];
+        let mut zeros = 0;
         loop {
             match self.source.read(&mut block).map_err(TarError::Read)? {
-                0 => return Ok(self.source.into_inner()),
-                count if block[..count] == ZEROS[..count] => {}
+                0 => return Ok((self.source.into_inner(), zeros)),
+                count if block[..count] == ZEROS[..count] => zeros += count as u64,
                 _ => return Err(TarError::TrailingData),
             }
         }
@@ -172,6 +237,9 @@ impl<R: Read> TarStream<R> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(TarError::Read(error)),
             }
+        }
+        if let Some(recorded) = &mut self.recorded {
+            recorded.literal(block)?;
         }
         Ok(true)
     }
@@ -250,7 +318,18 @@ impl<R: Read> TarStream<R> {
 
     fn skip_content(&mut self) -> Result<(), TarError> {
         let rest = self.stored.checked_add(self.padding).ok_or(TarError::Header("size out of range"))?;
-        let skipped = io::copy(&mut (&mut self.source).take(rest), &mut io::sink()).map_err(TarError::Read)?;
+        let mut rest_of_source = (&mut self.source).take(rest);
+        let skipped = match &mut self.recorded {
+            Some(recorded) => {
+                let mut bytes = Vec::new();
+                // Whoever records reads the content, so that only padding is left.
+                let limit = MAX_TAR_DESCRIPTION_BYTES as u64;
+                rest_of_source.by_ref().take(limit).read_to_end(&mut bytes).map_err(TarError::Read)?;
+                recorded.literal(&bytes)?;
+                bytes.len() as u64
+            }
+            None => io::copy(&mut rest_of_source, &mut io::sink()).map_err(TarError::Read)?,
+        };
         (self.stored, self.padding, self.sparse) = (0, 0, None);
         if skipped < rest { Err(TarError::Read(io::ErrorKind::UnexpectedEof.into())) } else { Ok(()) }
     }
@@ -266,6 +345,9 @@ impl<R: Read> TarStream<R> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.stored -= count as u64;
+        if let Some(recorded) = &mut self.recorded {
+            recorded.stored(&buffer[..count])?;
+        }
         Ok(count)
     }
 }
@@ -277,6 +359,9 @@ impl<R: Read> Read for TarStream<R> {
             sparse::Run::End => Ok(0),
             sparse::Run::Hole(count) => {
                 buffer[..count].fill(0);
+                if let Some(recorded) = &mut self.recorded {
+                    recorded.offset += count as u64;
+                }
                 Ok(count)
             }
             sparse::Run::Data(count) => self.read_stored(&mut buffer[..count]),

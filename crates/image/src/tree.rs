@@ -9,23 +9,36 @@
 //! Whiteouts are collected beside the names, so that they mean the same wherever in the stream they come: `.wh.x` hides the lower
 //! layers' `x`; if this layer has an `x` of its own that stays, and is opaque if it is a folder. Source: OCI image-spec, layer.md#whiteouts.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod arena;
+mod settled;
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
 
 use crate::erofs::{FileType, Xattrs};
 use crate::limits::{MAX_DEPTH, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_SYMLINKS, MAX_TREE_BYTES};
 use crate::timestamp::Timestamp;
+use arena::{Arena, Bytes};
+pub(crate) use settled::{Settled, Target};
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 /// Bookkeeping of a union file system that nobody uses any more; old images still hold it.
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
-/// Memory for a name beside its bytes: its place in a folder, and what the allocator adds.
-const NAME_OVERHEAD: usize = 64;
+/// Memory for a name beside its bytes: itself, its place in the table (while that grows, in two), its place in the order.
+const NODE_BYTES: usize = size_of::<Node>() + 17 + size_of::<u32>();
+/// Memory for a leaf: itself and its count of names.
+const LEAF_BYTES: usize = size_of::<StoredLeaf>() + size_of::<u32>();
+/// Memory for a folder: itself, its place in the order, where its names begin. Its place in the file is settled when the
+/// table is gone.
+const FOLDER_BYTES: usize = size_of::<Folder>() + 2 * size_of::<u32>();
 /// The root folder.
 pub(crate) const ROOT: usize = 0;
 
 /// Why an entry is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum EntryFault {
     /// A `..` in its path.
     #[error("the path has a '..' component")]
@@ -85,23 +98,59 @@ impl Default for FolderFacts {
     }
 }
 
-/// A folder with its names.
-#[derive(Debug, Default)]
-pub(crate) struct Folder {
-    pub facts: FolderFacts,
+/// A folder. There may be a million, so its facts stand here without the gaps that [`FolderFacts`] has.
+#[derive(Debug)]
+struct Folder {
+    seconds: i64,
+    nanoseconds: u32,
+    uid: u32,
+    gid: u32,
     /// The root is its own parent.
-    pub parent: usize,
-    pub children: BTreeMap<Box<[u8]>, Child>,
-    whiteouts: BTreeSet<Box<[u8]>>,
-    /// Hides everything that lower layers have here.
-    pub opaque: bool,
+    parent: u32,
+    mode: u16,
     depth: u16,
+    /// Hides everything that lower layers have here.
+    opaque: bool,
+    xattrs: Option<Box<Xattrs>>,
 }
 
 impl Folder {
-    /// Names that are hidden and not there.
-    pub fn hidden_names(&self) -> impl Iterator<Item = &[u8]> {
-        self.whiteouts.iter().filter(|name| !self.children.contains_key(*name)).map(|name| &name[..])
+    fn new(parent: u32, depth: u16, facts: FolderFacts) -> Self {
+        let FolderFacts { mode, uid, gid, modified, xattrs } = facts;
+        let xattrs = (xattrs.encoded_len() > 0).then(|| Box::new(xattrs));
+        let Timestamp { seconds, nanoseconds } = modified;
+        Self { seconds, nanoseconds, uid, gid, parent, mode, depth, opaque: false, xattrs }
+    }
+}
+
+/// A name in a folder, and what it stands for.
+#[derive(Debug)]
+struct Node {
+    /// Where its bytes are.
+    name_at: u32,
+    folder: u32,
+    /// Index of a folder or a leaf, as `kind` says.
+    child: u32,
+    name_bytes: u8,
+    kind: ChildKind,
+    /// Hides what lower layers have under this name.
+    hidden: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ChildKind {
+    None,
+    Folder,
+    Leaf,
+}
+
+impl Node {
+    fn child(&self) -> Option<Child> {
+        match self.kind {
+            ChildKind::None => None,
+            ChildKind::Folder => Some(Child::Folder(self.child as usize)),
+            ChildKind::Leaf => Some(Child::Leaf(self.child as usize)),
+        }
     }
 }
 
@@ -121,6 +170,15 @@ pub(crate) struct Leaf {
     pub target: Option<Box<[u8]>>,
 }
 
+#[derive(Debug)]
+struct StoredLeaf {
+    inode: u64,
+    target_at: u32,
+    /// 0: it is no symbolic link.
+    target_bytes: u16,
+    file_type: FileType,
+}
+
 /// Where an entry goes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -138,8 +196,14 @@ pub(crate) enum Place {
 
 /// The names of one layer.
 pub(crate) struct Tree {
-    pub folders: Vec<Folder>,
-    pub leaves: Vec<Leaf>,
+    folders: Arena<Folder>,
+    leaves: Arena<StoredLeaf>,
+    nodes: Arena<Node>,
+    /// Of names and of symbolic links' targets.
+    bytes: Bytes,
+    /// Nodes by folder and name. Keyed by chance, so that nobody can choose names that collide.
+    table: HashTable<u32>,
+    hasher: RandomState,
     /// When the entry at hand was modified: folders that it implies get that, as no clock may play a part.
     at_hand: Timestamp,
     /// Memory taken, about; what is replaced still counts.
@@ -150,9 +214,15 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub fn new() -> Self {
+        let mut folders = Arena::default();
+        folders.push(Folder::new(0, 0, FolderFacts::default()));
         Self {
-            folders: vec![Folder::default()],
-            leaves: Vec::new(),
+            folders,
+            leaves: Arena::default(),
+            nodes: Arena::default(),
+            bytes: Bytes::default(),
+            table: HashTable::new(),
+            hasher: RandomState::new(),
             at_hand: Timestamp::default(),
             used_bytes: 0,
             budget_bytes: MAX_TREE_BYTES,
@@ -162,9 +232,9 @@ impl Tree {
     /// Says when the next entry was modified.
     pub fn begin_entry(&mut self, modified: Timestamp) {
         self.at_hand = modified;
-        let root = &mut self.folders[ROOT].facts;
-        if root.modified == Timestamp::default() {
-            root.modified = modified;
+        let root = &mut self.folders[ROOT];
+        if (root.seconds, root.nanoseconds) == (0, 0) {
+            (root.seconds, root.nanoseconds) = (modified.seconds, modified.nanoseconds);
         }
     }
 
@@ -200,7 +270,7 @@ impl Tree {
         let mut at = Child::Folder(ROOT);
         for component in split_path(path)? {
             let Child::Folder(folder) = at else { return Err(EntryFault::HardLinkTarget) };
-            at = *self.folders[folder].children.get(component).ok_or(EntryFault::HardLinkTarget)?;
+            at = self.child(folder, component).ok_or(EntryFault::HardLinkTarget)?;
         }
         match at {
             Child::Leaf(leaf) => Ok(leaf),
@@ -209,39 +279,49 @@ impl Tree {
     }
 
     /// Gives a name to a new leaf.
-    pub fn put_leaf(&mut self, folder: usize, name: Box<[u8]>, leaf: Leaf) -> Result<(), EntryFault> {
-        self.charge(size_of::<Leaf>() + leaf.target.as_ref().map_or(0, |target| target.len()))?;
-        self.leaves.push(leaf);
-        self.put_link(folder, name, self.leaves.len() - 1)
+    pub fn put_leaf(&mut self, folder: usize, name: &[u8], leaf: Leaf) -> Result<(), EntryFault> {
+        let target = leaf.target.as_deref().unwrap_or_default();
+        self.charge(LEAF_BYTES + target.len())?;
+        let target_bytes = u16::try_from(target.len()).map_err(|_| EntryFault::SymlinkTarget)?;
+        let target_at = self.bytes.push(target);
+        let stored = StoredLeaf { inode: leaf.inode, target_at, target_bytes, file_type: leaf.file_type };
+        let index = self.leaves.push(stored);
+        self.put_link(folder, name, index)
     }
 
     /// Gives a further name to a leaf.
-    pub fn put_link(&mut self, folder: usize, name: Box<[u8]>, leaf: usize) -> Result<(), EntryFault> {
-        self.charge(NAME_OVERHEAD + name.len())?;
-        self.folders[folder].children.insert(name, Child::Leaf(leaf));
+    pub fn put_link(&mut self, folder: usize, name: &[u8], leaf: usize) -> Result<(), EntryFault> {
+        let leaf = index_of(leaf);
+        let node = self.node(folder, name)?;
+        (node.kind, node.child) = (ChildKind::Leaf, leaf);
         Ok(())
     }
 
     /// Makes a folder, or changes what one says of itself.
-    pub fn put_folder(&mut self, folder: usize, name: Box<[u8]>, facts: FolderFacts) -> Result<(), EntryFault> {
-        self.charge(facts.xattrs.encoded_len())?;
-        let index = match self.folders[folder].children.get(&name) {
-            Some(Child::Folder(index)) => *index,
+    pub fn put_folder(&mut self, folder: usize, name: &[u8], facts: FolderFacts) -> Result<(), EntryFault> {
+        self.charge(facts.xattrs.encoded_len() * 2)?;
+        let index = match self.child(folder, name) {
+            Some(Child::Folder(index)) => index,
             Some(Child::Leaf(_)) | None => self.make_folder(folder, name)?,
         };
-        self.folders[index].facts = facts;
+        self.describe(index, facts);
         Ok(())
     }
 
     /// Changes what the root says of itself.
     pub fn put_root(&mut self, facts: FolderFacts) {
-        self.folders[ROOT].facts = facts;
+        self.describe(ROOT, facts);
+    }
+
+    fn describe(&mut self, index: usize, facts: FolderFacts) {
+        let folder = &mut self.folders[index];
+        let opaque = folder.opaque;
+        *folder = Folder { opaque, ..Folder::new(folder.parent, folder.depth, facts) };
     }
 
     /// Hides a name of lower layers.
-    pub fn hide(&mut self, folder: usize, name: Box<[u8]>) -> Result<(), EntryFault> {
-        self.charge(NAME_OVERHEAD + name.len())?;
-        self.folders[folder].whiteouts.insert(name);
+    pub fn hide(&mut self, folder: usize, name: &[u8]) -> Result<(), EntryFault> {
+        self.node(folder, name)?.hidden = true;
         Ok(())
     }
 
@@ -250,39 +330,20 @@ impl Tree {
         self.folders[folder].opaque = true;
     }
 
-    /// When everything has passed: the folders that can be reached from the root, it first, parents before children.
-    pub fn settle(&mut self) -> Vec<usize> {
-        let mut order = vec![ROOT];
-        let mut next = 0;
-        while let Some(&index) = order.get(next) {
-            let folder = &self.folders[index];
-            let mut hidden_folders = Vec::new();
-            for (name, child) in &folder.children {
-                if let Child::Folder(child) = child {
-                    order.push(*child);
-                    hidden_folders.extend(folder.whiteouts.contains(name).then_some(*child));
-                }
-            }
-            hidden_folders.into_iter().for_each(|child| self.folders[child].opaque = true);
-            next += 1;
-        }
-        order
-    }
-
     /// Walks to a folder, following symbolic links, making what is missing.
     fn enter(&mut self, components: &[&[u8]]) -> Result<usize, EntryFault> {
         let mut rest: VecDeque<Vec<u8>> = components.iter().map(|component| component.to_vec()).collect();
         let (mut at, mut followed) = (ROOT, 0);
         while let Some(component) = rest.pop_front() {
             if component == b".." {
-                at = self.folders[at].parent;
+                at = self.folders[at].parent as usize;
                 continue;
             }
-            at = match self.folders[at].children.get(&component[..]) {
-                Some(Child::Folder(folder)) => *folder,
-                None => self.make_folder(at, component.into_boxed_slice())?,
+            at = match self.child(at, &component) {
+                Some(Child::Folder(folder)) => folder,
+                None => self.make_folder(at, &component)?,
                 Some(Child::Leaf(leaf)) => {
-                    let target = self.leaves[*leaf].target.as_ref().ok_or(EntryFault::ParentNotFolder)?;
+                    let target = self.target(leaf).ok_or(EntryFault::ParentNotFolder)?;
                     followed += 1;
                     if followed > MAX_SYMLINKS {
                         return Err(EntryFault::SymlinkLoop);
@@ -296,7 +357,13 @@ impl Tree {
         Ok(at)
     }
 
-    fn make_folder(&mut self, parent: usize, name: Box<[u8]>) -> Result<usize, EntryFault> {
+    /// Where a symbolic link leads.
+    fn target(&self, leaf: usize) -> Option<&[u8]> {
+        let leaf = &self.leaves[leaf];
+        (leaf.target_bytes > 0).then(|| self.bytes.get(leaf.target_at, leaf.target_bytes.into()))
+    }
+
+    fn make_folder(&mut self, parent: usize, name: &[u8]) -> Result<usize, EntryFault> {
         let depth = self.folders[parent].depth + 1;
         if depth > MAX_DEPTH || name.len() > MAX_NAME_BYTES {
             return Err(EntryFault::PathTooLong);
@@ -304,18 +371,63 @@ impl Tree {
         if name.starts_with(WHITEOUT_PREFIX) {
             return Err(EntryFault::Whiteout);
         }
-        self.charge(size_of::<Folder>() + NAME_OVERHEAD + name.len())?;
-        let index = self.folders.len();
+        self.charge(FOLDER_BYTES)?;
         let facts = FolderFacts { modified: self.at_hand, ..FolderFacts::default() };
-        self.folders.push(Folder { parent, depth, facts, ..Folder::default() });
-        self.folders[parent].children.insert(name, Child::Folder(index));
+        let index = self.folders.push(Folder::new(index_of(parent), depth, facts));
+        let node = self.node(parent, name)?;
+        (node.kind, node.child) = (ChildKind::Folder, index_of(index));
         Ok(index)
+    }
+
+    fn child(&self, folder: usize, name: &[u8]) -> Option<Child> {
+        let folder = index_of(folder);
+        let hash = self.hasher.hash_one((folder, name));
+        let node = self.table.find(hash, |node| self.is(*node, folder, name))?;
+        self.nodes[*node as usize].child()
+    }
+
+    fn is(&self, node: u32, folder: u32, name: &[u8]) -> bool {
+        let node = &self.nodes[node as usize];
+        node.folder == folder && self.name(node) == name
+    }
+
+    fn name(&self, node: &Node) -> &[u8] {
+        self.bytes.get(node.name_at, node.name_bytes.into())
+    }
+
+    /// The node of a name, made if there is none.
+    fn node(&mut self, folder: usize, name: &[u8]) -> Result<&mut Node, EntryFault> {
+        let folder = index_of(folder);
+        let hash = self.hasher.hash_one((folder, name));
+        let found = self.table.find(hash, |node| self.is(*node, folder, name)).copied();
+        let index = match found {
+            Some(index) => index,
+            None => {
+                let name_bytes = u8::try_from(name.len()).map_err(|_| EntryFault::PathTooLong)?;
+                self.charge(NODE_BYTES + name.len())?;
+                let name_at = self.bytes.push(name);
+                let node = Node { name_at, folder, child: 0, name_bytes, kind: ChildKind::None, hidden: false };
+                let index = index_of(self.nodes.push(node));
+                let (nodes, bytes, hasher) = (&self.nodes, &self.bytes, &self.hasher);
+                self.table.insert_unique(hash, index, |node| {
+                    let node = &nodes[*node as usize];
+                    hasher.hash_one((node.folder, bytes.get(node.name_at, node.name_bytes.into())))
+                });
+                index
+            }
+        };
+        Ok(&mut self.nodes[index as usize])
     }
 
     fn charge(&mut self, bytes: usize) -> Result<(), EntryFault> {
         self.used_bytes += bytes;
         if self.used_bytes > self.budget_bytes { Err(EntryFault::LayerTooLarge) } else { Ok(()) }
     }
+}
+
+/// Memory bounds every index far below this.
+fn index_of(index: usize) -> u32 {
+    u32::try_from(index).expect("bounded by MAX_TREE_BYTES")
 }
 
 /// The components of a path below the layer's root, without empty ones and `.`.

@@ -16,18 +16,19 @@ use proto::ErrorKind;
 pub(crate) const SECTOR_BYTES: u64 = 512;
 /// Alignment of layers: the host's page and EROFS block.
 const LAYER_ALIGNMENT: u64 = 4096;
-const ENTRIES: usize = 128;
+/// Linux looks at up to 255 of them. Source: Linux block/partitions/efi.c, include/linux/genhd.h `DISK_MAX_PARTS`.
+const ENTRIES: usize = 256;
 const ENTRY_BYTES: usize = 128;
 /// The same numbers as the header's fields have them.
-const ENTRIES_U32: u32 = 128;
+const ENTRIES_U32: u32 = 256;
 const ENTRY_BYTES_U32: u32 = 128;
-const TABLE_SECTORS: u64 = 32;
+const TABLE_SECTORS: u64 = 64;
 /// Sectors before the first layer: MBR, header, table, and padding to a multiple of 4096 bytes.
-const HEAD_SECTORS: u64 = 40;
+const HEAD_SECTORS: u64 = 72;
 /// Sectors behind the last layer: table and header, padded likewise.
-const TAIL_SECTORS: u64 = 40;
+const TAIL_SECTORS: u64 = 72;
 /// As many layers as one packed disk can hold; Docker allows 125.
-pub(crate) const MOST_LAYERS: usize = ENTRIES;
+pub(crate) const MOST_LAYERS: usize = ENTRIES - 1;
 
 /// What is wrong with a disk for a slot.
 #[derive(Debug, thiserror::Error)]
@@ -279,7 +280,7 @@ mod tests {
             assert_eq!((&header[..8], crc), (&b"EFI PART"[..], crc32(&header[..92])));
             assert_eq!((u64_at(&header, 24), u64_at(&header, 32)), (own, other));
             let table = usize::try_from(u64_at(&header, 72)).unwrap() * 512;
-            assert_eq!(u32_at(&header, 88), crc32(&disk[table..table + 128 * 128]));
+            assert_eq!(u32_at(&header, 88), crc32(&disk[table..table + ENTRIES * 128]));
             let mut next = u64_at(&header, 40);
             for (number, length) in lengths.iter().enumerate() {
                 let entry = &disk[table + number * 128..][..128];
@@ -301,7 +302,7 @@ mod tests {
         let names: Vec<String> = (0..7).map(|n| format!("/dev/fdset/{n}")).collect();
         let text = packed.descriptor(&names);
         let extents: Vec<&str> = text.lines().filter(|line| line.starts_with("RW ")).collect();
-        assert_eq!(extents[0], "RW 40 FLAT \"/dev/fdset/0\" 0");
+        assert_eq!(extents[0], "RW 72 FLAT \"/dev/fdset/0\" 0");
         assert_eq!(extents[5], "RW 40 FLAT \"/dev/fdset/5\" 0");
         assert_eq!(extents.len(), 7);
     }
@@ -322,6 +323,6 @@ mod tests {
         assert_eq!(open(&folder.path().join("none")).unwrap_err().kind(), ErrorKind::NotFound);
         assert!(matches!(PackedDisk::open(&[sector]), Err(DiskError::Unfit { .. })));
         assert!(matches!(PackedDisk::open(&[]), Err(DiskError::LayerCount(0))));
-        assert!(matches!(PackedDisk::open(&vec![odd; 129]), Err(DiskError::LayerCount(129))));
+        assert!(matches!(PackedDisk::open(&vec![odd; 256]), Err(DiskError::LayerCount(256))));
     }
 }

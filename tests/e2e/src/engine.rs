@@ -26,7 +26,12 @@ pub(crate) struct EngineSettings {
     /// Further flags, and the PATH it is to have.
     pub flags: Vec<String>,
     pub path: Option<String>,
+    /// The point at which it kills itself, if it is to.
+    pub failpoint: Option<String>,
 }
+
+/// Name of the engine that can be told where to kill itself. Users never get it.
+pub(crate) const FAILPOINTS_ENGINE: &str = "bulkheadd-failpoints";
 
 /// A daemon that runs.
 pub struct Engine {
@@ -57,7 +62,14 @@ impl EngineSettings {
 
     fn own_command(&self) -> Command {
         let build = Build::of_this_test();
-        let mut command = Command::new(build.binaries.join("bulkheadd"));
+        let mut command = match &self.failpoint {
+            None => Command::new(build.binaries.join("bulkheadd")),
+            Some(point) => {
+                let mut command = Command::new(build.binaries.join(FAILPOINTS_ENGINE));
+                command.env("BULKHEAD_FAILPOINT", point);
+                command
+            }
+        };
         command.arg("--guest-image").arg(build.guest_image);
         command.args(["--log-level", "debug", "--cgroup-parent", &self.cgroup_parent]);
         command.arg("--template-store").arg(&self.template_store);
@@ -86,11 +98,7 @@ impl EngineSettings {
     #[track_caller]
     pub fn start(&self) -> Engine {
         let began = Instant::now();
-        let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
-        let errors = log.try_clone().expect("a copy of a descriptor");
-        let spawned = self.command().stdin(Stdio::null()).stdout(log).stderr(errors).spawn();
-        let mut engine = Engine { child: spawned.expect("the engine starts") };
-        let up = eventually(Duration::from_secs(30), || engine.has_ended().is_some() || answers(&self.socket));
+        let (mut engine, up) = self.spawn();
         assert!(
             up && engine.has_ended().is_none(),
             "the engine did not answer after {:?}; its log:\n{}",
@@ -98,6 +106,16 @@ impl EngineSettings {
             tail(&self.log)
         );
         engine
+    }
+
+    /// Starts it and waits until it answers or has ended.
+    pub fn spawn(&self) -> (Engine, bool) {
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
+        let errors = log.try_clone().expect("a copy of a descriptor");
+        let spawned = self.command().stdin(Stdio::null()).stdout(log).stderr(errors).spawn();
+        let mut engine = Engine { child: spawned.expect("the engine starts") };
+        let up = eventually(Duration::from_secs(30), || engine.has_ended().is_some() || answers(&self.socket));
+        (engine, up)
     }
 }
 

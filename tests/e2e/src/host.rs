@@ -140,6 +140,7 @@ impl TestHost {
             marker: ("BULKHEAD_E2E_HOST".to_owned(), name),
             flags: options.flags.clone(),
             path: options.path.clone(),
+            failpoint: None,
         };
         Some(Self { folder: Some(folder), settings, engine: None, wall })
     }
@@ -151,6 +152,47 @@ impl TestHost {
     #[track_caller]
     pub fn start_engine(&mut self) {
         self.engine = Some(self.settings.start());
+    }
+
+    /// Starts an engine that kills itself at this point, once: the next one that is started does not.
+    ///
+    /// # Panics
+    /// When it neither answers nor ends.
+    #[track_caller]
+    pub fn start_engine_dying_at(&mut self, point: &str) {
+        let settings = EngineSettings { failpoint: Some(point.to_owned()), ..self.settings.clone() };
+        let (engine, up) = settings.spawn();
+        assert!(up, "the engine that is to die at {point} does not answer; its log:\n{}", self.log());
+        self.engine = Some(engine);
+    }
+
+    /// Waits until the engine has ended by itself, as one that was killed.
+    ///
+    /// # Panics
+    /// When it goes on.
+    #[track_caller]
+    pub fn wait_engine_died(&mut self, point: &str) {
+        let ended = eventually(Duration::from_secs(20), || self.engine().has_ended().is_some());
+        assert!(ended, "the engine never came to {point}; its log:\n{}", self.log());
+        assert_eq!(self.engine().has_ended(), Some(-1), "it ended otherwise than by a signal: {}", self.log());
+    }
+
+    /// Asks the engine to end, and waits.
+    ///
+    /// # Panics
+    /// When it ends with an error, or not at all.
+    #[track_caller]
+    pub fn stop_engine(&mut self) {
+        let code = self.engine().stop();
+        assert_eq!(code, Some(0), "the engine's log:\n{}", self.log());
+        self.engine = None;
+    }
+
+    /// Mounts and loop devices that this host's containers have left on the machine.
+    #[must_use]
+    pub fn left_on_machine(&self) -> Vec<String> {
+        let root = self.folder();
+        [crate::procfs::mounts_below(root), crate::procfs::loops_below(root)].concat()
     }
 
     /// The command that starts this host's engine, for tests of engines that do not start.

@@ -19,6 +19,8 @@ pub enum Need {
     Busybox,
     /// Behaviour that the reference daemon has not.
     OwnEngine,
+    /// The engine that can be told where to kill itself.
+    Failpoints,
 }
 
 impl Need {
@@ -46,6 +48,10 @@ impl Need {
             }
             Self::Busybox => {
                 crate::archive::busybox().is_none().then(|| "needs busybox-static (scripts/setup run)".to_owned())
+            }
+            Self::Failpoints => {
+                let engine = Build::of_this_test().binaries.join(crate::engine::FAILPOINTS_ENGINE);
+                (!engine.exists()).then(|| format!("needs {} (cargo xtask test --failpoints)", engine.display()))
             }
             Self::OwnEngine => (EngineKind::of_this_run() == EngineKind::Reference)
                 .then(|| "the reference daemon does not do this".to_owned()),

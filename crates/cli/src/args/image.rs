@@ -19,6 +19,9 @@ pub struct ImagesArgs {
     /// With digests
     #[arg(long)]
     pub digests: bool,
+    /// Each image with its names below it
+    #[arg(long, conflicts_with_all = ["quiet", "format", "digests"])]
+    pub tree: bool,
     /// Only those that fit, KEY=VALUE
     #[arg(short, long, value_name = "FILTER")]
     pub filter: Vec<String>,
@@ -66,6 +69,9 @@ pub struct RmiArgs {
     /// Also images with several names or with stopped containers
     #[arg(short, long)]
     pub force: bool,
+    /// Keep untagged parents (there are none: an image holds all of its layers)
+    #[arg(long)]
+    pub no_prune: bool,
     /// Images, by name or id
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,

@@ -14,6 +14,8 @@ use crate::output::time;
 const NONE: &str = "<none>";
 const SHOWN: [Column; 5] =
     [("Repository", "REPOSITORY"), ("Tag", "TAG"), ("ID", "IMAGE ID"), ("CreatedSince", "CREATED"), ("Size", "SIZE")];
+const TREE: [Column; 5] =
+    [("Image", "IMAGE"), ("ID", "ID"), ("Size", "DISK USAGE"), ("UniqueSize", "UNIQUE"), ("InUse", "IN USE")];
 const HIDDEN: [Column; 3] = [("Digest", "DIGEST"), ("CreatedAt", "CREATED AT"), ("Containers", "CONTAINERS")];
 
 /// `images`.
@@ -21,6 +23,11 @@ pub(super) async fn images(client: &Client, args: &ImagesArgs) -> CliResult<()> 
     let mut wanted = args.filter.clone();
     wanted.extend(args.reference.iter().map(|reference| format!("reference={reference}")));
     let url = Url::new("/images/json").with_flag("all", args.all).with_some("filters", filters(&wanted)?.as_deref());
+    if args.tree {
+        let images: Vec<Value> = client.get(&url.with("manifests", "1").with("shared-size", "1")).await?;
+        let rows: Vec<Row> = images.iter().flat_map(|image| tree_rows(image, args.no_trunc)).collect();
+        return print(Columns { shown: &TREE, hidden: &[] }, &rows, Style { format: None, quiet: None });
+    }
     let images: Vec<Value> = client.get(&url).await?;
     let mut rows: Vec<Row> = images.iter().flat_map(|image| rows_of(image, args)).collect();
     if args.quiet {
@@ -32,6 +39,23 @@ pub(super) async fn images(client: &Client, args: &ImagesArgs) -> CliResult<()> 
     }
     let style = Style { format: args.format.as_deref(), quiet: args.quiet.then_some("ID") };
     print(Columns { shown: &shown, hidden: &HIDDEN }, &rows, style)
+}
+
+/// A row for the image, named by its first name, and one for each further name.
+fn tree_rows(image: &Value, full: bool) -> Vec<Row> {
+    let names: Vec<&str> = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let number = |field: &str| image[field].as_f64().unwrap_or_default();
+    let mut top = id_row(image, full);
+    top.set("Image", *names.first().unwrap_or(&NONE))
+        .set("Size", decimal_size(number("Size")))
+        .set("UniqueSize", decimal_size(number("Size") - number("SharedSize").max(0.0)))
+        .set("InUse", if number("Containers") > 0.0 { "yes" } else { "" });
+    let further = names.iter().enumerate().skip(1).map(|(at, name)| {
+        let mut row = Row::default();
+        row.set("Image", format!("{} {name}", if at + 1 == names.len() { "└─" } else { "├─" }));
+        row
+    });
+    std::iter::once(top).chain(further).collect()
 }
 
 fn id_row(image: &Value, full: bool) -> Row {
@@ -82,7 +106,9 @@ fn digest_of(digests: &[String], repository: &str) -> String {
 /// `rmi`.
 pub(super) async fn rmi(client: &Client, args: &RmiArgs) -> CliResult<()> {
     for_each(&args.images, async |name| {
-        let removed = client.delete(&Url::image(name, "").with_flag("force", args.force)).await?;
+        let removed = client
+            .delete(&Url::image(name, "").with_flag("force", args.force).with_flag("noprune", args.no_prune))
+            .await?;
         let removed: Vec<Value> =
             serde_json::from_slice(&removed).map_err(|error| CliError::Answer(error.to_string()))?;
         for one in &removed {
@@ -115,6 +141,7 @@ mod tests {
             quiet: false,
             no_trunc: false,
             digests: true,
+            tree: false,
             filter: Vec::new(),
             format: None,
             reference: None,
@@ -129,6 +156,8 @@ mod tests {
         for part in ["busybox", "localhost:5000/x", "sha256:cd", "4MB", "abababababab"] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        let tree = tree_rows(&image, false);
+        assert!(tree.len() == 2 && format!("{tree:?}").contains("└─ localhost:5000/x:y"), "{tree:?}");
         let nameless = rows_of(&json!({"Id": "sha256:ab", "RepoTags": []}), &args);
         assert!(format!("{nameless:?}").contains(NONE));
     }

@@ -55,21 +55,30 @@ pub fn prepare(engine: &Arc<Engine>, container: &Container) -> ApiResult<Bundle>
     let failed =
         |what: &str, error: io::Error| ApiError::caused(format!("cannot prepare the container: {what}"), &error);
     let (config, host) = (container.config()?, container.host()?);
-    let shim_pid = match take_standby(engine, container, &host, (&dir, &socket)) {
-        Some(pid) => pid,
+    let (shim_pid, spawned) = match take_standby(engine, container, &host, (&dir, &socket)) {
+        Some(pid) => (pid, false),
         None => {
             std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| failed("its bundle", error))?;
-            shim::spawn(engine, &container.id, &dir, &socket)
-                .map_err(|error| failed(&format!("its shim {}", engine.settings.shim.display()), error))?
+            let pid = shim::spawn(engine, &container.id, &dir, &socket)
+                .map_err(|error| failed(&format!("its shim {}", engine.settings.shim.display()), error))?;
+            (pid, true)
         }
     };
     let fifos = FifoSet::for_container(config.open_stdin.unwrap_or_default(), container.terminal);
     let stdio = fifos.paths(&dir, "");
-    fifo::make(&stdio).map_err(|error| failed("its fifos", error))?;
-    std::fs::create_dir(dir.join(ROOTFS)).map_err(|error| failed("its root", error))?;
-    spec::create_missing_bind_sources(&host).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
-    write_json(&dir.join(SPEC_FILE), &build_spec(engine, container)?)?;
-    write_json(&dir.join(ContainerBundle::FILE_NAME), &describe(engine, container, &host, &dir)?)?;
+    let fill = || {
+        fifo::make(&stdio).map_err(|error| failed("its fifos", error))?;
+        std::fs::create_dir(dir.join(ROOTFS)).map_err(|error| failed("its root", error))?;
+        spec::create_missing_bind_sources(&host).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
+        write_json(&dir.join(SPEC_FILE), &build_spec(engine, container)?)?;
+        write_json(&dir.join(ContainerBundle::FILE_NAME), &describe(engine, container, &host, &dir)?)
+    };
+    // A shim that has only just been started is not known to its `delete` command yet.
+    fill().inspect_err(|_| {
+        if spawned {
+            shim::kill_new(shim_pid)
+        }
+    })?;
     Ok(Bundle { dir, socket, stdio, shim_pid })
 }
 

@@ -8,13 +8,13 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use bollard::models::{ContainerConfig, HostConfig};
-use image::{Image, Scratch};
+use image::{Image, ImageLease, Scratch, failpoint};
 use oci_spec::runtime::Spec;
 use proto::{ContainerId, Isolation};
 use serde_json::{Value, json};
 
 use super::config::Requested;
-use super::names;
+use super::{names, remove};
 use crate::clock::Timestamp;
 use crate::container::record::{Phase, Record};
 use crate::container::{Container, kept};
@@ -44,7 +44,8 @@ pub async fn create(
         None => None,
     };
     let maker = Arc::clone(&engine);
-    let container = tokio::task::spawn_blocking(move || make(&maker, requested, name)).await??;
+    let made = tokio::task::spawn_blocking(move || make(&maker, requested, name)).await?;
+    let container = made.inspect_err(|_| remove::collect_image(&engine))?;
     container.emit(&engine.events, "create", &[]);
     let warnings = container.record().warnings.clone();
     Ok((StatusCode::CREATED, Json(json!({ "Id": container.id, "Warnings": warnings }))))
@@ -73,7 +74,8 @@ fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiR
     let mut config = requested.typed_config()?;
     let host = requested.typed_host()?;
     let reference = config.image.clone().unwrap_or_default();
-    let image = resolve(engine, &reference)?;
+    // Until the container is known to use it, only the lease keeps a removal from freeing the image's layers.
+    let (image, _lease) = lease(engine, &reference)?;
     if let Some(defaults) = image.config.config() {
         spec::merge_image(&mut config, defaults);
     }
@@ -88,12 +90,14 @@ fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiR
     let name = name.map_or_else(|| names::draw(&engine.containers), Ok)?;
     let reserved = engine.containers.reserve(&name, &id)?;
     let folder = Folder::make(engine.containers_dir().join(id.as_str()))?;
+    failpoint::reach("create.folder");
     write_network_files(&folder.path, &config, &host)?;
     let terminal = config.tty.unwrap_or_default();
     let plan = Plan { id: &id, isolation: requested.isolation, config: &config, host: &host, terminal };
     let spec = plan.validate(engine, &folder.path)?;
     show_paths(&mut requested.host, &spec);
     plan.make_writable(engine, &folder.path)?;
+    failpoint::reach("create.writable");
     let record = Record {
         format: Record::format(),
         id: id.clone(),
@@ -111,6 +115,7 @@ fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiR
         utility_vm: None,
     };
     record.write(&folder.path).map_err(|error| ApiError::caused("cannot create the container", &error))?;
+    failpoint::reach("create.recorded");
     let container =
         Container::new(record, folder.path.clone()).map_err(|error| ApiError::invalid(error::chain(&error)))?;
     let container = Arc::new(container);
@@ -129,11 +134,11 @@ fn new_id() -> ApiResult<ContainerId> {
     }
 }
 
-fn resolve(engine: &Engine, reference: &str) -> ApiResult<Image> {
+fn lease<'e>(engine: &'e Engine, reference: &str) -> ApiResult<(Image, ImageLease<'e>)> {
     if reference.is_empty() {
         return Err(ApiError::invalid("no image specified"));
     }
-    engine.images.resolve(reference).map_err(|error| match error.kind() {
+    engine.images.lease(reference).map_err(|error| match error.kind() {
         proto::ErrorKind::NotFound => ApiError::not_found(format!("No such image: {}", with_tag(reference))),
         kind => ApiError::new(kind, error::chain(&error)),
     })

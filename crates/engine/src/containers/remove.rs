@@ -78,8 +78,12 @@ pub async fn discard(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRes
     let dir = container.dir.clone();
     let removed = tokio::task::spawn_blocking(move || {
         // The record first: a folder without one is cleared away by the next engine, should this one not come to its end.
+        image::failpoint::reach("rm.begin");
         gone(std::fs::remove_file(dir.join(FILE_NAME)))?;
-        gone(std::fs::remove_dir_all(dir))
+        image::failpoint::reach("rm.record-gone");
+        gone(std::fs::remove_dir_all(dir))?;
+        image::failpoint::reach("rm.folder-gone");
+        Ok::<_, io::Error>(())
     });
     removed.await?.map_err(|error| ApiError::caused("cannot remove the container's files", &error))?;
     engine.containers.remove(container);
@@ -102,7 +106,7 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
 }
 
 /// An image that was removed by force while this container used it can go now.
-fn collect_image(engine: &Arc<Engine>) {
+pub fn collect_image(engine: &Arc<Engine>) {
     let engine = Arc::clone(engine);
     tokio::task::spawn_blocking(move || {
         if let Err(error) = engine.images.collect(&|id| uses_of(&engine, id)) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use proto::ContainerId;
 use proto::control::ExitReport;
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid};
 
 use crate::clock::Timestamp;
 use crate::container::record::CODE_UNKNOWN;
@@ -63,6 +63,15 @@ fn spawn_with(engine: &Engine, flags: &[&str], bundle: &Path, socket: &Path) -> 
         output: &log,
         socket: listener.as_fd(),
     })
+}
+
+/// Ends and reaps a shim that was spawned for nothing: it has no container yet. When: in a thread that may wait.
+pub fn kill_new(pid: u32) {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    let ended = kill_process(pid, Signal::KILL).and_then(|()| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
+    if let Err(error) = ended {
+        tracing::warn!(%error, "cannot end a shim that was started for nothing");
+    }
 }
 
 /// Reaps a shim when it ends. When: in the engine that spawned it; one that was taken over is its adopter's to reap.

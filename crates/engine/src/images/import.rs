@@ -1,4 +1,4 @@
-//! `POST /images/create`: an image from a root file system, or from a registry.
+//! `POST /images/create?fromSrc=-`: an image from a root file system.
 
 use std::sync::Arc;
 
@@ -13,9 +13,6 @@ use crate::error::{ApiError, ApiResult, chain};
 use crate::query::Query;
 
 pub(super) async fn create(engine: Arc<Engine>, query: &Query, body: Body) -> ApiResult<Response> {
-    if let Some(wanted) = query.get("fromImage") {
-        return Err(cannot_pull(wanted, query.get("tag")));
-    }
     match query.get("fromSrc") {
         Some("-") => {}
         Some(source) => {
@@ -43,22 +40,6 @@ pub(super) async fn create(engine: Arc<Engine>, query: &Query, body: Body) -> Ap
     .await
 }
 
-/// One clear line for what `docker pull` and a `docker run` of an unknown image ask for.
-fn cannot_pull(name: &str, tag: Option<&str>) -> ApiError {
-    let text = match tag {
-        Some(tag) if tag.starts_with("sha256:") => format!("{name}@{tag}"),
-        Some(tag) => format!("{name}:{tag}"),
-        None => name.to_owned(),
-    };
-    match text.parse::<Reference>() {
-        Ok(wanted) => ApiError::not_implemented(format!(
-            "cannot pull {}: registries are not supported yet, load the image with 'docker load' or 'docker import'",
-            wanted.familiar()
-        )),
-        Err(error) => ApiError::new(error.kind(), chain(&error)),
-    }
-}
-
 /// The processor of a platform such as `linux/arm64`.
 fn architecture(platform: Option<&str>) -> ApiResult<Option<String>> {
     let Some(platform) = platform else { return Ok(None) };
@@ -72,18 +53,6 @@ fn architecture(platform: Option<&str>) -> ApiResult<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_pull_is_refused_with_what_to_do() {
-        let error = cannot_pull("busybox", Some("latest"));
-        assert_eq!(error.http_status(), 501);
-        assert!(error.message.starts_with("cannot pull busybox:latest: registries"), "{}", error.message);
-        // The docker CLI takes these words for faults of the container's command.
-        for words in ["no such file", "not found", "permission denied"] {
-            assert!(!error.message.contains(words));
-        }
-        assert_eq!(cannot_pull("Bad Name", None).http_status(), 400);
-    }
 
     #[test]
     fn platforms_name_a_processor() {

@@ -10,13 +10,34 @@ use serde_json::{Value, json};
 use super::{blocking, resolve};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
+use crate::version::ApiVersion;
 
 /// Go's zero time, which clients read as "never".
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-pub(super) async fn inspect(engine: Arc<Engine>, name: &str) -> ApiResult<Response> {
+/// From this version on the configuration has the fields only that an image can have, and of those the ones that say something.
+const IMAGE_CONFIG_SINCE: ApiVersion = ApiVersion::new(1, 50);
+/// Source: docker-image-spec v1.3, `DockerOCIImageConfig`.
+const IMAGE_FIELDS: [&str; 14] = [
+    "User",
+    "ExposedPorts",
+    "Env",
+    "Entrypoint",
+    "Cmd",
+    "Volumes",
+    "WorkingDir",
+    "Labels",
+    "StopSignal",
+    "ArgsEscaped",
+    "Memory",
+    "Healthcheck",
+    "OnBuild",
+    "Shell",
+];
+
+pub(super) async fn inspect(engine: Arc<Engine>, name: &str, version: ApiVersion) -> ApiResult<Response> {
     let name = name.to_owned();
-    let described = blocking(&engine, move |store| describe(store, &resolve(store, &name)?)).await?;
+    let described = blocking(&engine, move |store| describe(store, &resolve(store, &name)?, version)).await?;
     Ok(Json(described).into_response())
 }
 
@@ -39,7 +60,7 @@ pub(super) async fn history(engine: Arc<Engine>, name: &str) -> ApiResult<Respon
     Ok(Json(entries).into_response())
 }
 
-fn describe(store: &ImageStore, image: &Image) -> ApiResult<Value> {
+fn describe(store: &ImageStore, image: &Image, version: ApiVersion) -> ApiResult<Value> {
     // Docker's additions to the configuration (health check, shell) are kept as they are.
     let whole: Value = serde_json::from_slice(&image.config_json)
         .map_err(|error| ApiError::caused("cannot read the image's configuration", &error))?;
@@ -57,7 +78,7 @@ fn describe(store: &ImageStore, image: &Image) -> ApiResult<Value> {
         "Created": image.created.as_deref().unwrap_or(NEVER),
         "DockerVersion": text("docker_version"),
         "Author": text("author"),
-        "Config": config(&whole["config"]),
+        "Config": if version < IMAGE_CONFIG_SINCE { config(&whole["config"]) } else { image_config(&whole["config"]) },
         "Architecture": text("architecture"),
         "Os": text("os"),
         "Size": image.size_bytes,
@@ -70,6 +91,21 @@ fn describe(store: &ImageStore, image: &Image) -> ApiResult<Value> {
         described["Variant"] = json!(variant);
     }
     Ok(described)
+}
+
+/// The image's run configuration as newer clients read it.
+fn image_config(run: &Value) -> Value {
+    let says = |value: &Value| match value {
+        Value::Null => false,
+        Value::Bool(set) => *set,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::Number(_) => true,
+    };
+    let fields = run.as_object().into_iter().flatten();
+    let kept = fields.filter(|(name, value)| IMAGE_FIELDS.contains(&name.as_str()) && says(value));
+    Value::Object(kept.map(|(name, value)| (name.clone(), value.clone())).collect())
 }
 
 /// The image's run configuration with the fields that older clients expect to be there.
@@ -96,5 +132,9 @@ mod tests {
         assert_eq!(config["Healthcheck"]["Test"][1], "x");
         assert_eq!(config["Entrypoint"], Value::Null);
         assert_eq!(super::config(&Value::Null)["User"], "");
+        let newer =
+            image_config(&json!({"Cmd": ["sh"], "User": "", "Hostname": "x", "Healthcheck": {"Test": ["NONE"]}}));
+        assert_eq!(newer, json!({"Cmd": ["sh"], "Healthcheck": {"Test": ["NONE"]}}));
+        assert_eq!(image_config(&Value::Null), json!({}));
     }
 }

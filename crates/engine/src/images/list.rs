@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{blocking, not_resolved, pattern};
 use crate::clock::Timestamp;
 use crate::engine::Engine;
-use crate::error::{ApiError, ApiResult};
+use crate::error::ApiResult;
 use crate::filters::Filters;
 use crate::query::Query;
 use crate::version::ApiVersion;
@@ -76,16 +76,12 @@ impl<'a> Bounds<'a> {
             let image = filters.values(key).next().map(|name| store.resolve(name)).transpose();
             Ok(image.map_err(|error| not_resolved(&error))?.map(|image| image.created_unix()))
         };
-        let until = filters.values("until").next().map(|text| {
-            let invalid = || ApiError::invalid(format!("invalid filter 'until={text}'"));
-            Timestamp::parse_query(text).map(Timestamp::seconds).ok_or_else(invalid)
-        });
         Ok(Self {
             filters,
             dangling: filters.truth("dangling")?,
             before: created("before")?,
             since: created("since")?,
-            until: until.transpose()?,
+            until: filters.until()?.map(Timestamp::seconds),
         })
     }
 

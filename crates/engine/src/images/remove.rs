@@ -1,12 +1,11 @@
 //! Names and removal: `POST /images/{name}/tag`, `DELETE /images/{name}`, `POST /images/prune`.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use image::{ImageStore, ImageSummary, RemoveError, Removed, TagError};
+use image::{ImageSummary, RemoveError, Removed, TagError};
 use proto::Digest;
 use serde_json::{Value, json};
 
@@ -77,14 +76,11 @@ pub(super) async fn prune(engine: Arc<Engine>, query: &Query) -> ApiResult<Respo
     let filters = query.filters()?;
     filters.only(&["dangling", "label", "label!", "until"])?;
     let dangling_only = filters.truth("dangling")?.unwrap_or(true);
-    let until = filters.values("until").next().map(|text| {
-        let invalid = || ApiError::invalid(format!("invalid filter 'until={text}'"));
-        Timestamp::parse_query(text).map(Timestamp::seconds).ok_or_else(invalid)
-    });
-    let until = until.transpose()?;
+    let until = filters.until()?.map(Timestamp::seconds);
     let shared = Arc::clone(&engine);
     let (removed, freed) = blocking(&engine, move |store| {
-        let before = total_bytes(store);
+        let before = store.layers_bytes();
+        store.collect(&|id| uses_of(&shared, id)).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
         let mut removed = Vec::new();
         for image in store.list() {
             let wanted = (image.repo_tags.is_empty() || !dangling_only)
@@ -94,13 +90,16 @@ pub(super) async fn prune(engine: Arc<Engine>, query: &Query) -> ApiResult<Respo
                 continue;
             }
             match store.remove(image.id.as_str(), true, &|id| uses_of(&shared, id)) {
-                Ok(gone) => removed.push((image.id, gone)),
+                Ok(gone) => {
+                    removed.push((image.id, gone));
+                    image::failpoint::reach("prune.one-gone");
+                }
                 // Somebody has begun to use it, or removed it, since the list was made.
                 Err(RemoveError::Store(error)) => return Err(ApiError::new(error.kind(), chain(&error))),
                 Err(error) => tracing::debug!("not pruned: {error}"),
             }
         }
-        Ok((removed, before.saturating_sub(total_bytes(store))))
+        Ok((removed, before.saturating_sub(store.layers_bytes())))
     })
     .await?;
     let deleted: Vec<Value> = removed.iter().flat_map(|(id, gone)| report(&engine, id, gone)).collect();
@@ -111,18 +110,5 @@ pub(super) async fn prune(engine: Arc<Engine>, query: &Query) -> ApiResult<Respo
 
 fn labels_fit(filters: &Filters, image: &ImageSummary) -> bool {
     let label = |name: &str| image.labels.get(name).map(String::as_str);
-    let forbidden = filters.values("label!").any(|wanted| match wanted.split_once('=') {
-        Some((name, value)) => label(name) == Some(value),
-        None => label(wanted).is_some(),
-    });
-    filters.fits_labels("label", label) && !forbidden
-}
-
-/// Bytes of all layers, each counted once.
-pub(crate) fn total_bytes(store: &ImageStore) -> u64 {
-    let mut layers: HashMap<Digest, u64> = HashMap::new();
-    for image in store.list().iter().filter_map(|summary| store.image(&summary.id)) {
-        layers.extend(image.diff_ids.iter().cloned().zip(image.layer_bytes.iter().copied()));
-    }
-    layers.values().sum()
+    filters.fits_labels("label", label) && filters.lacks_labels(label)
 }

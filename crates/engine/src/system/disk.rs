@@ -9,23 +9,40 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use crate::engine::Engine;
-use crate::error::ApiResult;
+use crate::error::{ApiError, ApiResult};
 use crate::images;
+use crate::query::Query;
 
-/// Images, containers and their changes. There are neither volumes nor build caches yet.
-pub(super) async fn usage(State(engine): State<Arc<Engine>>) -> ApiResult<Json<Value>> {
+/// Images, containers and their changes, or those that `type` names. There are neither volumes nor build caches yet.
+pub(super) async fn usage(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<Json<Value>> {
+    let wanted: Vec<String> = query.all("type").map(str::to_owned).collect();
+    if let Some(unknown) = wanted.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
+        return Err(ApiError::invalid(format!("unknown object type: {unknown}")));
+    }
     let measured = tokio::task::spawn_blocking(move || {
-        json!({
-            "LayersSize": images::total_bytes(&engine.images),
-            "Images": images::entries(&engine),
-            "Containers": containers(&engine),
-            "Volumes": [],
-            "BuildCache": [],
-            "BuilderSize": 0,
-        })
+        let wants = |kind: &str| wanted.is_empty() || wanted.iter().any(|one| one == kind);
+        let mut usage = json!({});
+        if wants("image") {
+            usage["LayersSize"] = json!(engine.images.layers_bytes());
+            usage["Images"] = json!(images::entries(&engine));
+        }
+        if wants("container") {
+            usage["Containers"] = json!(containers(&engine));
+        }
+        if wants("volume") {
+            usage["Volumes"] = json!([]);
+        }
+        if wants("build-cache") {
+            usage["BuildCache"] = json!([]);
+            usage["BuilderSize"] = json!(0);
+        }
+        usage
     });
     Ok(Json(measured.await?))
 }
+
+/// What `type` may name. Source: Docker Engine API v1.42, "Get data usage information".
+const KINDS: [&str; 4] = ["container", "image", "volume", "build-cache"];
 
 fn containers(engine: &Engine) -> Vec<Value> {
     let describe = |container: &Arc<crate::container::Container>| {

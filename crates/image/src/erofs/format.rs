@@ -1,6 +1,6 @@
 //! The on-disk structures. Source: Linux, fs/erofs/erofs_fs.h (all numbers are little-endian).
 
-use std::ops::Range;
+use std::iter::Peekable;
 
 use crate::timestamp::Timestamp;
 
@@ -115,6 +115,9 @@ pub(super) fn encode_device(major: u32, minor: u32) -> u32 {
 pub(crate) struct Xattrs(Vec<u8>);
 
 impl Xattrs {
+    /// No attributes.
+    pub const NONE: Self = Self(Vec::new());
+
     /// Adds one. False: EROFS has no place for this name (it knows `user.`, `trusted.`, `security.` and POSIX ACLs).
     /// The caller bounds lengths: 255 bytes of name, 65,535 of value and in all.
     pub fn push(&mut self, name: &[u8], value: &[u8]) -> bool {
@@ -164,50 +167,59 @@ fn split_xattr_name(name: &[u8]) -> Option<(u8, &[u8])> {
     exact.or_else(|| prefixes.iter().find_map(by_prefix))
 }
 
-/// A folder's names, in bytewise order, cut into blocks.
-pub(super) fn directory_blocks<'a>(names: impl Iterator<Item = &'a [u8]>) -> Vec<Range<usize>> {
-    let mut blocks: Vec<Range<usize>> = Vec::new();
-    let mut used = BLOCK + 1;
-    for (index, name) in names.enumerate() {
+/// Bytes of the content of a folder with these names: whole blocks, the last one only as far as it is used. Shape: names in
+/// bytewise order, `.` and `..` among them.
+pub(crate) fn directory_size<'a>(names: impl Iterator<Item = &'a [u8]>) -> usize {
+    let (mut whole, mut used) = (0, 0);
+    for name in names {
         let needed = DIRENT + name.len();
-        match blocks.last_mut() {
-            Some(block) if used + needed <= BLOCK => {
-                block.end = index + 1;
-                used += needed;
-            }
-            _ => {
-                blocks.push(index..index + 1);
-                used = needed;
-            }
+        if used + needed > BLOCK {
+            whole += BLOCK;
+            used = 0;
         }
+        used += needed;
     }
-    blocks
+    whole + used
 }
 
-/// Bytes of the content of a folder with these names: whole blocks, the last one only as far as it is used.
-pub(crate) fn directory_size<'a>(names: impl Iterator<Item = &'a [u8]> + Clone) -> usize {
-    let blocks = directory_blocks(names.clone());
-    let Some(last) = blocks.last() else { return 0 };
-    let tail: usize = names.skip(last.start).map(|name| DIRENT + name.len()).sum();
-    (blocks.len() - 1) * BLOCK + tail
+/// The content of a folder, block by block, each whole but the last. Shape: entries in bytewise order of their names, `.`
+/// and `..` among them.
+pub(crate) struct DirectoryBlocks<I: Iterator> {
+    entries: Peekable<I>,
 }
 
-/// The content of a folder. Shape: `entries` in bytewise order of their names, `.` and `..` among them.
-pub(crate) fn directory_content(entries: &[(&[u8], u64, FileType)]) -> Vec<u8> {
-    let mut content = Vec::new();
-    for block in directory_blocks(entries.iter().map(|(name, _, _)| *name)) {
-        content.resize(content.len().next_multiple_of(BLOCK), 0);
-        let entries = &entries[block];
+impl<'a, I: Iterator<Item = (&'a [u8], u64, FileType)>> DirectoryBlocks<I> {
+    pub fn new(entries: I) -> Self {
+        Self { entries: entries.peekable() }
+    }
+}
+
+impl<'a, I: Iterator<Item = (&'a [u8], u64, FileType)>> Iterator for DirectoryBlocks<I> {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let (mut entries, mut used) = (Vec::new(), 0);
+        while let Some(entry) = self.entries.next_if(|(name, _, _)| used + DIRENT + name.len() <= BLOCK) {
+            used += DIRENT + entry.0.len();
+            entries.push(entry);
+        }
+        if entries.is_empty() {
+            return None;
+        }
+        let mut content = Vec::with_capacity(BLOCK);
         let mut name_at = entries.len() * DIRENT;
-        for (name, inode, file_type) in entries {
+        for (name, inode, file_type) in &entries {
             content.extend(inode.to_le_bytes());
             content.extend(u16::try_from(name_at).expect("inside a block").to_le_bytes());
             content.extend([*file_type as u8, 0]);
             name_at += name.len();
         }
         entries.iter().for_each(|(name, _, _)| content.extend(*name));
+        if self.entries.peek().is_some() {
+            content.resize(BLOCK, 0);
+        }
+        Some(content)
     }
-    content
 }
 
 /// What the superblock says.

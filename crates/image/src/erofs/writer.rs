@@ -12,6 +12,28 @@ use super::output::{CopyError, Output};
 /// Metadata blocks that are filled at the same time; the fullest one that has room is taken.
 const OPEN_BLOCKS: usize = 16;
 
+/// Bytes at the beginning of the file that EROFS does not use.
+const HEAD: usize = 1024;
+
+/// Where content lies in the file: whole blocks in a row, and the rest somewhere else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// File position of the first part.
+    pub blocks_at: u64,
+    /// Bytes of the first part.
+    pub in_blocks: u64,
+    /// File position of the rest, if there is one.
+    pub tail_at: u64,
+}
+
+/// A file or symbolic link that was written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Content {
+    /// The inode's number.
+    pub inode: u64,
+    pub place: Place,
+}
+
 /// A file system that could not be written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
@@ -35,6 +57,9 @@ impl From<CopyError> for WriteError {
     }
 }
 
+/// The number of the root's inode, whose place is fixed.
+const ROOT_INODE: u64 = (ROOT_OFFSET / INODE_SLOT) as u64;
+
 /// A metadata block that has room left.
 struct OpenBlock {
     address: u64,
@@ -43,14 +68,18 @@ struct OpenBlock {
 }
 
 /// Where a folder will be: known before its content is, because folders name each other.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct DirectoryPlace {
     /// The number of its inode.
     pub inode: u64,
-    size: usize,
-    layout: Layout,
     /// File position of the whole blocks.
     blocks_at: u64,
+}
+
+/// How a folder's content lies: its layout, and how much of it is in whole blocks.
+fn directory_layout(size: usize, head: usize) -> (Layout, usize) {
+    let tail = size % BLOCK;
+    if tail > 0 && head + tail <= BLOCK { (Layout::Inline, size - tail) } else { (Layout::Plain, size) }
 }
 
 /// Writes one file system. When: any number of files, links and devices in any order; then every folder is placed
@@ -69,11 +98,12 @@ impl Writer {
         Ok(Self { output, open: Vec::new(), inodes: 0 })
     }
 
-    /// Writes a file or a symbolic link with its content; gives the inode's number.
-    pub fn content(&mut self, inode: &Inode<'_>, size: u64, input: &mut dyn Read) -> Result<u64, WriteError> {
+    /// Writes a file or a symbolic link with its content.
+    pub fn content(&mut self, inode: &Inode<'_>, size: u64, input: &mut dyn Read) -> Result<Content, WriteError> {
         let tail = usize::try_from(size % BLOCK_BYTES).expect("less than a block");
         let inline = tail > 0 && INODE + inode.xattrs.body_len() + tail <= BLOCK;
-        let address = self.block_at(self.output.position())?;
+        let blocks_at = self.output.position();
+        let address = self.block_at(blocks_at)?;
         let mut tail_bytes = [0; BLOCK];
         let layout = if inline {
             self.output.copy_from(input, size - tail as u64)?;
@@ -86,7 +116,26 @@ impl Writer {
         };
         let numbers = InodeNumbers { layout, size, address, number: self.next_inode()? };
         let inline_tail = if inline { &tail_bytes[..tail] } else { &[] };
-        self.record(&inode.encode(&numbers), inode.xattrs, inline_tail)
+        let number = self.record(&inode.encode(&numbers), inode.xattrs, inline_tail)?;
+        let tail_at = number * INODE_SLOT as u64 + (INODE + inode.xattrs.body_len()) as u64;
+        let in_blocks = size - inline_tail.len() as u64;
+        Ok(Content { inode: number, place: Place { blocks_at, in_blocks, tail_at } })
+    }
+
+    /// Writes bytes into blocks of their own that no inode names; gives their place.
+    pub fn unnamed(&mut self, size: u64, input: &mut dyn Read) -> Result<Place, WriteError> {
+        let blocks_at = self.output.position();
+        self.output.copy_from(input, size)?;
+        self.output.pad_to_block()?;
+        // The address must be one that the file system could have.
+        self.block_at(self.output.position())?;
+        Ok(Place { blocks_at, in_blocks: size, tail_at: 0 })
+    }
+
+    /// Writes the first bytes of the first block, of which EROFS leaves 1024 to whoever wants them.
+    pub fn set_head(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        assert!(bytes.len() <= HEAD, "the superblock follows");
+        self.output.overwrite(0, bytes).map_err(Into::into)
     }
 
     /// Writes a device, or a pipe (whose numbers are 0); gives the inode's number.
@@ -103,43 +152,54 @@ impl Writer {
 
     /// Reserves the root's place for a content of `size` bytes. The root's attributes fit the first block with its inode.
     pub fn place_root(&mut self, size: usize, xattrs: &Xattrs) -> Result<DirectoryPlace, WriteError> {
-        let head = ROOT_OFFSET + INODE + xattrs.body_len();
-        self.place(size, head, Some(ROOT_OFFSET as u64))
+        let (_, in_blocks) = directory_layout(size, ROOT_OFFSET + INODE + xattrs.body_len());
+        let blocks_at = self.place_blocks(in_blocks)?;
+        Ok(DirectoryPlace { inode: ROOT_INODE, blocks_at })
     }
 
     /// Reserves a folder's place for a content of `size` bytes.
     pub fn place_directory(&mut self, size: usize, xattrs: &Xattrs) -> Result<DirectoryPlace, WriteError> {
-        self.place(size, INODE + xattrs.body_len(), None)
+        let head = INODE + xattrs.body_len();
+        let (_, in_blocks) = directory_layout(size, head);
+        let blocks_at = self.place_blocks(in_blocks)?;
+        let offset = self.reserve(head + size - in_blocks.min(size))?;
+        Ok(DirectoryPlace { inode: offset / INODE_SLOT as u64, blocks_at })
     }
 
-    fn place(&mut self, size: usize, head: usize, fixed: Option<u64>) -> Result<DirectoryPlace, WriteError> {
-        let tail = size % BLOCK;
-        let inline = tail > 0 && head + tail <= BLOCK;
-        let (layout, in_blocks) = if inline { (Layout::Inline, size - tail) } else { (Layout::Plain, size) };
+    fn place_blocks(&mut self, bytes: usize) -> Result<u64, WriteError> {
         let blocks_at = self.output.position();
-        self.output.push_zeros((in_blocks as u64).next_multiple_of(BLOCK_BYTES))?;
-        let offset = match fixed {
-            Some(offset) => offset,
-            None => self.reserve(head + if inline { tail } else { 0 })?,
-        };
-        Ok(DirectoryPlace { inode: offset / INODE_SLOT as u64, size, layout, blocks_at })
+        self.output.push_zeros((bytes as u64).next_multiple_of(BLOCK_BYTES))?;
+        Ok(blocks_at)
     }
 
-    /// Writes a folder into its place. `content` has the size that was placed.
-    pub fn fill(&mut self, place: &DirectoryPlace, inode: &Inode<'_>, content: &[u8]) -> Result<(), WriteError> {
-        assert_eq!(content.len(), place.size, "a folder's size is settled when it is placed");
-        let in_blocks = match place.layout {
-            Layout::Inline => content.len() - content.len() % BLOCK,
-            Layout::Plain => content.len(),
-        };
-        self.output.overwrite(place.blocks_at, &content[..in_blocks])?;
+    /// Writes a folder into its place. Shape: `blocks` are together as long as the `size` that was placed, each whole but
+    /// the last.
+    pub fn fill(
+        &mut self,
+        place: &DirectoryPlace,
+        inode: &Inode<'_>,
+        size: usize,
+        blocks: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<(), WriteError> {
+        let before = if place.inode == ROOT_INODE { ROOT_OFFSET } else { 0 };
+        let (layout, in_blocks) = directory_layout(size, before + INODE + inode.xattrs.body_len());
+        let (mut written, mut tail) = (0, Vec::new());
+        for block in blocks {
+            if written < in_blocks {
+                self.output.overwrite(place.blocks_at + written as u64, &block)?;
+            } else {
+                tail.extend_from_slice(&block);
+            }
+            written += block.len();
+        }
+        assert_eq!(written, size, "a folder's size is settled when it is placed");
         let numbers = InodeNumbers {
-            layout: place.layout,
-            size: content.len() as u64,
+            layout,
+            size: size as u64,
             address: self.block_at(place.blocks_at)?,
             number: self.next_inode()?,
         };
-        let record = [&inode.encode(&numbers)[..], &inode.xattrs.body(), &content[in_blocks..]].concat();
+        let record = [&inode.encode(&numbers)[..], &inode.xattrs.body(), &tail].concat();
         self.write_at(place.inode * INODE_SLOT as u64, &record)?;
         Ok(())
     }

@@ -9,6 +9,7 @@ use proto::{Digest, ErrorKind};
 use sha2::{Digest as _, Sha256};
 
 use super::{LoadError, LoadEvent, Reporting};
+use crate::failpoint;
 use crate::limits::{MAX_ARCHIVE_FILES, MAX_JSON_BYTES, MAX_SYMLINKS};
 use crate::tar::{EntryKind, TarError, TarStream};
 
@@ -105,6 +106,7 @@ impl Spool {
                 return Err(refuse(SpoolFault::TooManyFiles));
             }
             files.insert(name, spooled);
+            failpoint::reach("load.spooling");
         }
         tar.finish().map_err(archive)?;
         let flushed = output.flush();

@@ -1,7 +1,8 @@
 //! Adding images: everything of one archive, or nothing.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::time::SystemTime;
 
 use proto::Digest;
@@ -9,9 +10,11 @@ use proto::Digest;
 use super::{ImageStore, Index, StoreError};
 use crate::config::ParsedConfig;
 use crate::content::Staged;
-use crate::convert::{Converted, LayerError, convert};
+use crate::convert::{Converted, LayerError};
+use crate::failpoint;
 use crate::records::{Change, ImageRecord, LayerRecord};
 use crate::reference::Reference;
+use crate::seal::seal;
 use crate::timestamp::Timestamp;
 
 /// A layer that could not be added.
@@ -21,6 +24,28 @@ pub(crate) enum AddLayerError {
     Layer(#[from] LayerError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// A layer that is converted and on the disk, and not yet anybody's; gone when dropped.
+#[derive(Debug)]
+pub(crate) struct StagedLayer {
+    pub converted: Converted,
+    /// Of its EROFS file.
+    file_digest: Digest,
+    staged: Staged,
+}
+
+impl ImageStore {
+    /// Converts a layer's tar stream, compressed or not, and puts it on the disk, for a batch to take over.
+    pub(crate) fn stage_layer(&self, tar: impl Read) -> Result<StagedLayer, AddLayerError> {
+        let (file, staged) = self.content.stage().map_err(StoreError::from)?;
+        failpoint::reach("convert.begin");
+        let converted = self.converter.run(tar, &file, &self.limits)?;
+        failpoint::reach("convert.written");
+        let file_digest = sync_and_seal(&file).map_err(LayerError::Write)?;
+        failpoint::reach("convert.synced");
+        Ok(StagedLayer { converted, file_digest, staged })
+    }
 }
 
 /// Images that are being added. Drop without [`Batch::commit`] leaves nothing behind.
@@ -50,31 +75,44 @@ impl<'s> Batch<'s> {
         if self.staged.contains_key(diff_id) {
             return true;
         }
-        let mut index = self.store.index();
-        let Some(record) = index.layers.get(diff_id) else { return false };
-        // A damaged file is made anew.
-        if self.store.content.check_layer(diff_id, record.file_bytes).is_err() {
-            return false;
+        {
+            let mut index = self.store.index();
+            if !index.layers.contains_key(diff_id) {
+                return false;
+            }
+            *index.pins.entry(diff_id.clone()).or_default() += 1;
         }
-        *index.pins.entry(diff_id.clone()).or_default() += 1;
         self.pinned.push(diff_id.clone());
-        true
+        // A damaged file is made anew.
+        match self.store.check_layer(diff_id) {
+            Ok(()) => true,
+            Err(fault) => {
+                tracing::warn!(%diff_id, %fault, "a layer is damaged and is made anew");
+                false
+            }
+        }
     }
 
     /// Converts a layer's tar stream, compressed or not, and puts it on the disk.
     pub fn add_layer(&mut self, tar: impl Read) -> Result<Converted, AddLayerError> {
-        let (file, staged) = self.store.content.stage().map_err(StoreError::from)?;
-        let output = file.try_clone().map_err(LayerError::Write)?;
-        let converted = convert(tar, output, &self.store.limits)?;
-        file.sync_all().map_err(LayerError::Write)?;
-        let record = LayerRecord {
-            file_bytes: converted.file_bytes,
-            content_bytes: converted.content_bytes,
-            entries: converted.entries,
-            root_opaque: converted.root_opaque,
-        };
-        self.staged.insert(converted.diff_id.clone(), (staged, record));
+        let layer = self.store.stage_layer(tar)?;
+        let converted = layer.converted.clone();
+        self.adopt(layer);
         Ok(converted)
+    }
+
+    /// Takes over a layer that was converted elsewhere.
+    pub fn adopt(&mut self, layer: StagedLayer) {
+        let record = LayerRecord {
+            file_bytes: layer.converted.file_bytes,
+            content_bytes: layer.converted.content_bytes,
+            entries: layer.converted.entries,
+            root_opaque: layer.converted.root_opaque,
+            file_digest: Some(layer.file_digest),
+            verified_in: self.store.epoch,
+            damaged: false,
+        };
+        self.staged.insert(layer.converted.diff_id, (layer.staged, record));
     }
 
     /// Adds an image whose layers were all added or found.
@@ -88,6 +126,7 @@ impl<'s> Batch<'s> {
 
     /// Makes everything part of the store: files, then their folder, then the records.
     pub fn commit(mut self) -> Result<Vec<NameMoved>, StoreError> {
+        failpoint::reach("commit.begin");
         let store = self.store;
         let mut index = store.index();
         let mut new_layers = Vec::new();
@@ -102,12 +141,15 @@ impl<'s> Batch<'s> {
         }
         let moved = moved_names(&index, &self.changes);
         let changes = std::mem::take(&mut self.changes);
+        failpoint::reach("commit.kept-all");
         let result = store.content.sync_layers().map_err(StoreError::from);
+        failpoint::reach("commit.synced");
         if let Err(error) = result.and_then(|()| store.change(&mut index, changes)) {
             discard(store, &index, &new_layers);
             return Err(error);
         }
         drop(index);
+        failpoint::reach("commit.end");
         Ok(moved)
     }
 }
@@ -122,6 +164,17 @@ impl Drop for Batch<'_> {
         }
         index.pins.retain(|_, pins| *pins > 0);
     }
+}
+
+/// Puts a file on the disk and reads its digest meanwhile: the disk has to be waited for anyway.
+fn sync_and_seal(file: &File) -> io::Result<Digest> {
+    std::thread::scope(|scope| {
+        let sealing = scope.spawn(|| seal(file));
+        let synced = file.sync_all();
+        let sealed = sealing.join().map_err(|_| io::Error::other("the digest's thread panicked"))?;
+        // A file that the disk did not take is dropped: a second fsync would say that all is well (fsyncgate).
+        synced.and(sealed)
+    })
 }
 
 /// Takes back files that were not recorded.

@@ -6,6 +6,7 @@ use proto::{Digest, ErrorKind};
 
 use super::{Found, ImageStore, Index, ResolveError, StoreError, find};
 use crate::config::Image;
+use crate::failpoint;
 use crate::records::{Change, ImageRecord};
 use crate::reference::Reference;
 
@@ -98,7 +99,7 @@ impl ImageStore {
     /// Removes a name; with the last one, or by id, the image, and with it the layers that no other image has.
     ///
     /// When: an image that stopped containers use is removed only by `force`; its layers then stay until
-    /// [`ImageStore::collect`] finds that nobody uses it any more. One that a running container uses stays.
+    /// [`ImageStore::collect`] finds that nobody uses it any more, and so do those of an image that is leased. One that a running container uses stays.
     /// `in_use` is called with the store locked: it must not call the store.
     ///
     /// # Errors
@@ -111,18 +112,20 @@ impl ImageStore {
         };
         let names = index.names_of(&id);
         let users = in_use(&id);
-        let delete = match &dropped {
-            Some(_) if names.len() > 1 => false,
+        // With the last tag of a repository its digests go too.
+        let untagged = dropped.as_ref().map(|name| names_going_with(name, &names));
+        let delete = match &untagged {
+            Some(going) if going.len() < names.len() => false,
             Some(_) => may_delete_with_last_name(name_or_id, &id, &users, force)?,
             None => may_delete_by_id(&id, &names, &users, force)?,
         };
-        let gone: Vec<Reference> = if delete { names } else { dropped.into_iter().collect() };
+        let gone: Vec<Reference> = if delete { names } else { untagged.unwrap_or_default() };
         let mut removed: Vec<_> = gone.iter().map(|name| Removed::Untagged(name.familiar())).collect();
         let mut changes: Vec<_> = gone.iter().map(|name| Change::DropName(name.to_string())).collect();
         let mut freed = Vec::new();
         if delete {
             removed.push(Removed::Deleted(id.clone()));
-            if users.is_empty() {
+            if users.is_empty() && !index.leases.contains_key(&id) {
                 let (layers, chains) = freed_layers(&index, &index.images[&id]);
                 changes.push(Change::DropImage(id));
                 changes.extend(layers.iter().cloned().map(Change::DropLayer));
@@ -133,8 +136,11 @@ impl ImageStore {
                 changes.push(Change::PutImage(id, record));
             }
         }
+        failpoint::reach("remove.begin");
         self.change(&mut index, changes)?;
+        failpoint::reach("remove.recorded");
         self.discard(&freed);
+        failpoint::reach("remove.end");
         Ok(removed)
     }
 
@@ -147,14 +153,17 @@ impl ImageStore {
         let mut collected = Vec::new();
         let detached: Vec<Digest> = index.images.keys().filter(|id| !index.is_attached(id)).cloned().collect();
         for id in detached {
-            if !in_use(&id).is_empty() {
+            if index.leases.contains_key(&id) || !in_use(&id).is_empty() {
                 continue;
             }
             let (layers, _) = freed_layers(&index, &index.images[&id]);
             let drops = layers.iter().cloned().map(Change::DropLayer);
             let changes = std::iter::once(Change::DropImage(id.clone())).chain(drops).collect();
+            failpoint::reach("collect.begin");
             self.change(&mut index, changes)?;
+            failpoint::reach("collect.recorded");
             self.discard(&layers);
+            failpoint::reach("collect.end");
             collected.push(id);
         }
         Ok(collected)
@@ -168,6 +177,24 @@ impl ImageStore {
             }
         }
     }
+}
+
+/// The names that are removed when one of them is: itself, and the digests that lead to the image in the same repository
+/// unless a tag of that repository stays.
+fn names_going_with(name: &Reference, names: &[Reference]) -> Vec<Reference> {
+    let same = |other: &&Reference| other.repository() == name.repository() && *other != name;
+    let tag_stays = names.iter().filter(same).any(|other| other.digest().is_none());
+    let mut going = vec![name.clone()];
+    if name.digest().is_none() && !tag_stays {
+        going.extend(names.iter().filter(same).cloned());
+    }
+    going
+}
+
+/// True if the names are no more than one tag and the digests of its repository.
+fn is_one_repository(names: &[Reference]) -> bool {
+    let tags = names.iter().filter(|name| name.digest().is_none()).count();
+    tags <= 1 && names.iter().all(|name| name.repository() == names[0].repository())
 }
 
 /// The image's last name was given: a forced removal under a running container takes the name only.
@@ -187,8 +214,7 @@ fn may_delete_by_id(id: &Digest, names: &[Reference], users: &[ImageUse], force:
     if let Some(user) = users.iter().find(|user| user.running) {
         return Err(RemoveError::Running { image, container: short(&user.container) });
     }
-    let tags = names.iter().filter(|name| name.digest().is_none()).count();
-    if tags > 1 && !force {
+    if !force && !is_one_repository(names) {
         return Err(RemoveError::ManyNames { image });
     }
     match users.first() {

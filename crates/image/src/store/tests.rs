@@ -1,5 +1,7 @@
 //! Names, removal, crashes.
 
+mod damage;
+
 use std::cell::RefCell;
 
 use super::*;
@@ -124,6 +126,19 @@ fn removal_follows_dockers_rules() {
     let remove = |name: &str, force| fixture.store.remove(name, force, &nobody);
     assert!(matches!(remove("missing", true), Err(RemoveError::Resolve(ResolveError::NotFound { .. }))));
     assert!(matches!(remove(first.hex(), false), Err(RemoveError::ManyNames { .. })));
+    // With the last tag of a repository its digests go too; those of another repository stay.
+    let pin = |name: &str| {
+        Change::PutName(format!("docker.io/library/{name}@{}", "sha256:".to_owned() + &"ab".repeat(32)), first.clone())
+    };
+    fixture.store.change(&mut fixture.store.index(), vec![pin("app"), pin("elsewhere")]).unwrap();
+    assert_eq!(remove("app:1", false).unwrap(), [untagged("app:1")]);
+    let digest = format!("@sha256:{}", "ab".repeat(32));
+    assert_eq!(remove("app:2", false).unwrap(), [untagged("app:2"), untagged(&format!("app{digest}"))]);
+    assert_eq!(fixture.store.find_digests(&first), [format!("elsewhere{digest}")]);
+    for name in ["app:1", "app:2"] {
+        fixture.store.tag(first.hex(), &name.parse().unwrap()).unwrap();
+    }
+    assert_eq!(remove(&format!("elsewhere{digest}"), false).unwrap(), [untagged(&format!("elsewhere{digest}"))]);
     // One of several names goes even while a container runs.
     assert_eq!(fixture.store.remove("app:1", false, &used(true)).unwrap(), [untagged("app:1")]);
     // The last name takes the image along, but not the layer that another image has too.

@@ -120,7 +120,7 @@ fn symbolic_links_are_followed_inside_the_layer_only() {
     let mut put_link = |at: &str, target: &str| {
         let Ok(Place::Name { folder, name }) = tree.locate(at.as_bytes()) else { panic!("{at}") };
         let leaf = Leaf { inode: 0, file_type: FileType::Symlink, target: Some(target.as_bytes().into()) };
-        tree.put_leaf(folder, name, leaf).unwrap();
+        tree.put_leaf(folder, &name, leaf).unwrap();
     };
     put_link("a/up", "../../../x");
     put_link("a/absolute", "/y/z");
@@ -130,11 +130,9 @@ fn symbolic_links_are_followed_inside_the_layer_only() {
         let Ok(Place::Name { mut folder, name }) = tree.locate(path.as_bytes()) else { panic!("{path}") };
         let mut parts = vec![String::from_utf8(name.to_vec()).unwrap()];
         while folder != ROOT {
-            let parent = tree.folders[folder].parent;
-            let is_it = |child: &Child| *child == Child::Folder(folder);
-            let (name, _) = tree.folders[parent].children.iter().find(|(_, child)| is_it(child)).unwrap();
-            parts.insert(0, String::from_utf8(name.to_vec()).unwrap());
-            folder = parent;
+            let node = tree.nodes.iter().find(|node| node.child() == Some(Child::Folder(folder))).unwrap();
+            parts.insert(0, String::from_utf8(tree.name(node).to_vec()).unwrap());
+            folder = tree.folders[folder].parent as usize;
         }
         parts.join("/")
     };
@@ -152,17 +150,20 @@ fn whiteouts_mean_the_same_in_any_order() {
         let mut tree = Tree::new();
         for index in order {
             match tree.locate(entries[index].path).unwrap() {
-                Place::Whiteout { folder, name } => tree.hide(folder, name).unwrap(),
+                Place::Whiteout { folder, name } => tree.hide(folder, &name).unwrap(),
                 Place::Name { folder, name } => {
-                    tree.put_leaf(folder, name, Leaf { inode: 0, file_type: FileType::Regular, target: None }).unwrap();
+                    tree.put_leaf(folder, &name, Leaf { inode: 0, file_type: FileType::Regular, target: None })
+                        .unwrap();
                 }
                 other => panic!("{other:?}"),
             }
         }
-        let order = tree.settle();
+        let tree = tree.settle();
+        let order: Vec<usize> = tree.order().collect();
         let [_, d, kept] = order[..] else { panic!("{order:?}") };
-        assert_eq!(tree.folders[d].hidden_names().collect::<Vec<_>>(), [b"gone"]);
-        assert!(tree.folders[kept].opaque && !tree.folders[d].opaque);
+        let hidden: Vec<_> = tree.names(d).filter(|(_, target)| *target == Target::Hidden).collect();
+        assert_eq!(hidden, [(&b"gone"[..], Target::Hidden)]);
+        assert!(tree.is_opaque(kept) && !tree.is_opaque(d));
     }
 }
 
@@ -212,7 +213,7 @@ fn names_cannot_take_all_memory() {
     xattrs.push(b"user.x", &[0; 60_000]);
     let facts = FolderFacts { xattrs, ..FolderFacts::default() };
     let mut tree = small();
-    let fault = (0..100).find_map(|_| tree.put_folder(ROOT, b"d"[..].into(), facts.clone()).err());
+    let fault = (0..100).find_map(|_| tree.put_folder(ROOT, b"d", facts.clone()).err());
     assert_eq!(fault, Some(EntryFault::LayerTooLarge));
 }
 

@@ -1,0 +1,112 @@
+//! `container prune`, `image prune`, `system prune`.
+
+use std::io::{BufRead, Write};
+
+use hyper::Method;
+use serde_json::Value;
+
+use super::{filters, say};
+use crate::args::storage::{ImagePruneArgs, PruneArgs, SystemPruneArgs};
+use crate::client::Client;
+use crate::client::body::RequestBody;
+use crate::client::url::Url;
+use crate::error::{CliError, CliResult};
+use crate::output::quantity::decimal_size;
+
+/// `container prune`.
+pub(super) async fn containers(client: &Client, args: &PruneArgs) -> CliResult<()> {
+    if !args.force && !agreed("This will remove all stopped containers.")? {
+        return Ok(());
+    }
+    reclaimed(prune_containers(client, &args.filter).await?)
+}
+
+/// `image prune`.
+pub(super) async fn images(client: &Client, args: &ImagePruneArgs) -> CliResult<()> {
+    let what = if args.all {
+        "This will remove all images without at least one container associated to them."
+    } else {
+        "This will remove all dangling images."
+    };
+    if !args.prune.force && !agreed(what)? {
+        return Ok(());
+    }
+    reclaimed(prune_images(client, args).await?)
+}
+
+/// `system prune`.
+pub(super) async fn system(client: &Client, args: &SystemPruneArgs) -> CliResult<()> {
+    let images = if args.image.all { "all images without at least one container" } else { "all dangling images" };
+    let what = format!("This will remove all stopped containers and {images}.");
+    if !args.image.prune.force && !agreed(&what)? {
+        return Ok(());
+    }
+    let mut bytes = prune_containers(client, &args.image.prune.filter).await?;
+    if args.volumes {
+        bytes += ask(client, "/volumes/prune", &[]).await?["SpaceReclaimed"].as_f64().unwrap_or_default();
+    }
+    bytes += prune_images(client, &args.image).await?;
+    reclaimed(bytes)
+}
+
+async fn prune_containers(client: &Client, filter: &[String]) -> CliResult<f64> {
+    let pruned = ask(client, "/containers/prune", filter).await?;
+    list(
+        "Deleted Containers:",
+        pruned["ContainersDeleted"].as_array().into_iter().flatten().filter_map(Value::as_str),
+    )?;
+    Ok(pruned["SpaceReclaimed"].as_f64().unwrap_or_default())
+}
+
+async fn prune_images(client: &Client, args: &ImagePruneArgs) -> CliResult<f64> {
+    let mut filter = args.prune.filter.clone();
+    filter.push(format!("dangling={}", !args.all));
+    let pruned = ask(client, "/images/prune", &filter).await?;
+    let deleted = pruned["ImagesDeleted"].as_array().into_iter().flatten();
+    let lines: Vec<String> = deleted
+        .filter_map(|one| match (one["Untagged"].as_str(), one["Deleted"].as_str()) {
+            (Some(name), _) => Some(format!("untagged: {name}")),
+            (_, Some(id)) => Some(format!("deleted: {id}")),
+            (None, None) => None,
+        })
+        .collect();
+    list("Deleted Images:", lines.iter().map(String::as_str))?;
+    Ok(pruned["SpaceReclaimed"].as_f64().unwrap_or_default())
+}
+
+async fn ask(client: &Client, path: &str, filter: &[String]) -> CliResult<Value> {
+    let url = Url::new(path).with_some("filters", filters(filter)?.as_deref());
+    let mut answer = client.lines(Method::POST, &url, RequestBody::empty()).await?;
+    answer.next().await?.ok_or_else(|| CliError::Answer("it is empty".into()))
+}
+
+fn list<'a>(heading: &str, lines: impl Iterator<Item = &'a str>) -> CliResult<()> {
+    let lines: Vec<&str> = lines.collect();
+    if lines.is_empty() { Ok(()) } else { say(&format!("{heading}\n{}\n", lines.join("\n"))) }
+}
+
+fn reclaimed(bytes: f64) -> CliResult<()> {
+    say(&format!("Total reclaimed space: {}", decimal_size(bytes)))
+}
+
+/// Asks the user, as docker does.
+fn agreed(what: &str) -> CliResult<bool> {
+    let failed = CliError::local("cannot ask");
+    let mut out = std::io::stdout().lock();
+    let asked = write!(out, "WARNING! {what}\nAre you sure you want to continue? [y/N] ").and_then(|()| out.flush());
+    let mut answer = String::new();
+    asked.and_then(|()| std::io::stdin().lock().read_line(&mut answer)).map_err(failed)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unwanted_label_is_a_filter_of_its_own() {
+        let sent = filters(&["label!=a=b".into(), "until=24h".into()]).unwrap().unwrap();
+        let value: Value = serde_json::from_str(&sent).unwrap();
+        assert_eq!(value, serde_json::json!({"label!": {"a=b": true}, "until": {"24h": true}}));
+    }
+}

@@ -1,0 +1,19 @@
+//! Pruning of what this engine has none of yet: there is nothing to remove, and `docker system prune` asks for all kinds.
+
+use axum::Json;
+use serde_json::{Value, json};
+
+/// `POST /networks/prune`.
+pub(super) async fn networks() -> Json<Value> {
+    Json(json!({ "NetworksDeleted": null }))
+}
+
+/// `POST /volumes/prune`.
+pub(super) async fn volumes() -> Json<Value> {
+    Json(json!({ "VolumesDeleted": [], "SpaceReclaimed": 0 }))
+}
+
+/// `POST /build/prune`.
+pub(super) async fn build_cache() -> Json<Value> {
+    Json(json!({ "CachesDeleted": null, "SpaceReclaimed": 0 }))
+}
