@@ -21,6 +21,7 @@ mod backend;
 mod builder;
 mod cgroup;
 mod connection;
+mod counter;
 mod digest;
 mod disk;
 mod guest_image;

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use proto::control::Accelerator;
 use serde_json::json;
 
+use crate::counter;
 use crate::guest_image::GuestImage;
 use crate::hypervisor::{FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine};
 use crate::key::BackendIdentity;
@@ -71,7 +72,12 @@ impl Hypervisor for Qemu {
     ) -> Result<Box<dyn VirtualMachine>, HypervisorError> {
         let mut arguments = self.arguments(config);
         arguments.shared_memory(memory, config);
-        arguments.kernel(image, config);
+        let about_host = match self.identity.accelerator {
+            Accelerator::Tcg => format!("tsc_early_khz={}", counter::kilohertz().await),
+            // The guest asks the hypervisor.
+            Accelerator::Kvm => String::new(),
+        };
+        arguments.kernel(image, config, &about_host);
         arguments.slots(slots::empty(0));
         let machine = QemuMachine::start(&self.installation, arguments, run_dir).await?;
         machine.command("starting", "qmp_capabilities", json!({})).await?;

@@ -117,9 +117,12 @@ impl Arguments {
     }
 
     /// What to boot. A fork has none of it: its guest has left the firmware and the kernel's image behind.
-    pub(super) fn kernel(&mut self, image: &GuestImage, config: &MachineConfig) {
+    ///
+    /// Shape: `about_host` are words of the kernel's command line that tell it of this host, and belong to no configuration.
+    pub(super) fn kernel(&mut self, image: &GuestImage, config: &MachineConfig, about_host: &str) {
         self.list.extend(["-kernel".into(), image.kernel().into(), "-initrd".into(), image.initramfs().into()]);
-        self.pair("-append", config.kernel_command_line().to_owned());
+        let line = format!("{} {about_host}", config.kernel_command_line());
+        self.pair("-append", line.trim_end().to_owned());
     }
 
     /// The state to load, when told to. Returns the descriptor's number for `migrate-incoming`.

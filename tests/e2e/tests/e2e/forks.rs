@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bulkhead_e2e::{HostOptions, TestHost, Wall, setting};
 use sha2::{Digest, Sha256};
@@ -29,6 +29,25 @@ fn no_two_forks_share_an_identity_and_the_template_stays_as_it_was() {
         }
     }
     assert_eq!(digests(host.template_store()), before, "the template's bytes changed");
+}
+
+#[test]
+fn a_forks_clock_runs_as_fast_as_the_hosts() {
+    let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
+    let id = host.run_detached(&[], &["sleep", "1000"]);
+    let now = || -> f64 {
+        let uptime = host.docker(&["exec", &id, "cat", "/proc/uptime"]).ok();
+        uptime.split(' ').next().unwrap().parse().unwrap()
+    };
+    // What an exec takes is bounded on both sides: before the first reading, and behind the second.
+    now();
+    let (outer, first) = (Instant::now(), now());
+    let inner = Instant::now();
+    std::thread::sleep(Duration::from_secs(2));
+    let shortest = inner.elapsed().as_secs_f64();
+    let passed = now() - first;
+    let longest = outer.elapsed().as_secs_f64();
+    assert!(passed > shortest * 0.98 && passed < longest * 1.02, "{shortest} < {passed} < {longest}");
 }
 
 /// The digest of each file of the template in use. Other tests share the store: only files that were there are compared.
