@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod footprint;
+mod load;
 mod reference;
 mod run_to_exit;
 mod runtime;
@@ -26,6 +27,9 @@ struct Arguments {
     /// Leave out what needs Docker's daemon.
     #[arg(long)]
     without_docker: bool,
+    /// Measure `docker load` of a Debian image, and nothing else.
+    #[arg(long)]
+    load: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -33,6 +37,12 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if arguments.rounds == 0 {
         bail!("--rounds must be at least 1");
+    }
+    if arguments.load {
+        let host = start("--standby-vms=0")?;
+        let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
+        println!("\n# `docker load`, real docker CLI ({} rounds in turn)\n", arguments.rounds);
+        return load::measure(&host, dockerd.as_ref(), arguments.rounds);
     }
     let host = start("--standby-vms=1")?;
     let without_standby = start("--standby-vms=0")?;
