@@ -5,6 +5,7 @@
 
 mod footprint;
 mod lazy;
+mod load;
 mod reference;
 mod run_to_exit;
 mod runtime;
@@ -30,6 +31,9 @@ struct Arguments {
     /// Only starts from a large image against starts from a small one.
     #[arg(long)]
     only_lazy: bool,
+    /// Measure `docker load` of a Debian image, and nothing else.
+    #[arg(long)]
+    load: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -40,6 +44,12 @@ fn main() -> anyhow::Result<()> {
     }
     if arguments.only_lazy {
         return lazy::measure(&start("--standby-vms=0")?, arguments.rounds);
+    }
+    if arguments.load {
+        let host = start("--standby-vms=0")?;
+        let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
+        println!("\n# `docker load`, real docker CLI ({} rounds in turn)\n", arguments.rounds);
+        return load::measure(&host, dockerd.as_ref(), arguments.rounds);
     }
     let host = start("--standby-vms=1")?;
     let without_standby = start("--standby-vms=0")?;

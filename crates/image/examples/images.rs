@@ -1,6 +1,6 @@
 //! Tries an image store by hand:
 //! `images ROOT load|import FILE|- [NAME]`, `images ROOT ls`, `images ROOT files NAME`, `images ROOT rm NAME`,
-//! `images ROOT scratch FILE`.
+//! `images ROOT scratch FILE`, `images ROOT compare FILE ROUNDS` (import by workers and in the process, in turn).
 
 use std::fs::File;
 use std::io::{Read, stdin};
@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use bulkhead_image::{ImageStore, ImportOptions, Scratch};
+use bulkhead_image::limits::Limits;
+use bulkhead_image::{Converter, ImageStore, ImportOptions, Scratch};
 
 fn main() -> anyhow::Result<()> {
     bulkhead_image::serve_if_converter();
@@ -20,6 +21,9 @@ fn main() -> anyhow::Result<()> {
         Scratch::prepare(&Path::new(root).join("blank"), Path::new(disk), 20 << 30)?;
         println!("scratch disk in {:?}", began.elapsed());
         return Ok(());
+    }
+    if let ["compare", file, rounds] = rest {
+        return compare(Path::new(root), file, rounds.parse()?);
     }
     let store = ImageStore::open(Path::new(root))?;
     let began = Instant::now();
@@ -39,6 +43,24 @@ fn main() -> anyhow::Result<()> {
         _ => bail!("expected load, import, ls, files, rm or scratch"),
     }
     eprintln!("{:?}", began.elapsed());
+    Ok(())
+}
+
+fn compare(root: &Path, file: &str, rounds: usize) -> anyhow::Result<()> {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..rounds {
+        for (converter, times) in [Converter::InProcess, Converter::Workers].into_iter().zip(&mut times) {
+            let store = ImageStore::with_converter(root, Limits::default(), converter)?;
+            let began = Instant::now();
+            let id = store.import(input(file)?, &ImportOptions::default())?;
+            times.push(began.elapsed());
+            store.remove(id.as_str(), true, &|_| Vec::new())?;
+        }
+    }
+    for (what, times) in ["in the process", "by workers"].into_iter().zip(&mut times) {
+        times.sort_unstable();
+        println!("{what}: median {:?}, least {:?}", times[times.len() / 2], times[0]);
+    }
     Ok(())
 }
 

@@ -15,6 +15,8 @@
 //! Source: OCI image-spec 1.1, Docker image specification 1.2, Linux Documentation/filesystems/{erofs,overlayfs}.rst.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod cases;
 mod changes;
 mod compression;
 mod config;

@@ -1,5 +1,9 @@
 //! Archives for the tests of this crate.
 
+pub mod random_tree;
+pub mod reader;
+pub mod seen;
+
 use std::io::{Cursor, Write};
 
 use proto::Digest;

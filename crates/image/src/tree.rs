@@ -206,6 +206,8 @@ pub(crate) struct Tree {
     hasher: RandomState,
     /// When the entry at hand was modified: folders that it implies get that, as no clock may play a part.
     at_hand: Timestamp,
+    /// The root, which a stream need not describe, has the time of the first entry.
+    root_is_dated: bool,
     /// Memory taken, about; what is replaced still counts.
     used_bytes: usize,
     /// How much may be taken.
@@ -224,6 +226,7 @@ impl Tree {
             table: HashTable::new(),
             hasher: RandomState::new(),
             at_hand: Timestamp::default(),
+            root_is_dated: false,
             used_bytes: 0,
             budget_bytes: MAX_TREE_BYTES,
         }
@@ -232,8 +235,8 @@ impl Tree {
     /// Says when the next entry was modified.
     pub fn begin_entry(&mut self, modified: Timestamp) {
         self.at_hand = modified;
-        let root = &mut self.folders[ROOT];
-        if (root.seconds, root.nanoseconds) == (0, 0) {
+        if !std::mem::replace(&mut self.root_is_dated, true) {
+            let root = &mut self.folders[ROOT];
             (root.seconds, root.nanoseconds) = (modified.seconds, modified.nanoseconds);
         }
     }

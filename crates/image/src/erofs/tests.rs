@@ -1,5 +1,7 @@
 //! A real tree goes through tar and conversion and is compared: by `fsck.erofs`, and, as root, through the kernel.
 
+mod random;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
