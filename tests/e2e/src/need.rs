@@ -17,6 +17,8 @@ pub enum Need {
     UtilityVms,
     /// Debian's busybox-static, out of which the images are made.
     Busybox,
+    /// Debian's docker-registry and openssl.
+    Registry,
     /// Behaviour that the reference daemon has not.
     OwnEngine,
 }
@@ -47,6 +49,10 @@ impl Need {
             Self::Busybox => {
                 crate::archive::busybox().is_none().then(|| "needs busybox-static (scripts/setup run)".to_owned())
             }
+            Self::Registry => ["docker-registry", "openssl"]
+                .iter()
+                .any(|name| program(name).is_none())
+                .then(|| "needs docker-registry and openssl (scripts/setup test)".to_owned()),
             Self::OwnEngine => (EngineKind::of_this_run() == EngineKind::Reference)
                 .then(|| "the reference daemon does not do this".to_owned()),
         }

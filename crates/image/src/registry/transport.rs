@@ -46,7 +46,7 @@ pub enum TransportError {
     #[error("no trusted connection")]
     Tls(#[source] io::Error),
     /// It speaks no TLS.
-    #[error("the registry does not speak TLS (a registry with plain HTTP must be named with --insecure-registry)")]
+    #[error("it does not answer by TLS (a registry with plain HTTP must be named with --insecure-registry)")]
     NotTls,
     /// An address that nobody may lead us to.
     #[error("the address {address} is not allowed as the target of a redirection")]
@@ -223,8 +223,14 @@ fn tls_fault(error: io::Error) -> TransportError {
     let fault = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match fault {
         Some(rustls::Error::InvalidMessage(_)) => TransportError::NotTls,
-        // A plain server may close at once.
-        None if error.kind() == io::ErrorKind::UnexpectedEof => TransportError::NotTls,
+        // A plain server may hang up at once.
+        None if matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        ) =>
+        {
+            TransportError::NotTls
+        }
         _ => TransportError::Tls(error),
     }
 }

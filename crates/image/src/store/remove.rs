@@ -110,13 +110,15 @@ impl ImageStore {
             Found::ById(id) => (id, None),
         };
         let names = index.names_of(&id);
+        // With the last tag of a repository go the digests by which it was pulled. Source: moby, `ImageDelete`.
+        let dropped: Vec<Reference> = dropped.map_or_else(Vec::new, |name| with_digests(name, &names));
         let users = in_use(&id);
-        let delete = match &dropped {
-            Some(_) if names.len() > 1 => false,
-            Some(_) => may_delete_with_last_name(name_or_id, &id, &users, force)?,
-            None => may_delete_by_id(&id, &names, &users, force)?,
+        let delete = match dropped.len() {
+            0 => may_delete_by_id(&id, &names, &users, force)?,
+            count if names.len() > count => false,
+            _ => may_delete_with_last_name(name_or_id, &id, &users, force)?,
         };
-        let gone: Vec<Reference> = if delete { names } else { dropped.into_iter().collect() };
+        let gone: Vec<Reference> = if delete { names } else { dropped };
         let mut removed: Vec<_> = gone.iter().map(|name| Removed::Untagged(name.familiar())).collect();
         let mut changes: Vec<_> = gone.iter().map(|name| Change::DropName(name.to_string())).collect();
         let mut freed = Vec::new();
@@ -167,6 +169,16 @@ impl ImageStore {
                 tracing::warn!(%diff_id, %error, "cannot remove a layer's file; the next start will");
             }
         }
+    }
+}
+
+/// A name that is to go, and the digests of its repository if no tag of it is left.
+fn with_digests(name: Reference, names: &[Reference]) -> Vec<Reference> {
+    let same = |other: &&Reference| **other != name && other.repository() == name.repository();
+    let others: Vec<Reference> = names.iter().filter(same).cloned().collect();
+    match name.digest().is_none() && others.iter().all(|other| other.digest().is_some()) {
+        true => [vec![name], others].concat(),
+        false => vec![name],
     }
 }
 
