@@ -292,6 +292,16 @@ pub fn impatient() -> Timing {
     }
 }
 
+/// As [`impatient`], for tests in which nothing stalls but a busy machine.
+pub fn patient() -> Timing {
+    Timing {
+        idle: Duration::from_secs(20),
+        stall: Duration::from_secs(20),
+        connect: Duration::from_secs(20),
+        ..impatient()
+    }
+}
+
 /// A client with a store of its own.
 pub struct Client {
     pub folder: tempfile::TempDir,
@@ -301,6 +311,10 @@ pub struct Client {
 
 impl Client {
     pub fn new() -> Self {
+        Self::with(RegistrySettings { timing: patient(), ..RegistrySettings::default() })
+    }
+
+    pub fn impatient() -> Self {
         Self::with(RegistrySettings { timing: impatient(), ..RegistrySettings::default() })
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fixture::{Client, Reply, Server, Shelf, head, impatient};
+use super::fixture::{Client, Reply, Server, Shelf, head, patient};
 use crate::registry::{LayerStep, PullEvent, PullOptions, RegistrySettings};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,7 +90,7 @@ async fn mirrors_serve_the_hubs_images_without_credentials() {
     })
     .await;
     let mirrors = vec![format!("http://{}", server.address)];
-    let client = Client::with(RegistrySettings { mirrors, timing: impatient(), ..RegistrySettings::default() });
+    let client = Client::with(RegistrySettings { mirrors, timing: patient(), ..RegistrySettings::default() });
     let name = "app:latest".parse().unwrap();
     assert_eq!(client.pull_as(&name, Some(("user", "secret"))).await.unwrap().id, made.id);
     assert!(server.asked().iter().all(|asked| asked.header("authorization").is_none()));
