@@ -47,6 +47,9 @@ behind_both_walls! {
         let run = |image: &str| fresh.docker(&fresh.words_for(image, "run", &["--rm"], &["echo", "hello"])).ok();
         assert_eq!(run(&name), "hello");
         assert!(fresh.docker(&["pull", &name]).ok().contains(&format!("Status: Image is up to date for {name}")));
+        let looked_up = fresh.get_json(&format!("/distribution/{name}/json"));
+        assert_eq!(looked_up["Descriptor"]["digest"], digest.as_str());
+        assert_eq!(looked_up["Platforms"][0]["os"], "linux");
         // With the tag goes the digest, and with that the image.
         fresh.docker(&["rmi", &name]).ok();
         assert_eq!(fresh.docker(&["images", "-q", "-a"]).ok(), "");
