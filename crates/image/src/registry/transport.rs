@@ -134,12 +134,14 @@ pub(super) struct Outgoing<'a> {
 }
 
 type Key = (String, String, Security);
+/// Connections that nobody uses.
+type Idle = Arc<Mutex<HashMap<Key, Vec<SendRequest<OutBody>>>>>;
 
 /// Makes connections and keeps those that are idle.
 pub(super) struct Transport {
     trust: Trust,
     timing: Timing,
-    idle: Arc<Mutex<HashMap<Key, Vec<SendRequest<OutBody>>>>>,
+    idle: Idle,
 }
 
 impl Transport {
@@ -302,7 +304,7 @@ fn request(outgoing: Outgoing<'_>) -> Result<Request<OutBody>, TransportError> {
 struct Lent {
     sender: SendRequest<OutBody>,
     key: Key,
-    idle: Arc<Mutex<HashMap<Key, Vec<SendRequest<OutBody>>>>>,
+    idle: Idle,
 }
 
 /// An answer whose body is read piece by piece.

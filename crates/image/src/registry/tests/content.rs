@@ -69,7 +69,7 @@ async fn every_compression_is_taken_and_the_platform_chosen() {
 async fn f17_a_compression_that_is_not_the_declared_one_is_refused() {
     let tar = layer("a", "1");
     let mut shelf = Shelf::default();
-    shelf.add_blobs("latest", &[tar.clone()], vec![(PLAIN_LAYER, gzip(&tar))]);
+    shelf.add_blobs("latest", std::slice::from_ref(&tar), vec![(PLAIN_LAYER, gzip(&tar))]);
     let server = Server::start(move |asked| shelf.serve(asked)).await;
     let error = Client::new().refused(&server.name("app:latest")).await;
     assert!(chain(&error).contains("compression"), "{}", chain(&error));
@@ -88,7 +88,7 @@ async fn f18_a_layer_with_another_diff_id_is_refused() {
 async fn f32_a_blob_that_is_not_its_digest_or_a_byte_short_or_long_is_refused() {
     type Change = fn(&mut Vec<u8>);
     let flip: Change = |blob| *blob.last_mut().unwrap() ^= 1;
-    let short: Change = |blob| drop(blob.pop());
+    let short: Change = |blob| blob.truncate(blob.len() - 1);
     let long: Change = |blob| blob.push(0);
     for (change, chunked) in [(flip, false), (short, false), (long, false), (flip, true), (short, true), (long, true)] {
         for what in ["layer", "configuration"] {
