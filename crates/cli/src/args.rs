@@ -3,6 +3,7 @@
 pub mod container;
 pub mod image;
 pub mod process;
+pub mod registry;
 pub mod storage;
 pub mod system;
 
@@ -71,6 +72,16 @@ pub enum Command {
     Inspect(process::InspectArgs),
     /// List images
     Images(image::ImagesArgs),
+    /// Pull an image from a registry
+    Pull(registry::PullArgs),
+    /// Push an image to a registry
+    Push(registry::PushArgs),
+    /// Search Docker Hub for images
+    Search(registry::SearchArgs),
+    /// Log in to a registry
+    Login(registry::LoginArgs),
+    /// Log out from a registry
+    Logout(registry::LogoutArgs),
     /// Load images from an archive
     Load(image::LoadArgs),
     /// Write images to an archive

@@ -107,7 +107,21 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn send(&self, method: Method, url: &Url, body: RequestBody) -> Result<Response<Incoming>, ClientError> {
+        self.send_as(method, url, body, None).await
+    }
+
+    /// As [`Client::send`], with credentials for a registry.
+    async fn send_as(
+        &self,
+        method: Method,
+        url: &Url,
+        body: RequestBody,
+        registry_auth: Option<&str>,
+    ) -> Result<Response<Incoming>, ClientError> {
         let mut request = Request::builder().method(method).uri(url.as_str()).header(header::HOST, "bulkhead");
+        if let Some(auth) = registry_auth {
+            request = request.header("X-Registry-Auth", auth);
+        }
         if let Some(content_type) = body.content_type() {
             request = request.header(header::CONTENT_TYPE, content_type);
         }
@@ -159,6 +173,20 @@ impl Client {
     /// [`ClientError`].
     pub async fn lines(&self, method: Method, url: &Url, body: RequestBody) -> Result<JsonLines, ClientError> {
         Ok(JsonLines::new(self.send(method, url, body).await?.into_body()))
+    }
+
+    /// As [`Client::lines`], with credentials for a registry as `X-Registry-Auth` has them.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn lines_as(
+        &self,
+        method: Method,
+        url: &Url,
+        body: RequestBody,
+        registry_auth: &str,
+    ) -> Result<JsonLines, ClientError> {
+        Ok(JsonLines::new(self.send_as(method, url, body, Some(registry_auth)).await?.into_body()))
     }
 
     /// `POST` that turns the connection into a plain stream.

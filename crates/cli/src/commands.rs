@@ -14,6 +14,7 @@ mod info;
 mod inspect;
 mod lifecycle;
 mod load;
+mod login;
 mod logs;
 mod prune;
 mod ps;
@@ -24,6 +25,7 @@ mod stats;
 mod system;
 mod template;
 mod top;
+mod transfer;
 mod upload;
 mod version;
 
@@ -63,6 +65,11 @@ pub async fn run(client: &Client, command: Command) -> CliResult<u8> {
         Command::Rename(args) => lifecycle::rename(client, &args).await.map(done),
         Command::Inspect(args) => inspect::inspect(client, &args).await.map(done),
         Command::Images(args) => images::images(client, &args).await.map(done),
+        Command::Pull(args) => transfer::pull_image(client, &args).await.map(done),
+        Command::Push(args) => transfer::push(client, &args).await.map(done),
+        Command::Search(args) => transfer::search(client, &args).await.map(done),
+        Command::Login(args) => login::login(client, &args).await.map(done),
+        Command::Logout(args) => login::logout(&args).map(done),
         Command::Load(args) => load::load(client, &args).await.map(done),
         Command::Import(args) => import::import(client, &args).await.map(done),
         Command::Rmi(args) => images::rmi(client, &args).await.map(done),

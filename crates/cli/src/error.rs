@@ -41,6 +41,9 @@ pub enum CliError {
     /// The engine answered something that makes no sense here.
     #[error("the engine's answer is not understood: {0}")]
     Answer(String),
+    /// What the engine told of a failure after it had begun to answer.
+    #[error("{0}")]
+    Failed(String),
     /// A failure with an exit code of its own.
     #[error("{error}")]
     Coded {
@@ -84,7 +87,12 @@ impl CliError {
         match self {
             Self::Coded { code, .. } | Self::Silent(code) => *code,
             Self::Usage(_) | Self::Address(_) => REFUSED,
-            Self::Engine(_) | Self::Local { .. } | Self::Template(_) | Self::Print(_) | Self::Answer(_) => 1,
+            Self::Engine(_)
+            | Self::Local { .. }
+            | Self::Template(_)
+            | Self::Print(_)
+            | Self::Answer(_)
+            | Self::Failed(_) => 1,
         }
     }
 

@@ -12,6 +12,7 @@
 mod args;
 mod client;
 mod commands;
+mod credentials;
 mod error;
 mod output;
 mod parse;

@@ -4,7 +4,7 @@ pub mod keys;
 
 use std::io::{self, IsTerminal};
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// The terminal in raw mode; as it was before when this is dropped, also while a panic unwinds.
 pub struct RawMode {
@@ -29,6 +29,33 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         // The terminal is gone: there is nothing to restore.
+        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.before);
+    }
+}
+
+/// The terminal without echo, for a password; as it was before when this is dropped.
+pub struct NoEcho {
+    before: Termios,
+}
+
+impl NoEcho {
+    /// Switches the echo of standard input off.
+    ///
+    /// # Errors
+    /// When standard input is no terminal.
+    pub fn enter() -> io::Result<Self> {
+        let stdin = rustix::stdio::stdin();
+        let before = tcgetattr(stdin)?;
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(stdin, OptionalActions::Flush, &quiet)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for NoEcho {
+    fn drop(&mut self) {
+        // As for the raw mode.
         let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.before);
     }
 }

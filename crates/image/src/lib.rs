@@ -1,15 +1,15 @@
 //! Images: from an archive or a root file system to the read-only layers and the writable disk that a container is made of.
 //!
 //! ```text
-//! archive ── load ─┐                         ┌─ layers/<diffID>.erofs ── layer_files ──> mounted by container or guest
-//!                  ├─ tar ─ tree ─ erofs ────┤
+//! registry ─ pull ─┐                         ┌─ layers/<diffID>.erofs ── layer_files ──> mounted by container or guest
+//! archive ── load ─┼─ tar ─ tree ─ erofs ────┤          └──────────────── layer_tar ────> push, save
 //! rootfs  ─ import ┘   (convert, one pass)   └─ images.redb: configurations, names, layers
 //! ```
 //!
 //! Everything that is read here was made by strangers: it is bounded (see [`limits`]), checked against its digests, and
 //! never unpacked to a file system. Layers are read by jailed processes of this very program: its `main` begins with
-//! [`serve_if_converter`]. What is committed is on the disk: file, folder, then record. The crate knows no
-//! registry, no mounts, no containers and no network; it is synchronous.
+//! [`serve_if_converter`]. What is committed is on the disk: file, folder, then record. The crate knows no mounts and no
+//! containers. It is synchronous, and knows no network, but for [`registry`], whose futures run on tokio.
 //!
 //! Read first: [`ImageStore`], [`Image`], [`Reference`], [`Scratch`].
 //! Source: OCI image-spec 1.1, Docker image specification 1.2, Linux Documentation/filesystems/{erofs,overlayfs}.rst.

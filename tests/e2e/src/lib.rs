@@ -26,6 +26,7 @@ mod leaks;
 mod need;
 mod patience;
 pub mod procfs;
+pub mod registry;
 mod terminal;
 
 pub use build::EngineKind;

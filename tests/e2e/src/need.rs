@@ -17,6 +17,8 @@ pub enum Need {
     UtilityVms,
     /// Debian's busybox-static, out of which the images are made.
     Busybox,
+    /// Debian's docker-registry and openssl.
+    Registry,
     /// Behaviour that the reference daemon has not.
     OwnEngine,
     /// The engine that can be told where to kill itself.
@@ -53,6 +55,10 @@ impl Need {
                 let engine = Build::of_this_test().binaries.join(crate::engine::FAILPOINTS_ENGINE);
                 (!engine.exists()).then(|| format!("needs {} (cargo xtask test --failpoints)", engine.display()))
             }
+            Self::Registry => ["docker-registry", "openssl"]
+                .iter()
+                .any(|name| program(name).is_none())
+                .then(|| "needs docker-registry and openssl (scripts/setup test)".to_owned()),
             Self::OwnEngine => (EngineKind::of_this_run() == EngineKind::Reference)
                 .then(|| "the reference daemon does not do this".to_owned()),
         }

@@ -4,9 +4,9 @@ use bollard::models::ContainerCreateBody;
 use serde_json::Value;
 
 use super::say;
+use super::transfer::{self, Pull, Say};
 use crate::args::container::CreateArgs;
 use crate::client::Client;
-use crate::client::body::RequestBody;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
 use crate::output::color::{self, Tone};
@@ -54,17 +54,9 @@ pub(super) async fn make(client: &Client, args: &CreateArgs, body: &ContainerCre
 /// Asks the engine for an image that it has not.
 async fn pull(client: &Client, args: &CreateArgs) -> CliResult<()> {
     let image = args.image();
-    let has_tag = image.rsplit('/').next().is_some_and(|name| name.contains([':', '@']));
-    let url = Url::new("/images/create").with("fromImage", image);
-    let url = if has_tag { url } else { url.with("tag", "latest") };
-    let mut lines = client.lines(hyper::Method::POST, &url, RequestBody::empty()).await?;
-    while let Some(line) = lines.next().await? {
-        if let Some(message) = line["errorDetail"]["message"].as_str() {
-            return Err(CliError::Answer(message.to_owned()));
-        }
-        if let Some(status) = line["status"].as_str() {
-            eprintln!("{status}");
-        }
+    if args.pull == "missing" {
+        eprintln!("Unable to find image '{image}' locally");
     }
-    Ok(())
+    let platform = args.platform.as_deref();
+    transfer::pull(client, &Pull { image, all_tags: false, platform, say: Say::ToError }).await
 }

@@ -68,6 +68,28 @@ pub fn bytes_bar(total: Option<u64>) -> ProgressBar {
     bar
 }
 
+/// The line of a layer that is not counted yet, for a group of them.
+#[must_use]
+pub fn layer_line() -> ProgressBar {
+    let line = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
+    line.set_style(layer_line_style());
+    line
+}
+
+/// A layer's id and what happens to it.
+#[must_use]
+pub fn layer_line_style() -> ProgressStyle {
+    ProgressStyle::with_template("{prefix}: {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+/// The same with a bar.
+#[must_use]
+pub fn layer_bar_style() -> ProgressStyle {
+    ProgressStyle::with_template("{prefix}: {msg:18} [{bar:40.cyan}] {bytes}/{total_bytes}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
+}
+
 /// Shows a bar on standard error, if that is a terminal.
 pub fn show(bar: &ProgressBar) {
     bar.set_draw_target(target());

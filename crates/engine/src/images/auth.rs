@@ -28,10 +28,9 @@ fn invalid(error: &InvalidCredentials) -> ApiError {
     ApiError::invalid(chain(error))
 }
 
-/// The error of a registry for a client.
+/// The error of a registry for a client. Never 401: at that the docker CLI asks its user for an account of Docker Hub.
 pub(super) fn failed(error: &RegistryError) -> ApiError {
-    let answer = ApiError::new(error.kind(), chain(error));
-    if error.is_unauthorized() { answer.with_status(StatusCode::UNAUTHORIZED) } else { answer }
+    ApiError::new(error.kind(), chain(error))
 }
 
 /// `POST /auth`: are these credentials right?
@@ -43,6 +42,9 @@ pub(super) async fn log_in(State(engine): State<Arc<Engine>>, request: Request<B
     let server = given.serveraddress.clone();
     let given = given.completed().map_err(|error| invalid(&error))?;
     let given = given.ok_or_else(|| ApiError::invalid("a user name and a password are needed"))?;
-    engine.registries.log_in(&server, &given).await.map_err(|error| failed(&error))?;
+    engine.registries.log_in(&server, &given).await.map_err(|error| {
+        let answer = failed(&error);
+        if error.is_unauthorized() { answer.with_status(StatusCode::UNAUTHORIZED) } else { answer }
+    })?;
     Ok(Json(json!({"Status": "Login Succeeded", "IdentityToken": ""})).into_response())
 }

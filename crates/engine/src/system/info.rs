@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Extension, State};
+use image::registry::RegistrySettings;
 use proto::control::{Accelerator, HostProbe};
 use serde_json::{Map, Value, json};
 
@@ -24,7 +25,7 @@ pub(super) async fn info(State(engine): State<Arc<Engine>>, Extension(probe): Ex
         about_host(),
         about_limits(&cgroups),
         about_isolation(&engine, &probe),
-        not_there(),
+        not_there(&engine.settings.registries),
     ] {
         if let Value::Object(part) = part {
             fields.extend(part);
@@ -141,16 +142,18 @@ fn about_isolation(engine: &Engine, probe: &HostProbe) -> Value {
 }
 
 /// What clients expect to be there and this engine has not.
-fn not_there() -> Value {
+fn not_there(registries: &RegistrySettings) -> Value {
     let no_commit = json!({"ID": "", "Expected": ""});
+    let named = registries.insecure.iter().filter(|entry| entry.contains('/')).map(String::as_str);
+    let networks: Vec<&str> = ["127.0.0.0/8", "::1/128"].into_iter().chain(named).collect();
     json!({
         "SystemStatus": null,
         "Plugins": {"Volume": [], "Network": [], "Authorization": null, "Log": ["json-file"]},
         "RegistryConfig": {
             "AllowNondistributableArtifactsCIDRs": [], "AllowNondistributableArtifactsHostnames": [],
-            "InsecureRegistryCIDRs": [], "IndexConfigs": {}, "Mirrors": [],
+            "InsecureRegistryCIDRs": networks, "IndexConfigs": {}, "Mirrors": registries.mirrors,
         },
-        "IndexServerAddress": "",
+        "IndexServerAddress": "https://index.docker.io/v1/",
         "GenericResources": null,
         "HttpProxy": "",
         "HttpsProxy": "",

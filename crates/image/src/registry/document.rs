@@ -79,7 +79,7 @@ impl Platform {
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('/');
         let (os, architecture, variant) = (parts.next()?, parts.next(), parts.next().unwrap_or_default());
-        let valid = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-' || b == b'.');
+        let valid = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
         if parts.next().is_some() || !text.split('/').all(|part| !part.is_empty() && valid(part)) {
             return None;
         }

@@ -99,6 +99,9 @@ pub struct Pulled {
 /// Where a pull tells how far it is. Called from several threads.
 pub(super) type Tell<'a> = &'a (dyn Fn(PullEvent) + Send + Sync);
 
+/// The transfer of a configuration, which is shared as long as somebody holds it.
+type ConfigFlight = Arc<Flight<Arc<str>>>;
+
 /// A layer that was obtained.
 pub(super) enum LayerOutcome {
     /// The store has it, and keeps it as long as this lives.
@@ -183,7 +186,7 @@ impl RegistryClient {
         &self,
         session: &Arc<Session>,
         wanted: &Descriptor,
-    ) -> Result<(Arc<str>, Option<Arc<Flight<Arc<str>>>>), RegistryError> {
+    ) -> Result<(Arc<str>, Option<ConfigFlight>), RegistryError> {
         let (session, blob, store) = (Arc::clone(session), wanted.clone(), Arc::clone(&self.store));
         let flight = self.configs.join(&wanted.digest, |_| async move {
             // Another pull may have ended while this one began.

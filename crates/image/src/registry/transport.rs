@@ -46,7 +46,7 @@ pub enum TransportError {
     #[error("no trusted connection")]
     Tls(#[source] io::Error),
     /// It speaks no TLS.
-    #[error("the registry does not speak TLS (a registry with plain HTTP must be named with --insecure-registry)")]
+    #[error("it does not answer by TLS (a registry with plain HTTP must be named with --insecure-registry)")]
     NotTls,
     /// An address that nobody may lead us to.
     #[error("the address {address} is not allowed as the target of a redirection")]
@@ -134,12 +134,14 @@ pub(super) struct Outgoing<'a> {
 }
 
 type Key = (String, String, Security);
+/// Connections that nobody uses.
+type Idle = Arc<Mutex<HashMap<Key, Vec<SendRequest<OutBody>>>>>;
 
 /// Makes connections and keeps those that are idle.
 pub(super) struct Transport {
     trust: Trust,
     timing: Timing,
-    idle: Arc<Mutex<HashMap<Key, Vec<SendRequest<OutBody>>>>>,
+    idle: Idle,
 }
 
 impl Transport {
@@ -223,8 +225,14 @@ fn tls_fault(error: io::Error) -> TransportError {
     let fault = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match fault {
         Some(rustls::Error::InvalidMessage(_)) => TransportError::NotTls,
-        // A plain server may close at once.
-        None if error.kind() == io::ErrorKind::UnexpectedEof => TransportError::NotTls,
+        // A plain server may hang up at once.
+        None if matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        ) =>
+        {
+            TransportError::NotTls
+        }
         _ => TransportError::Tls(error),
     }
 }
@@ -296,7 +304,7 @@ fn request(outgoing: Outgoing<'_>) -> Result<Request<OutBody>, TransportError> {
 struct Lent {
     sender: SendRequest<OutBody>,
     key: Key,
-    idle: Arc<Mutex<HashMap<Key, Vec<SendRequest<OutBody>>>>>,
+    idle: Idle,
 }
 
 /// An answer whose body is read piece by piece.

@@ -46,6 +46,7 @@ mod lifecycle;
 mod logs;
 mod options;
 mod own_cli;
+mod registry;
 mod scratch;
 mod signals;
 mod standby;
