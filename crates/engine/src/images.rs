@@ -1,6 +1,5 @@
 //! The image endpoints. Names of images contain slashes, so the part of the path behind `/images/` is split by hand.
 
-mod body;
 mod import;
 mod inspect;
 mod list;

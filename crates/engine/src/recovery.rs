@@ -37,6 +37,7 @@ pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     join_all(known.iter().map(|container| take_up(engine, container))).await;
     clear_unknown_bundles(engine).await?;
     containers::clear_standby(engine).await;
+    containers::clear_leftovers(engine).await;
     for container in &known {
         containers::apply_at_start(engine, container);
     }

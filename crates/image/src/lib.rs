@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod changes;
+mod commit;
 mod compression;
 mod config;
 mod content;
@@ -35,7 +36,8 @@ mod timestamp;
 mod tree;
 
 pub use changes::ChangeError;
-pub use compression::StreamRefusal;
+pub use commit::{CommitError, CommitOptions};
+pub use compression::{StreamRefusal, decompressed};
 pub use config::{ConfigError, Image, host_architecture};
 pub use content::{FileError, LayerFault};
 pub use convert::LayerError;
