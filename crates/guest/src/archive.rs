@@ -5,8 +5,9 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use container::archive::{ContainerFiles, Root, serve};
 use container::rootfs::{self, LayerSource, MountedRootfs};
@@ -23,7 +24,6 @@ use crate::substreams::Substream;
 
 /// Where the layers are seen without the container's changes, for the time of one operation.
 const LOWER: &str = "/run/bulkhead/lower";
-const LOWER_STAGING: &str = "/run/bulkhead/lower-layers";
 
 /// Who has a container's files mounted.
 pub trait FilesOwner: Send + Sync {
@@ -107,29 +107,53 @@ fn open(owner: &Arc<dyn FilesOwner>, request: &FilesRequest) -> Result<(Containe
             (Some(root(UPPER)?), None)
         }
         FilesRequest::Changes { .. } => {
-            kept.lower = Some(mount_lower(&layers)?);
-            (Some(root(UPPER)?), Some(root(LOWER)?))
+            let lower = Lower::mount(&layers)?;
+            let opened = root(&lower.path)?;
+            kept.lower = Some(lower);
+            (Some(root(UPPER)?), Some(opened))
         }
         _ => (None, None),
     };
     Ok((ContainerFiles { merged: root(MERGED)?, upper, lower }, kept))
 }
 
-fn root(path: &str) -> Result<Root, Status> {
-    Root::open(Path::new(path)).map_err(|error| Status::from_error(ErrorKind::Internal, &error))
+fn root(path: impl AsRef<Path>) -> Result<Root, Status> {
+    Root::open(path.as_ref()).map_err(|error| Status::from_error(ErrorKind::Internal, &error))
 }
 
-fn mount_lower(layers: &[LayerSource]) -> Result<MountedRootfs, Status> {
-    fs::create_dir_all(LOWER).map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
-    let mounted = rootfs::mount_layers(layers, Path::new(LOWER_STAGING), Path::new(LOWER));
-    mounted.map_err(|error| Status::from_error(error.kind(), &error))
+/// The layers without the container's changes, on a mount point of their own.
+struct Lower {
+    path: PathBuf,
+    mounted: Option<MountedRootfs>,
+}
+
+impl Lower {
+    fn mount(layers: &[LayerSource]) -> Result<Self, Status> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let folder = PathBuf::from(format!("{LOWER}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        let mut lower = Self { path: folder.join("joined"), mounted: None };
+        fs::create_dir_all(&lower.path).map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+        let mounted = rootfs::mount_layers(layers, &folder.join("layers"), &lower.path);
+        lower.mounted = Some(mounted.map_err(|error| Status::from_error(error.kind(), &error))?);
+        Ok(lower)
+    }
+}
+
+impl Drop for Lower {
+    fn drop(&mut self) {
+        drop(self.mounted.take());
+        let folder = self.path.parent().unwrap_or(&self.path);
+        if let Err(error) = fs::remove_dir(&self.path).and_then(|()| fs::remove_dir(folder)) {
+            tracing::warn!("cannot remove {}: {error}", folder.display());
+        }
+    }
 }
 
 /// What an operation needs besides the files.
 #[derive(Default)]
 struct Kept {
     #[allow(dead_code, reason = "unmounts on drop")]
-    lower: Option<MountedRootfs>,
+    lower: Option<Lower>,
     #[allow(dead_code, reason = "thaws on drop")]
     frozen: Option<Frozen>,
 }

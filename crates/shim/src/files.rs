@@ -27,6 +27,7 @@ use proto::gcs::wire::{Empty, MountRootRequest};
 use proto::gcs::{StreamHeader, StreamKind};
 use proto::{ErrorKind, Isolation, Status};
 use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uvm::{StartRequest, UtilityVm};
 
 use crate::bundle::Bundle;
@@ -48,6 +49,7 @@ const HOSTNAME: &str = "files";
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let socket: OwnedFd = io::stdin().as_fd().try_clone_to_owned().context("no standard input")?;
     let socket = UnixStream::from(socket);
+    raise_descriptor_limit();
     let work = std::env::current_dir().context("no working directory")?;
     let bundle = Bundle::at(flags.bundle.clone().unwrap_or_else(|| work.clone()));
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_ansi(false).with_writer(io::stderr).init();
@@ -74,6 +76,15 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
                 }
             })
         }
+    }
+}
+
+/// Every folder on the way down a tree is held open.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // With fewer, a tree that lies too deep is an error sooner.
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
     }
 }
 

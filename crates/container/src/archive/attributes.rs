@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::os::fd::AsFd;
 
-use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, flistxattr_query, fsetxattr};
 use rustix::io::Errno;
 
 /// Longest list of names, and longest value. Source: Linux `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`.
@@ -35,7 +35,7 @@ impl Wanted {
 /// Reads the attributes, in the order of their names.
 pub(super) fn read(file: impl AsFd, wanted: Wanted) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     // Most have none: no room is made for them.
-    let length = match flistxattr(&file, &mut [0_u8; 0]) {
+    let length = match flistxattr_query(&file) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         other => other?.min(MOST_BYTES),
     };

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, chroot, fchdir, getrlimit, setrlimit, umask};
+use rustix::process::{chroot, fchdir, umask};
 
 use super::ArchiveError;
 
@@ -25,13 +25,4 @@ pub(super) fn confine(root: impl AsFd) -> Result<(), ArchiveError> {
         Ok(())
     };
     enter().map_err(ArchiveError::Confine)
-}
-
-/// Every folder on the way down is held open.
-pub(super) fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    // With fewer, a tree that lies too deep is an error sooner.
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
-        tracing::debug!(%error, "cannot raise the limit of open files");
-    }
 }

@@ -4,6 +4,7 @@
 //! feeds, so that binary attributes such as file capabilities are lost. Its headers serve here.
 
 use std::io::{self, Read};
+use std::ops::Range;
 
 use tar::Header;
 
@@ -15,7 +16,13 @@ const BLOCK: usize = 512;
 /// Longest extension header. Source: Go `archive/tar`, `maxSpecialFileSize`.
 const MOST_EXTENSION_BYTES: u64 = 1 << 20;
 /// Where a header's checksum is.
-const CHECKSUM: std::ops::Range<usize> = 148..156;
+const CHECKSUM: Range<usize> = 148..156;
+/// And other fields.
+const MODE: Range<usize> = 100..108;
+const UID: Range<usize> = 108..116;
+const GID: Range<usize> = 116..124;
+const SIZE: Range<usize> = 124..136;
+const TIME: Range<usize> = 136..148;
 
 /// A tar stream, read entry by entry; [`Read`] gives the content of the entry that came last.
 pub(super) struct TarReader<R: Read> {
@@ -108,10 +115,16 @@ impl<R: Read> TarReader<R> {
     }
 
     fn entry(&mut self, header: &Header, extensions: Extensions) -> Result<Entry, ArchiveError> {
-        let number = |read: io::Result<u64>| read.map_err(|_| ArchiveError::Format("a header's field is no number"));
-        let id = |read: io::Result<u64>| {
-            number(read).and_then(|id| u32::try_from(id).map_err(|_| ArchiveError::Format("an owner is out of range")))
+        // An empty field is zero. Source: Go archive/tar.
+        let number = |field, read: io::Result<u64>| match read {
+            Err(_) if is_blank(header, field) => Ok(0),
+            other => other.map_err(|_| ArchiveError::Format("a header's field is no number")),
         };
+        let id = |field, read: io::Result<u64>| {
+            let id = number(field, read)?;
+            u32::try_from(id).map_err(|_| ArchiveError::Format("an owner is out of range"))
+        };
+        let mode = number(MODE, header.mode().map(u64::from))?;
         let mut entry = Entry {
             path: extensions.path.unwrap_or_else(|| header.path_bytes().into_owned()),
             link: extensions
@@ -119,11 +132,11 @@ impl<R: Read> TarReader<R> {
                 .or_else(|| header.link_name_bytes().map(|link| link.into_owned()))
                 .unwrap_or_default(),
             kind: Kind::Regular,
-            mode: header.mode().map_err(|_| ArchiveError::Format("a mode is no number"))? & 0o7777,
-            uid: id(header.uid())?,
-            gid: id(header.gid())?,
-            modified: Time { seconds: i64::try_from(number(header.mtime())?).unwrap_or(0), nanoseconds: 0 },
-            size: number(header.entry_size())?,
+            mode: u32::try_from(mode & 0o7777).unwrap_or(0),
+            uid: id(UID, header.uid())?,
+            gid: id(GID, header.gid())?,
+            modified: Time { seconds: i64::try_from(number(TIME, header.mtime())?).unwrap_or(0), nanoseconds: 0 },
+            size: number(SIZE, header.entry_size())?,
             device: (0, 0),
             xattrs: Vec::new(),
         };
@@ -212,6 +225,10 @@ fn kind(letter: u8, path: &[u8]) -> Result<Kind, ArchiveError> {
         b'S' => return Err(ArchiveError::Unsupported("a sparse file in GNU's form")),
         _ => return Err(ArchiveError::Format("an entry of no known type")),
     })
+}
+
+fn is_blank(header: &Header, field: Range<usize>) -> bool {
+    header.as_bytes()[field].iter().all(|byte| matches!(byte, 0 | b' '))
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -355,6 +372,16 @@ mod tests {
         let mut others = tar::Archive::new(&bytes[..]);
         let paths: Vec<_> = others.entries().unwrap().map(|entry| entry.unwrap().path_bytes().into_owned()).collect();
         assert_eq!(paths, entries.iter().map(|entry| entry.path.clone()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn empty_fields_are_zeros() {
+        let mut header = Header::new_ustar();
+        header.set_size(0);
+        header.set_path("plain").unwrap();
+        header.set_cksum();
+        let read = TarReader::new(&header.as_bytes()[..]).next_entry().unwrap().unwrap();
+        assert_eq!((read.mode, read.uid, read.gid, read.modified.seconds), (0, 0, 0, 0));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use proto::{ErrorKind, Status};
 use rustix::fs::OFlags;
 
 use super::changes;
-use super::confine::{confine, raise_descriptor_limit};
+use super::confine::confine;
 use super::error::ArchiveError;
 use super::layer::Own;
 use super::pack::{Packer, View};
@@ -43,7 +43,6 @@ pub fn serve<K>(
     let (mut receiver, mut sender) = (FrameReceiver::new(from), FrameSender::new(to));
     let request: FilesRequest = receiver.message()?;
     let outcome = open(&request).and_then(|(files, kept)| {
-        raise_descriptor_limit();
         let outcome = thread::scope(|scope| {
             let work = || {
                 confine(files.merged.folder())

@@ -94,6 +94,15 @@ fn a_tree_comes_out_as_it_went_in() {
     let time =
         fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(1_600_000_000, 123_456_789));
     fs::File::open(tree.join("folder/file")).unwrap().set_times(time).unwrap();
+    let attributes = |path: &Path| {
+        let mut value = [0; 16];
+        let length = rustix::fs::getxattr(path, "user.mine", &mut value[..]).unwrap_or(0);
+        value[..length].to_vec()
+    };
+    let (file, flags) = (tree.join("folder/file"), rustix::fs::XattrFlags::empty());
+    if rustix::fs::setxattr(&file, "user.mine", b"a\nb\0", flags).is_err() {
+        eprintln!("SKIPPED: this file system has no attributes");
+    }
     fs::File::open(tree.join("folder")).unwrap().set_times(time).unwrap();
 
     let tar = read(from.path(), "/tree").unwrap();
@@ -103,6 +112,7 @@ fn a_tree_comes_out_as_it_went_in() {
     let copy = to.path().join("tree");
     let (before, after) = (tree.join("folder/file").metadata().unwrap(), copy.join("folder/file").metadata().unwrap());
     assert_eq!((after.mode(), after.nlink(), after.size()), (before.mode(), 2, 7));
+    assert_eq!(attributes(&copy.join("folder/file")), attributes(&tree.join("folder/file")));
     assert_eq!((after.mtime(), after.mtime_nsec()), (1_600_000_000, 123_456_789));
     assert_eq!(copy.join("folder").metadata().unwrap().mtime_nsec(), 123_456_789);
     assert_eq!(copy.join("folder/other").metadata().unwrap().ino(), after.ino());

@@ -8,7 +8,7 @@ use tar::{EntryType, Header};
 
 use super::entry::{Entry, Kind, Time};
 
-const BLOCK: u64 = 512;
+const BLOCK: usize = 512;
 /// Longest name in an ustar header without its prefix.
 const NAME_BYTES: usize = 100;
 /// Largest numbers in seven and eleven octal digits.
@@ -67,13 +67,13 @@ impl<W: Write> TarWriter<W> {
     /// Writes the end of the archive.
     pub fn finish(mut self) -> io::Result<W> {
         self.pad()?;
-        self.to.write_all(&[0; 2 * BLOCK as usize])?;
+        self.to.write_all(&[0; 2 * BLOCK])?;
         Ok(self.to)
     }
 
     fn pad(&mut self) -> io::Result<()> {
         let padding = std::mem::take(&mut self.padding);
-        self.to.write_all(&[0; BLOCK as usize][..padding])
+        self.to.write_all(&[0; BLOCK][..padding])
     }
 
     fn header(&mut self, entry: &Entry, name: &[u8], stored: u64, records: &Records) -> io::Result<()> {
@@ -126,7 +126,7 @@ fn put(header: &mut Header, name: &[u8], at: usize) {
 }
 
 fn padding_of(length: u64) -> usize {
-    let padding = length.next_multiple_of(BLOCK) - length;
+    let padding = length.next_multiple_of(BLOCK as u64) - length;
     usize::try_from(padding).unwrap_or(0)
 }
 

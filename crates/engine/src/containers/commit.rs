@@ -32,7 +32,7 @@ pub async fn commit(
     let given: Option<Value> = body::optional_json(request).await?;
     let options = CommitOptions {
         reference: reference(&query)?,
-        config: config(&container, given.unwrap_or_default()),
+        config: config(&container, &given.unwrap_or_default()),
         changes: query.all("changes").filter(|change| !change.is_empty()).map(str::to_owned).collect(),
         author: query.get("author").unwrap_or_default().to_owned(),
         comment: query.get("comment").unwrap_or_default().to_owned(),
@@ -107,7 +107,7 @@ fn reference(query: &Query) -> ApiResult<Option<Reference>> {
 }
 
 /// The container's configuration, with what the client gives instead.
-fn config(container: &Container, given: Value) -> Value {
+fn config(container: &Container, given: &Value) -> Value {
     let mut config = container.record().config.clone();
     if let (Some(config), Some(given)) = (config.as_object_mut(), given.as_object()) {
         for (name, value) in given.iter().filter(|(_, value)| !is_empty(value)) {
