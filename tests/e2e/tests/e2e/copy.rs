@@ -199,3 +199,20 @@ behind_both_walls! {
         }
     }
 }
+
+#[test]
+fn our_own_cli_copies_too() {
+    let Some(host) = TestHost::start_own(bulkhead_e2e::Wall::Process) else { return };
+    let (sample, copy) = (sample(&host), host.folder().join("copy"));
+    let id = host.run_detached(&[], &["sleep", "1000"]);
+    host.bulkhead(&["cp", "-q", sample.to_str().unwrap(), &format!("{id}:/copied")]).ok();
+    host.bulkhead(&["cp", "-q", &format!("{id}:/copied"), copy.to_str().unwrap()]).ok();
+    check_sample(&copy);
+    host.bulkhead(&["cp", "-q", &format!("{id}:/copied/sub/file"), host.folder().join("one").to_str().unwrap()]).ok();
+    assert_eq!(text(host.folder().join("one")), "content\n");
+    assert!(host.bulkhead(&["cp", &format!("{id}:/copied/sub"), "-"]).text().contains("content"));
+    assert!(host.bulkhead(&["diff", &id]).lines().contains(&"A /copied/sub/file".to_owned()));
+    assert!(host.bulkhead(&["export", &id]).out.len() > 3_000_001);
+    assert!(host.bulkhead(&["commit", "-m", "x", &id, "own:1"]).ok().starts_with("sha256:"));
+    assert_eq!(host.docker(&host.words_for("own:1", "run", &["--rm"], &["cat", "/copied/link"])).ok(), "content");
+}

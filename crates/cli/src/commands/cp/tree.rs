@@ -11,7 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use tar::{Archive, Builder, Entry, EntryType, HeaderMode};
 
 /// Writes a file or a folder with everything in it. Shape: it is called `name` in the stream; without a name, only what is in
-/// the folder is written. Gives the bytes of the files.
+/// the folder is written. Gives the stream's length.
 pub(super) fn pack(to: impl Write, from: &Path, name: Option<&str>, follow: bool) -> io::Result<u64> {
     let mut builder = Builder::new(Counting { to, bytes: 0 });
     builder.mode(HeaderMode::Complete);
