@@ -1,6 +1,7 @@
 //! The command line. Names and meanings are docker's where docker has them.
 
 pub mod container;
+pub mod files;
 pub mod image;
 pub mod process;
 pub mod registry;
@@ -70,6 +71,14 @@ pub enum Command {
     Rename(process::RenameArgs),
     /// Show everything about containers and images
     Inspect(process::InspectArgs),
+    /// Copy files into containers and out of them
+    Cp(files::CpArgs),
+    /// Show what a container has changed in its files
+    Diff(files::DiffArgs),
+    /// Write a container's whole file system as a tar stream
+    Export(files::ExportArgs),
+    /// Make an image of a container and its changes
+    Commit(files::CommitArgs),
     /// List images
     Images(image::ImagesArgs),
     /// Pull an image from a registry

@@ -1,12 +1,16 @@
 //! The commands, one job per file.
 
 mod attach;
+mod commit;
 mod completion;
 mod container;
+mod cp;
 mod create;
+mod diff;
 mod doctor;
 mod events;
 mod exec;
+mod export;
 mod history;
 mod images;
 mod import;
@@ -64,6 +68,10 @@ pub async fn run(client: &Client, command: Command) -> CliResult<u8> {
         Command::Unpause(args) => lifecycle::simple(client, &args, "unpause").await.map(done),
         Command::Rename(args) => lifecycle::rename(client, &args).await.map(done),
         Command::Inspect(args) => inspect::inspect(client, &args).await.map(done),
+        Command::Cp(args) => cp::cp(client, &args).await.map(done),
+        Command::Diff(args) => diff::diff(client, &args).await.map(done),
+        Command::Export(args) => export::export(client, &args).await.map(done),
+        Command::Commit(args) => commit::commit(client, &args).await.map(done),
         Command::Images(args) => images::images(client, &args).await.map(done),
         Command::Pull(args) => transfer::pull_image(client, &args).await.map(done),
         Command::Push(args) => transfer::push(client, &args).await.map(done),

@@ -72,3 +72,9 @@ pub fn size() -> Option<(u16, u16)> {
 pub fn on_stdin() -> bool {
     io::stdin().is_terminal()
 }
+
+/// True if standard output is a terminal.
+#[must_use]
+pub fn on_stdout() -> bool {
+    io::stdout().is_terminal()
+}

@@ -18,6 +18,7 @@
 //! Source: OCI runtime-spec 1.2; docs/design/0001.
 #![deny(unsafe_code)]
 
+pub mod archive;
 mod cgroup;
 mod confine;
 mod container;

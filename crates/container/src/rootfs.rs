@@ -174,10 +174,42 @@ pub fn mount(
         return Err(RootfsError::LayerCount(layers.len()));
     }
     let staged = Staging::mount(layers, staging)?;
-    join(&staged, writable, merged)?;
+    join(&staged, Some(writable), merged)?;
     // overlayfs holds the layers by itself from here on, so their mount points may go.
     drop(staged);
     Ok(MountedRootfs { merged: Some(merged.to_owned()) })
+}
+
+/// Joins layers at `merged`, read-only and without a container's changes. Shape and time as [`mount()`].
+///
+/// # Errors
+/// [`RootfsError`]; all that was mounted is unmounted again.
+pub fn mount_layers(layers: &[LayerSource], staging: &Path, merged: &Path) -> Result<MountedRootfs, RootfsError> {
+    match layers {
+        [] => return Err(RootfsError::LayerCount(0)),
+        // overlayfs wants two folders at least.
+        [layer] => mount_layer(layer, merged)?,
+        more if more.len() > MOST_LAYERS => return Err(RootfsError::LayerCount(more.len())),
+        _ => {
+            let staged = Staging::mount(layers, staging)?;
+            join(&staged, None, merged)?;
+        }
+    }
+    Ok(MountedRootfs { merged: Some(merged.to_owned()) })
+}
+
+/// Mounts a disk file with an ext4 file system that we have made ourselves, and only containers' files were written to.
+///
+/// Shape: `point` is an existing folder. When: in a mount namespace whose mounts nobody else should see.
+///
+/// # Errors
+/// [`RootfsError::Loop`], [`RootfsError::Layer`]; nothing stays mounted.
+pub fn mount_disk(disk: &Path, point: &Path) -> Result<MountedRootfs, RootfsError> {
+    let (device, held) = loop_behind(disk, loop_device::Access::ReadWrite)?;
+    let mounted = mount_fs(&device, point, "ext4", MountFlags::NODEV | MountFlags::NOSUID, None);
+    drop(held);
+    mounted.map_err(|error| RootfsError::Layer { path: disk.to_owned(), source: error.into() })?;
+    Ok(MountedRootfs { merged: Some(point.to_owned()) })
 }
 
 /// The layers on their temporary mount points; dropping it unmounts them and removes the mount points.
@@ -230,7 +262,7 @@ fn mount_layer(layer: &LayerSource, point: &Path) -> Result<(), RootfsError> {
     match mount_fs(layer.path(), point, "erofs", flags, None) {
         // The kernel wants a block device.
         Err(Errno::NOTBLK) if matches!(layer, LayerSource::File(_)) => {
-            let (device, held) = loop_behind(layer.path())?;
+            let (device, held) = loop_behind(layer.path(), loop_device::Access::ReadOnly)?;
             let mounted = mount_fs(&device, point, "erofs", flags, None).map_err(failed);
             // From here on the mount keeps the device; without one it frees itself now.
             drop(held);
@@ -241,16 +273,17 @@ fn mount_layer(layer: &LayerSource, point: &Path) -> Result<(), RootfsError> {
 }
 
 /// Puts a file behind a free loop device. Shape: the device's path, and the handle that keeps it until it is mounted.
-fn loop_behind(path: &Path) -> Result<(PathBuf, File), RootfsError> {
+fn loop_behind(path: &Path, access: loop_device::Access) -> Result<(PathBuf, File), RootfsError> {
     let failed = |source| RootfsError::Loop { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
+    let writable = access == loop_device::Access::ReadWrite;
+    let file = OpenOptions::new().read(true).write(writable).open(path).map_err(failed)?;
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control").map_err(failed)?;
     // Somebody else may take the free one first.
     for _ in 0..64 {
         let number = loop_device::free_number(&control).map_err(failed)?;
         let device = PathBuf::from(format!("/dev/loop{number}"));
-        let handle = open_device(&device, number).map_err(failed)?;
-        match loop_device::configure(&handle, &file) {
+        let handle = open_device(&device, number, writable).map_err(failed)?;
+        match loop_device::configure(&handle, &file, access) {
             Ok(()) => return Ok((device, handle)),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => return Err(failed(error)),
@@ -260,14 +293,15 @@ fn loop_behind(path: &Path) -> Result<(PathBuf, File), RootfsError> {
 }
 
 /// Opens a loop device, making its node where no udev does.
-fn open_device(device: &Path, number: u32) -> io::Result<File> {
+fn open_device(device: &Path, number: u32, writable: bool) -> io::Result<File> {
     const LOOP_MAJOR: u32 = 7;
-    match File::open(device) {
+    let open = || OpenOptions::new().read(true).write(writable).open(device);
+    match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let kind = rustix::fs::FileType::BlockDevice;
             let node = rustix::fs::makedev(LOOP_MAJOR, number);
             match rustix::fs::mknodat(rustix::fs::CWD, device, kind, Mode::from_raw_mode(0o660), node) {
-                Ok(()) | Err(Errno::EXIST) => File::open(device),
+                Ok(()) | Err(Errno::EXIST) => open(),
                 Err(error) => Err(error.into()),
             }
         }
@@ -275,9 +309,10 @@ fn open_device(device: &Path, number: u32) -> io::Result<File> {
     }
 }
 
-fn join(staged: &Staging<'_>, writable: &Upper, merged: &Path) -> Result<(), RootfsError> {
+fn join(staged: &Staging<'_>, writable: Option<&Upper>, merged: &Path) -> Result<(), RootfsError> {
     let failed = |source| RootfsError::Join { path: merged.to_owned(), source };
-    let plain = [staged.folder, &writable.upper, &writable.work].map(Path::to_owned);
+    let changes = writable.map(|writable| [writable.upper.clone(), writable.work.clone()]);
+    let plain: Vec<PathBuf> = std::iter::once(staged.folder.to_owned()).chain(changes.into_iter().flatten()).collect();
     let options = match options(staged.mounted, &plain) {
         Some(options) => mount_overlay(&options, merged),
         None => {
@@ -287,9 +322,10 @@ fn join(staged: &Staging<'_>, writable: &Upper, merged: &Path) -> Result<(), Roo
                 let folder = open_folder(path).map_err(|source| RootfsError::Folder { path: path.clone(), source })?;
                 held.push(folder);
             }
-            let [upper, work] =
-                [1, 2].map(|at: usize| PathBuf::from(format!("/proc/self/fd/{}", held[at].as_raw_fd())));
-            let short = [PathBuf::new(), upper, work];
+            let short = |fd: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+            // The layers' folder is the working folder of whoever mounts, so that their paths are as short as can be.
+            let short: Vec<PathBuf> =
+                std::iter::once(PathBuf::new()).chain(held.iter().skip(1).map(short)).collect();
             let options = options(staged.mounted, &short).ok_or(RootfsError::LayerCount(staged.mounted))?;
             let merged = std::path::absolute(merged).map_err(failed)?;
             mount_overlay_within(&held[0], &options, &merged)
@@ -315,16 +351,22 @@ fn open_folder(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// overlayfs' options for `count` layers below the first of the folders (relative, when its path is empty), changes in the second, work in the third. `None` when
-/// the list is too long, or a path has a sign with a meaning in it.
-fn options(count: usize, [staging, upper, work]: &[PathBuf; 3]) -> Option<CString> {
+/// overlayfs' options for `count` layers below the first of the folders (relative, when its path is empty), changes in the second,
+/// work in the third, if there are more than the first. `None` when the list is too long, or a path has a sign with a meaning
+/// in it.
+fn options(count: usize, folders: &[PathBuf]) -> Option<CString> {
     let text =
         |path: &Path| path.to_str().filter(|text| !text.contains([':', ',', '\\', '"', '\0'])).map(str::to_owned);
-    let (staging, upper, work) = (text(staging)?, text(upper)?, text(work)?);
+    let folders: Vec<String> = folders.iter().map(|path| text(path)).collect::<Option<_>>()?;
+    let (staging, changes) = match &folders[..] {
+        [staging, upper, work] => (staging, format!(",upperdir={upper},workdir={work}")),
+        [staging] => (staging, String::new()),
+        _ => return None,
+    };
     let folder = if staging.is_empty() { String::new() } else { format!("{staging}/") };
     let lower: Vec<String> = (0..count).rev().map(|number| format!("{folder}{number}")).collect();
     // Both off by default on most kernels, not on all: an image could otherwise lead into other folders of its layers.
-    let options = format!("lowerdir={},upperdir={upper},workdir={work},redirect_dir=off,metacopy=off", lower.join(":"));
+    let options = format!("lowerdir={}{changes},redirect_dir=off,metacopy=off", lower.join(":"));
     if options.len() > OPTIONS_LIMIT { None } else { CString::new(options).ok() }
 }
 

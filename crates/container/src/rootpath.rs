@@ -4,27 +4,37 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2, readlinkat};
 use rustix::io::Errno;
 
-/// A container's root folder.
+/// A container's root folder: what is looked up in it stays in it, wherever its links point to.
+///
+/// Source: openat2(2), `RESOLVE_IN_ROOT`.
 pub struct Root {
     folder: OwnedFd,
 }
 
 impl Root {
     /// Opens the folder.
+    ///
+    /// # Errors
+    /// It does not exist, or is no folder.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { folder: rustix::fs::open(path, flags, Mode::empty())? })
     }
 
+    /// The folder itself.
+    pub(crate) fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
     /// Opens a path as a process sees it whose root this folder is. Source: openat2(2), `RESOLVE_IN_ROOT`.
-    fn resolve(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    pub(crate) fn resolve(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         loop {
             match openat2(&self.folder, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
@@ -36,7 +46,7 @@ impl Root {
     }
 
     /// Reads a regular file of at most `limit` bytes; `None` if it does not exist.
-    pub fn read(&self, path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn read(&self, path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
         // Neither a FIFO nor a terminal may hold us up.
         let fd = match self.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
@@ -56,7 +66,7 @@ impl Root {
     }
 
     /// Whether this name in the root is a folder itself, or nothing at all; a link to a folder is neither.
-    pub fn is_plain_folder_or_nothing(&self, name: &str) -> io::Result<bool> {
+    pub(crate) fn is_plain_folder_or_nothing(&self, name: &str) -> io::Result<bool> {
         match rustix::fs::statat(&self.folder, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
             Err(Errno::NOENT) => Ok(true),
@@ -66,7 +76,7 @@ impl Root {
 
     /// Makes what a path leads to, if it leads there through a link and it does not exist: mount points such as an
     /// `/etc/resolv.conf` that points to a file which only a running system has.
-    pub fn create_behind_links(&self, path: &Path, kind: FileType) -> io::Result<()> {
+    pub(crate) fn create_behind_links(&self, path: &Path, kind: FileType) -> io::Result<()> {
         let Some(target) = self.missing_behind_links(path)? else { return Ok(()) };
         if kind == FileType::Directory {
             return self.create_folders(&target);
@@ -154,7 +164,7 @@ impl Root {
     }
 
     /// Makes a folder and its parents, mode 0755, where they do not exist.
-    pub fn create_folders(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn create_folders(&self, path: &Path) -> io::Result<()> {
         let folder = OFlags::PATH | OFlags::DIRECTORY;
         match self.resolve(path, folder) {
             Err(Errno::NOENT) => {}

@@ -188,8 +188,17 @@ pub mod loop_device {
         u32::try_from(number).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Puts `file` behind `device`, read-only; the device frees itself when its last user is gone.
-    pub fn configure(device: &File, file: &File) -> io::Result<()> {
+    /// Whether a loop device can be written to.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Access {
+        /// It cannot, however it is mounted.
+        ReadOnly,
+        /// It can.
+        ReadWrite,
+    }
+
+    /// Puts `file` behind `device`; the device frees itself when its last user is gone.
+    pub fn configure(device: &File, file: &File, access: Access) -> io::Result<()> {
         let Ok(fd) = u32::try_from(file.as_raw_fd()) else {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         };
@@ -202,7 +211,7 @@ pub mod loop_device {
             number: 0,
             encrypt_type: 0,
             encrypt_key_size: 0,
-            flags: LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR,
+            flags: LO_FLAGS_AUTOCLEAR | if access == Access::ReadOnly { LO_FLAGS_READ_ONLY } else { 0 },
             file_name: [0; 64],
             crypt_name: [0; 64],
             encrypt_key: [0; 32],

@@ -66,6 +66,9 @@ pub struct Container {
     pub terminal: bool,
     /// Held while its phase changes.
     pub lifecycle: tokio::sync::Mutex<()>,
+    /// Shared by operations on its files while it runs, held alone by one while it does not, and by a start until its root
+    /// is mounted: no two may mount its changes.
+    pub files: Arc<tokio::sync::RwLock<()>>,
     /// Attached clients.
     pub streams: Arc<Streams>,
     /// Its log, unless its driver is `none`.
@@ -100,6 +103,7 @@ impl Container {
             terminal: config.tty.unwrap_or_default(),
             dir,
             lifecycle: tokio::sync::Mutex::default(),
+            files: Arc::default(),
             streams: Arc::default(),
             log: log.map(|options| Arc::new(Log::new(log_path, options))),
             record: Mutex::new(record),

@@ -3,12 +3,17 @@
 //! The way of a run: [`create`] makes folder and record; [`start`] calls [`launch`], which makes the [`bundle`], starts the
 //! [`shim`] (or takes the one that the engine has on [`standby`]) and the task; [`supervise`] watches until the end, and then restarts ([`restart_policy`]) or removes ([`remove`]).
 
+mod archive;
 mod attach;
 mod bundle;
+mod changes;
+mod commit;
 mod config;
 mod create;
 mod exec;
 mod exec_start;
+mod export;
+mod files;
 mod inspect;
 mod kill;
 mod launch;
@@ -41,6 +46,7 @@ use axum::routing::{delete, get, post};
 
 use crate::engine::Engine;
 
+pub use files::clear_leftovers;
 pub use launch::Run;
 pub use remove::{collect_image, discard, uses_of};
 pub use restart_policy::apply_at_start;
@@ -68,6 +74,10 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/containers/{id}/wait", post(wait::wait))
         .route("/containers/{id}/logs", get(logs::logs))
         .route("/containers/{id}/top", get(top::top))
+        .route("/containers/{id}/archive", get(archive::read).head(archive::stat).put(archive::write))
+        .route("/containers/{id}/changes", get(changes::changes))
+        .route("/containers/{id}/export", get(export::export))
+        .route("/commit", post(commit::commit))
         .route("/containers/{id}/stats", get(stats::stats))
         .route("/containers/{id}/exec", post(exec::create))
         .route("/exec/{id}/start", post(exec_start::start))

@@ -93,6 +93,12 @@ impl Engine {
         self.settings.exec_root.join(STANDBY)
     }
 
+    /// The folder with one folder per operation on a stopped container's files.
+    #[must_use]
+    pub fn operations_dir(&self) -> PathBuf {
+        self.settings.exec_root.join(OPERATIONS)
+    }
+
     /// The folder with what that VM rehearses with. On the same file system as the blank scratch disks.
     #[must_use]
     pub fn rehearsals_dir(&self) -> PathBuf {
@@ -112,6 +118,7 @@ const CONTAINERS: &str = "containers";
 const BUNDLES: &str = "containers";
 const SOCKETS: &str = "s";
 const STANDBY: &str = "standby";
+const OPERATIONS: &str = "f";
 
 fn make_private(folder: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;

@@ -1,7 +1,6 @@
 //! The image endpoints. Names of images contain slashes, so the part of the path behind `/images/` is split by hand.
 
 mod auth;
-mod body;
 mod distribution;
 mod import;
 mod inspect;

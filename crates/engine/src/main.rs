@@ -28,6 +28,7 @@ mod log;
 mod missing;
 mod output;
 mod query;
+mod reader;
 mod recovery;
 mod server;
 mod spec;

@@ -19,13 +19,9 @@ use Missing::{NoSuch, NotYet, Swarm};
 
 /// Method (`*` is any), path (`{}` is one part, `{*}` one or more) and answer; the first that fits counts.
 const ENDPOINTS: &[(&str, &str, Missing)] = &[
-    ("*", "/containers/{}/archive", NotYet("copying files into and out of containers")),
-    ("GET", "/containers/{}/export", NotYet("exporting a container")),
-    ("GET", "/containers/{}/changes", NotYet("the list of a container's changes")),
     ("GET", "/containers/{}/attach/ws", NotYet("attaching by websocket")),
     ("*", "/containers/{}/checkpoints", NotYet("checkpoints")),
     ("*", "/containers/{}/checkpoints/{}", NotYet("checkpoints")),
-    ("POST", "/commit", NotYet("making an image from a container")),
     ("POST", "/build", NotYet("building images")),
     ("POST", "/build/cancel", NotYet("building images")),
     ("POST", "/session", NotYet("building images with BuildKit")),
@@ -108,14 +104,14 @@ mod tests {
 
     #[tokio::test]
     async fn clients_are_told_what_is_not_there() {
-        let (status, message) = ask(Method::GET, "/containers/abc/archive").await;
+        let (status, message) = ask(Method::GET, "/containers/abc/checkpoints").await;
         assert_eq!(status, 501);
-        assert!(message.contains("copying files") && message.contains("GET /containers/abc/archive"), "{message}");
+        assert!(message.contains("checkpoints") && message.contains("GET /containers/abc/checkpoints"), "{message}");
         assert_eq!(ask(Method::GET, "/networks/web").await, (404, "network web not found".into()));
         assert_eq!(ask(Method::POST, "/networks/create").await.0, 501);
         assert_eq!(ask(Method::GET, "/plugins/a/b/json").await, (404, "plugin \"a/b\" not found".into()));
         assert_eq!(ask(Method::GET, "/services").await.0, 503);
-        for path in ["/", "/nope", "/containers//archive", "/containers/a/b/archive"] {
+        for path in ["/", "/nope", "/containers//checkpoints", "/containers/a/b/checkpoints"] {
             assert_eq!(ask(Method::GET, path).await, (404, "page not found".into()), "{path}");
         }
     }

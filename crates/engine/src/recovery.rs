@@ -39,6 +39,7 @@ pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     containers::clear_standby(engine).await;
     // An image that was removed while a container of the last run used it may have lost its last user.
     containers::collect_image(engine);
+    containers::clear_leftovers(engine).await;
     for container in &known {
         containers::apply_at_start(engine, container);
     }

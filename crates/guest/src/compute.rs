@@ -14,7 +14,7 @@ use container::{
 };
 use proto::ErrorKind;
 use proto::gcs::INIT_PROCESS;
-use proto::gcs::wire::{CreateContainerRequest, ExecRequest};
+use proto::gcs::wire::{CreateContainerRequest, ExecRequest, LayerDevice};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags, mount, open_tree, unmount};
 use rustix::process::{Pid, Signal, kill_process};
@@ -31,7 +31,10 @@ use crate::substreams::StdioStreams;
 pub const FOLDERS: [&str; 5] = [bundle::FILES, STAGING, SCRATCH, MERGED, STATE];
 const STAGING: &str = "/run/bulkhead/layers";
 const SCRATCH: &str = "/run/bulkhead/scratch";
-const MERGED: &str = "/run/bulkhead/rootfs";
+/// The container's changes.
+pub const UPPER: &str = "/run/bulkhead/scratch/upper";
+/// The container's root.
+pub const MERGED: &str = "/run/bulkhead/rootfs";
 /// Where the container crate keeps its state.
 const STATE: &str = "/run/bulkhead/state";
 
@@ -129,6 +132,7 @@ pub struct Compute {
     rootfs: MountedRootfs,
     scratch: Scratch,
     slots: Slots,
+    layers: Vec<LayerSource>,
 }
 
 impl Compute {
@@ -143,7 +147,7 @@ impl Compute {
         reaper: &Reaper,
     ) -> Result<Self, ComputeError> {
         let Machine { mut slots, mut spare } = machine;
-        let (rootfs, scratch) = mount_root(request, &mut slots)?;
+        let (rootfs, scratch, layers) = mount_root(&request.layers, request.scratch_slot, &mut slots)?;
         let size = terminal_size(request.terminal, request.width, request.height);
         let (prepared, stdio) = Prepared::new(streams, size).map_err(ComputeError::Stdio)?;
         let (container, started) = if request.plain.is_empty() {
@@ -152,7 +156,7 @@ impl Compute {
             create_of_zygote(request, &mut spare, stdio)?
         };
         let processes = HashMap::new();
-        let mut this = Self { container, processes, spare, rootfs, scratch, slots };
+        let mut this = Self { container, processes, spare, rootfs, scratch, slots, layers };
         this.attach(INIT_PROCESS, started, prepared, reaper)?;
         Ok(this)
     }
@@ -215,6 +219,11 @@ impl Compute {
         &self.container
     }
 
+    /// Its layers, lowest first.
+    pub fn layers(&self) -> &[LayerSource] {
+        &self.layers
+    }
+
     /// A process by the host's number.
     ///
     /// # Errors
@@ -242,7 +251,7 @@ impl Compute {
     /// # Errors
     /// `Delete`, `Rootfs`, `Scratch`.
     pub fn remove(self) -> Result<Machine, ComputeError> {
-        let Self { container, processes, spare, rootfs, scratch, slots } = self;
+        let Self { container, processes, spare, rootfs, scratch, slots, layers: _ } = self;
         drop(processes);
         container.delete(true)?;
         rootfs.unmount()?;
@@ -318,14 +327,22 @@ fn terminal_size(terminal: bool, width: u32, height: u32) -> Option<TerminalSize
     terminal.then(|| TerminalSize { width: clamp(width), height: clamp(height) })
 }
 
-fn mount_root(request: &CreateContainerRequest, slots: &mut Slots) -> Result<(MountedRootfs, Scratch), ComputeError> {
-    let scratch = Scratch::mount(&slots.device(request.scratch_slot, 0)?)?;
+/// Mounts layers, named top first, and scratch; the layers are given back lowest first.
+///
+/// # Errors
+/// `Slot`, `Scratch`, `Rootfs`; nothing stays mounted.
+pub fn mount_root(
+    layers: &[LayerDevice],
+    scratch_slot: u32,
+    slots: &mut Slots,
+) -> Result<(MountedRootfs, Scratch, Vec<LayerSource>), ComputeError> {
+    let scratch = Scratch::mount(&slots.device(scratch_slot, 0)?)?;
     // The request names the top layer first, the container crate wants the lowest first.
-    let layers = request.layers.iter().rev().map(|layer| slots.device(layer.slot, layer.partition));
+    let layers = layers.iter().rev().map(|layer| slots.device(layer.slot, layer.partition));
     let layers: Vec<LayerSource> = layers.map(|device| device.map(LayerSource::Device)).collect::<Result<_, _>>()?;
-    let upper = Upper { upper: Path::new(SCRATCH).join("upper"), work: Path::new(SCRATCH).join("work") };
+    let upper = Upper { upper: UPPER.into(), work: Path::new(SCRATCH).join("work") };
     let rootfs = rootfs::mount(&layers, Path::new(STAGING), &upper, Path::new(MERGED))?;
-    Ok((rootfs, scratch))
+    Ok((rootfs, scratch, layers))
 }
 
 /// ext4's options for the scratch, not known before Linux 5.13. Without them the kernel starts a thread, `ext4lazyinit`, which
@@ -334,7 +351,7 @@ fn mount_root(request: &CreateContainerRequest, slots: &mut Slots) -> Result<(Mo
 const SCRATCH_OPTIONS: &CStr = c"no_prefetch_block_bitmaps,noinit_itable";
 
 /// The mounted scratch disk; unmounted on drop.
-struct Scratch(PathBuf);
+pub struct Scratch(PathBuf);
 
 impl Scratch {
     fn mount(device: &Path) -> Result<Self, ComputeError> {
@@ -345,7 +362,11 @@ impl Scratch {
         Ok(Self(SCRATCH.into()))
     }
 
-    fn unmount(mut self) -> Result<(), ComputeError> {
+    /// Unmounts it, so that it is clean.
+    ///
+    /// # Errors
+    /// `Scratch`.
+    pub fn unmount(mut self) -> Result<(), ComputeError> {
         let mounted = std::mem::take(&mut self.0);
         unmount(&mounted, UnmountFlags::empty())
             .map_err(|error| ComputeError::Scratch { what: "unmount", source: error.into() })

@@ -10,6 +10,7 @@
 //! when it runs again. A panic ends PID 1 and with it the VM, which is what the host expects of a broken guest.
 #![deny(unsafe_code)]
 
+mod archive;
 mod bundle;
 mod compute;
 mod devices;

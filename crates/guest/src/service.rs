@@ -4,12 +4,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use async_trait::async_trait;
+use container::rootfs::LayerSource;
 use futures_util::StreamExt;
 use proto::gcs::INIT_PROCESS;
 use proto::gcs::wire::{
-    CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse, PersonalizeRequest,
-    PersonalizeResponse, ProcessEntry, ProcessesResponse, ResizeRequest, SignalRequest, StartRequest, StatsResponse,
-    SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
+    CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse, MountRootRequest,
+    PersonalizeRequest, PersonalizeResponse, ProcessEntry, ProcessesResponse, ResizeRequest, SignalRequest,
+    StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
 };
 use proto::gcs::wire_ttrpc::{Guest, create_guest};
 use proto::{ErrorKind, ProcessDetails, Status};
@@ -17,20 +18,21 @@ use tokio::sync::mpsc;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
+use crate::archive::{self, FilesOwner, MountedFiles};
 use crate::compute::{self, Compute, ComputeError};
 use crate::identity::{self, IdentityFiles};
 use crate::machine::Machine;
 use crate::port::Port;
 use crate::process::{Process, TerminalSize};
 use crate::reaper::Reaper;
-use crate::substreams::{self, Substream, Substreams};
+use crate::substreams::{self, Destinations, Substreams};
 
 const SIGKILL: i32 = 9;
 
 /// The service, ready for the host's first byte. It is made before the freeze point, so that no fork makes it.
 pub struct Ready {
     substreams: Substreams,
-    control: mpsc::UnboundedSender<Substream>,
+    destinations: Destinations,
     /// Dropping it would end the connections.
     _server: Server,
 }
@@ -43,9 +45,12 @@ impl Ready {
             let stream = controls.recv().await?;
             Some((std::io::Result::Ok(stream), controls))
         });
+        let (files, files_wanted) = mpsc::unbounded_channel();
         let substreams = Substreams::default();
+        let life = Arc::new(Mutex::new(Life::Blank(machine)));
+        tokio::spawn(archive::serve_all(files_wanted, Arc::clone(&life) as Arc<dyn FilesOwner>));
         let service = GuestService {
-            life: Arc::new(Mutex::new(Life::Blank(machine))),
+            life,
             identity: IdentityFiles::open().context("cannot open the identity's files")?,
             substreams: substreams.clone(),
             reaper: Reaper::spawn().context("cannot watch for processes that end")?,
@@ -57,12 +62,12 @@ impl Ready {
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
-        Ok(Self { substreams, control, _server: server })
+        Ok(Self { substreams, destinations: Destinations { control, files }, _server: server })
     }
 
     /// Serves the host until it closes the port.
     pub async fn serve(self, port: Port) -> anyhow::Result<()> {
-        let driven = substreams::drive(port, &self.substreams, self.control).await;
+        let driven = substreams::drive(port, &self.substreams, self.destinations).await;
         driven.context("the connection to the host broke")
     }
 }
@@ -73,12 +78,16 @@ impl Ready {
 ///   ┌─────────────────────────┬── Renew, of a rehearsal only ──┐
 ///   ▼                         │                                │
 /// Blank ──Personalize──▶ Personalized ──CreateContainer──▶ Container ──Shutdown──▶ Over
-///                             └── Shutdown; CreateContainer or Renew fails ─────────▲
+///                             ├── MountRoot ──▶ Mounted ───────────────Shutdown─────▲
+///                             └── Shutdown; CreateContainer, MountRoot or Renew fails
 /// ```
+///
+/// In `Container` and in `Mounted` the container's files can be read and written.
 enum Life {
     Blank(Machine),
     Personalized { machine: Machine, rehearsal: bool },
     Container { compute: Box<Compute>, rehearsal: bool },
+    Mounted(Box<MountedFiles>),
     Over,
 }
 
@@ -99,6 +108,24 @@ impl Life {
                 Err(out_of_order("the guest is not in a rehearsal"))
             }
         }
+    }
+}
+
+impl FilesOwner for Mutex<Life> {
+    fn layers(&self) -> Result<Vec<LayerSource>, Status> {
+        match &*lock(self) {
+            Life::Container { compute, .. } => Ok(compute.layers().to_vec()),
+            Life::Mounted(files) => Ok(files.layers().to_vec()),
+            Life::Blank(_) | Life::Personalized { .. } | Life::Over => {
+                Err(out_of_order("no container's files are here"))
+            }
+        }
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<bool, Status> {
+        let Life::Container { compute, .. } = &*lock(self) else { return Ok(false) };
+        let set = if frozen { compute.container().pause() } else { compute.container().resume() };
+        set.map(|()| true).map_err(|error| Status::from_error(error.kind(), &error))
     }
 }
 
@@ -155,11 +182,24 @@ impl GuestService {
         Ok(first.pid())
     }
 
+    fn mount(&self, request: &MountRootRequest) -> Result<(), Status> {
+        self.require_personalized()?;
+        let mut life = lock(&self.life);
+        let Life::Personalized { machine, .. } = std::mem::replace(&mut *life, Life::Over) else {
+            return Err(out_of_order("the guest has had its container already"));
+        };
+        let mounted = MountedFiles::mount(request, machine).map_err(|error| failed(&error))?;
+        *life = Life::Mounted(Box::new(mounted));
+        Ok(())
+    }
+
     fn require_personalized(&self) -> Result<(), Status> {
         match &*lock(&self.life) {
             Life::Personalized { .. } => Ok(()),
             Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
-            Life::Container { .. } | Life::Over => Err(out_of_order("the guest has had its container already")),
+            Life::Container { .. } | Life::Mounted(_) | Life::Over => {
+                Err(out_of_order("the guest has had its container already"))
+            }
         }
     }
 
@@ -169,6 +209,7 @@ impl GuestService {
             Life::Container { compute, .. } => act(compute),
             Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
             Life::Personalized { .. } => Err(out_of_order("there is no container yet")),
+            Life::Mounted(_) => Err(out_of_order("there are a container's files, and no container")),
             Life::Over => Err(out_of_order("the container is gone")),
         }
     }
@@ -266,7 +307,7 @@ impl GuestService {
     async fn end(&self) -> Result<(), Status> {
         let first = match &*lock(&self.life) {
             Life::Blank(_) => return Err(out_of_order("the guest has no identity yet")),
-            Life::Personalized { .. } | Life::Over => None,
+            Life::Personalized { .. } | Life::Mounted(_) | Life::Over => None,
             Life::Container { compute, .. } => Some(kill(compute)?),
         };
         if let Some(first) = first {
@@ -275,6 +316,7 @@ impl GuestService {
         let life = std::mem::replace(&mut *lock(&self.life), Life::Over);
         match life {
             Life::Container { compute, .. } => compute.remove().map(drop).map_err(|error| failed(&error)),
+            Life::Mounted(files) => files.unmount().map_err(|error| failed(&error)),
             _ => Ok(()),
         }
     }
@@ -358,6 +400,10 @@ impl Guest for GuestService {
     ) -> ttrpc::Result<CreateContainerResponse> {
         let pid = answer(self.create(&request).await)?;
         Ok(CreateContainerResponse { pid, ..Default::default() })
+    }
+
+    async fn mount_root(&self, _: &TtrpcContext, request: MountRootRequest) -> ttrpc::Result<Empty> {
+        done(self.mount(&request))
     }
 
     async fn start(&self, _: &TtrpcContext, _: StartRequest) -> ttrpc::Result<Empty> {

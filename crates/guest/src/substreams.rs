@@ -19,6 +19,15 @@ const READ_BUFFER_BYTES: usize = 4 << 10;
 /// A substream as tokio's traits want it.
 pub type Substream = Compat<yamux::Stream>;
 
+/// Where substreams go that belong to no process.
+#[derive(Debug, Clone)]
+pub struct Destinations {
+    /// Carry ttrpc.
+    pub control: mpsc::UnboundedSender<Substream>,
+    /// Carry one operation on the container's files each.
+    pub files: mpsc::UnboundedSender<Substream>,
+}
+
 /// The stdio substreams that no process has claimed.
 #[derive(Debug, Clone, Default)]
 pub struct Substreams(Arc<Table>);
@@ -85,13 +94,16 @@ impl Substreams {
 
     /// Reads one substream's header and puts it where it belongs. A substream that says nothing sensible is dropped, which
     /// resets it.
-    async fn sort(self, mut stream: yamux::Stream, control: mpsc::UnboundedSender<Substream>) {
+    async fn sort(self, mut stream: yamux::Stream, destinations: Destinations) {
         let mut header = [0; StreamHeader::LEN];
         let read = stream.read_exact(&mut header).await;
         match read.map(|()| StreamHeader::decode(header)) {
             Ok(Ok(StreamHeader { kind: StreamKind::Control, .. })) => {
                 // The receiver lives as long as the guest.
-                let _ = control.send(stream.compat());
+                let _ = destinations.control.send(stream.compat());
+            }
+            Ok(Ok(StreamHeader { kind: StreamKind::Files, .. })) => {
+                let _ = destinations.files.send(stream.compat());
             }
             Ok(Ok(header)) => drop(self.lock().streams.insert(header, stream)),
             Ok(Err(error)) => tracing::warn!("substream dropped: {error}"),
@@ -102,21 +114,21 @@ impl Substreams {
     }
 }
 
-/// Drives the connection until the host closes it. Control substreams go to `control`, the others into the table.
+/// Drives the connection until the host closes it. Substreams of processes go into the table, the others to `destinations`.
 ///
 /// # Errors
 /// When the host breaks yamux's rules or the port fails.
 pub async fn drive(
     port: impl AsyncRead + AsyncWrite + Unpin,
     substreams: &Substreams,
-    control: mpsc::UnboundedSender<Substream>,
+    destinations: Destinations,
 ) -> Result<(), ConnectionError> {
     let buffered = BufReader::with_capacity(READ_BUFFER_BYTES, BufWriter::with_capacity(WRITE_BUFFER_BYTES, port));
     let mut connection = Connection::new(buffered, Config::default(), Mode::Server);
     while let Some(stream) = poll_fn(|context| connection.poll_next_inbound(context)).await {
         let stream = stream?;
         substreams.lock().without_header += 1;
-        tokio::spawn(substreams.clone().sort(stream, control.clone()));
+        tokio::spawn(substreams.clone().sort(stream, destinations.clone()));
     }
     Ok(())
 }
@@ -150,8 +162,10 @@ mod tests {
         let mut host = Connection::new(host.compat(), Config::default(), Mode::Client);
         let substreams = Substreams::default();
         let (control, _controls) = mpsc::unbounded_channel();
+        let (files, _files) = mpsc::unbounded_channel();
+        let destinations = Destinations { control, files };
         let table = substreams.clone();
-        tokio::spawn(async move { drive(guest.compat(), &table, control).await });
+        tokio::spawn(async move { drive(guest.compat(), &table, destinations).await });
         let header = StreamHeader { kind: StreamKind::Stdout, process: 0 };
         let _old = open(&mut host, header).await;
         settle().await;

@@ -52,15 +52,28 @@ impl ChangeError {
 /// The `config` of an image with these instructions and nothing else. Shape: keys and values as Docker writes them.
 pub(crate) fn apply(changes: &[String]) -> Result<Map<String, Value>, ChangeError> {
     let mut config = Map::new();
+    apply_to(&mut config, changes)?;
+    Ok(config)
+}
+
+/// Applies these instructions to a `config` that is there.
+pub(crate) fn apply_to(config: &mut Map<String, Value>, changes: &[String]) -> Result<(), ChangeError> {
+    // Where a list or a map is to be added to, anything else counts as none.
+    for key in ["Labels", "Volumes", "ExposedPorts"] {
+        config.retain(|name, value| name != key || value.is_object());
+    }
+    for key in ["Env", "OnBuild"] {
+        config.retain(|name, value| name != key || value.is_array());
+    }
     for line in changes.iter().flat_map(|change| change.lines()).map(str::trim).filter(|line| !line.is_empty()) {
         let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let name = name.to_ascii_uppercase();
         if !KNOWN.contains(&name.as_str()) {
             return Err(ChangeError::Unknown { name: name.chars().take(40).collect() });
         }
-        Instruction { name: &name, arguments: arguments.trim() }.apply(&mut config)?;
+        Instruction { name: &name, arguments: arguments.trim() }.apply(config)?;
     }
-    Ok(config)
+    Ok(())
 }
 
 struct Instruction<'a> {

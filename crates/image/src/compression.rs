@@ -81,6 +81,16 @@ pub(crate) struct Decompressed<R: Read> {
     max_output: u64,
 }
 
+/// Undoes the compression of a stream that somebody sends, as its first bytes say: gzip, zstd or none. It is bounded: reading
+/// fails when it gives out far more than it was fed, or more than an archive may have.
+///
+/// # Errors
+/// The first bytes cannot be read; inside is a [`StreamRefusal`] for a format that is not supported.
+pub fn decompressed(source: impl Read) -> io::Result<impl Read> {
+    let limits = Limits::default();
+    Decompressed::new(source, &limits, limits.archive_bytes).map(|(stream, _)| stream)
+}
+
 enum Decoder<R: Read> {
     None(BufReader<R>),
     Gzip(Box<MultiGzDecoder<BufReader<R>>>),

@@ -18,6 +18,7 @@
 #[cfg(test)]
 mod cases;
 mod changes;
+mod commit;
 mod compression;
 mod config;
 mod content;
@@ -47,7 +48,8 @@ mod worker;
 mod worker_fault;
 
 pub use changes::ChangeError;
-pub use compression::StreamRefusal;
+pub use commit::{CommitError, CommitOptions};
+pub use compression::{StreamRefusal, decompressed};
 pub use config::{ConfigError, Image, host_architecture};
 pub use content::{FileError, LayerFault};
 pub use convert::LayerError;

@@ -42,6 +42,20 @@ pub struct LayerFile {
     pub path: PathBuf,
 }
 
+/// Name of the socket in the bundle of a running hyperv container over which [`crate::files`] is spoken, one connection an
+/// operation.
+pub const FILES_SOCKET: &str = "files.sock";
+
+/// A file with an ext4 file system that bounds what a process container can change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpperDisk {
+    /// The file, made by the engine; nothing but the host's kernel has ever written its structures.
+    pub file: PathBuf,
+    /// Where it is mounted; made if missing.
+    pub point: PathBuf,
+}
+
 /// Where a container's changes go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -54,6 +68,9 @@ pub enum Writable {
         work: PathBuf,
         /// Mount point of the whole.
         merged: PathBuf,
+        /// What `upper` and `work` are on, if they are not to grow without bound.
+        #[serde(default)]
+        disk: Option<UpperDisk>,
     },
     /// Hyperv isolation: a sparse disk file with an ext4 file system, given to the utility VM.
     Scratch {

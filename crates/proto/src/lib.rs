@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod files;
 pub mod gcs;
 mod id;
 mod isolation;

@@ -27,6 +27,8 @@ pub struct Flags {
     pub backend: Option<String>,
     /// Have a utility VM ready before there is a container.
     pub standby: bool,
+    /// The container runs: look at its files where they are mounted.
+    pub live: bool,
     /// More log.
     pub debug: bool,
     /// Print the version.
@@ -89,6 +91,7 @@ impl Flags {
         match name {
             "debug" => Some(&mut self.debug),
             "standby" => Some(&mut self.standby),
+            "live" => Some(&mut self.live),
             "v" | "version" => Some(&mut self.version),
             "info" => Some(&mut self.info),
             _ => None,

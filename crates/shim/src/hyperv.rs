@@ -18,6 +18,7 @@ use uvm::{ExitReason, GuestConnection, GuestError, UtilityVm, VmExit};
 
 use crate::bundle::Bundle;
 use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process};
+use crate::files::relay::FilesRelay;
 use crate::plan::Plan;
 use crate::standby::Standby;
 use crate::state::Exit;
@@ -36,6 +37,8 @@ pub struct HypervSystem {
     /// Number of the next exec in the guest.
     next_process: AtomicU32,
     vm_dir: PathBuf,
+    /// For operations on the container's files.
+    _files: FilesRelay,
 }
 
 /// The VM and its cgroup on the host.
@@ -87,15 +90,18 @@ impl HypervSystem {
             bundle.write_utility_vm(report).map_err(|error| status!(error))?;
             bundle.write_processes(&report.vmm_pids).map_err(|error| status!(error))?;
             let pid = report.vmm_pids.first().copied().unwrap_or(0);
-            create_container(&worker, id.as_str(), &plan, Caller { stdio: &stdio, fifos }, pid).await
+            let init = create_container(&worker, id.as_str(), &plan, Caller { stdio: &stdio, fifos }, pid).await?;
+            let files = FilesRelay::start(bundle.path(), worker.vm.guest().clone());
+            Ok((init, files.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?))
         };
         match created.await {
-            Ok(init) => Ok(Self {
+            Ok((init, files)) => Ok(Self {
                 guest: worker.vm.guest().clone(),
                 worker,
                 init: Arc::new(init),
                 next_process: AtomicU32::new(INIT_PROCESS + 1),
                 vm_dir: bundle.vm_dir(),
+                _files: files,
             }),
             Err(status) => {
                 if let Err(left) = worker.destroy().await {

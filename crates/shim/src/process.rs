@@ -15,7 +15,7 @@ use crate::bundle::{Bundle, BundleError};
 use crate::child::Child;
 use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process};
 use crate::metrics;
-use crate::rootfs::Rootfs;
+use crate::rootfs::{Places, Rootfs};
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, Streams};
 use crate::terminal::Terminal;
@@ -74,16 +74,16 @@ impl ProcessSystem {
             let mut spec = bundle.spec().map_err(of_bundle)?;
             let rootfs = match container {
                 Some(container) => {
-                    let Writable::Upper { upper, work, merged } = container.writable else {
+                    let Writable::Upper { upper, work, merged, disk } = container.writable else {
                         let what = "process isolation needs an upper folder, not a scratch disk";
                         return Err(Status::new(ErrorKind::InvalidArgument, what));
                     };
                     if spec::set_root(&mut spec, &merged) {
                         bundle.write_spec(&spec).map_err(of_bundle)?;
                     }
-                    let upper = Upper { upper, work };
+                    let places = Places { changes: Upper { upper, work }, merged, disk };
                     let staging = bundle.path().join("layers");
-                    Rootfs::layers(&container.layers, &staging, &upper, &merged).map_err(|error| status!(error))?
+                    Rootfs::layers(&container.layers, &staging, &places).map_err(|error| status!(error))?
                 }
                 None => Rootfs::foreign(&rootfs, &foreign_root).map_err(|error| status!(error))?,
             };

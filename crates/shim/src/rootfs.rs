@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use container::rootfs::{LayerSource, MountedRootfs, RootfsError, Upper};
 use containerd_shim_protos::api::Mount;
 use proto::ErrorKind;
-use proto::control::LayerFile;
+use proto::control::{LayerFile, UpperDisk};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount};
 
 /// A root file system that cannot be mounted or unmounted.
@@ -58,8 +58,8 @@ impl MountError {
 
 /// A mounted root file system; unmounted when dropped.
 pub enum Rootfs {
-    /// Our engine's.
-    Layers(MountedRootfs),
+    /// Our engine's. Shape: the whole, and the disk that its changes are on, if there is one.
+    Layers(MountedRootfs, Option<MountedRootfs>),
     /// A snapshotter's.
     Foreign(ForeignMounts),
     /// The specification's folder, as it is.
@@ -71,9 +71,11 @@ impl Rootfs {
     ///
     /// # Errors
     /// [`MountError::Layers`].
-    pub fn layers(layers: &[LayerFile], staging: &Path, upper: &Upper, merged: &Path) -> Result<Self, MountError> {
+    pub fn layers(layers: &[LayerFile], staging: &Path, places: &Places) -> Result<Self, MountError> {
         let sources: Vec<_> = layers.iter().map(|layer| LayerSource::File(layer.path.clone())).collect();
-        container::rootfs::mount(&sources, staging, upper, merged).map(Self::Layers).map_err(MountError::Layers)
+        let disk = places.disk.as_ref().map(mount_disk).transpose()?;
+        let whole = container::rootfs::mount(&sources, staging, &places.changes, &places.merged);
+        Ok(Self::Layers(whole.map_err(MountError::Layers)?, disk))
     }
 
     /// Mounts what a snapshotter wants, in order; without mounts the specification's folder stands.
@@ -105,11 +107,30 @@ impl Rootfs {
     /// [`MountError`]; what could not be unmounted vanishes with the shim's mount namespace.
     pub fn unmount(self) -> Result<(), MountError> {
         match self {
-            Self::Layers(mounted) => mounted.unmount().map_err(MountError::Layers),
+            Self::Layers(whole, disk) => {
+                whole.unmount().map_err(MountError::Layers)?;
+                disk.map_or(Ok(()), |disk| disk.unmount().map_err(MountError::Layers))
+            }
             Self::Foreign(mut mounts) => mounts.unmount(),
             Self::Folder => Ok(()),
         }
     }
+}
+
+/// Where a container's root is put together.
+pub struct Places {
+    /// Its changes.
+    pub changes: Upper,
+    /// The whole.
+    pub merged: PathBuf,
+    /// What the changes are on, if they are bounded.
+    pub disk: Option<UpperDisk>,
+}
+
+fn mount_disk(disk: &UpperDisk) -> Result<MountedRootfs, MountError> {
+    std::fs::create_dir_all(&disk.point)
+        .map_err(|source| MountError::Layers(RootfsError::Folder { path: disk.point.clone(), source }))?;
+    container::rootfs::mount_disk(&disk.file, &disk.point).map_err(MountError::Layers)
 }
 
 /// A snapshotter's mounts; unmounted when dropped, last first.

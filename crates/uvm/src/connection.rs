@@ -14,9 +14,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use proto::gcs::wire::{
-    CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse, PersonalizeRequest,
-    PersonalizeResponse, ProcessesResponse, ResizeRequest, SignalRequest, StartRequest, StatsResponse,
-    SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
+    CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse, MountRootRequest,
+    PersonalizeRequest, PersonalizeResponse, ProcessesResponse, ResizeRequest, SignalRequest, StartRequest,
+    StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
 };
 use proto::gcs::wire_ttrpc::GuestClient;
 use proto::gcs::{StreamHeader, StreamKind};
@@ -128,6 +128,8 @@ impl GuestConnection {
     calls! {
         /// Mounts layers and scratch and creates the container.
         create_container(CreateContainerRequest) -> CreateContainerResponse, Some(WORK_LIMIT);
+        /// Mounts layers and scratch, and creates nothing.
+        mount_root(MountRootRequest) -> Empty, Some(WORK_LIMIT);
         /// Starts the created container's process.
         start(StartRequest) -> Empty, Some(WORK_LIMIT);
         /// Starts one more process.

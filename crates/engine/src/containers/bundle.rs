@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use bollard::models::HostConfig;
 use oci_spec::runtime::Spec;
-use proto::control::{ContainerBundle, ExitReport, UtilityVmRequest, Writable};
+use proto::control::{ContainerBundle, ExitReport, UpperDisk, UtilityVmRequest, Writable};
 use proto::{ContainerId, Isolation};
 
-use super::create::SCRATCH;
+use super::create::{SCRATCH, UPPER_DISK};
 use super::{shim, standby};
 use crate::container::{Container, kept};
 use crate::engine::Engine;
@@ -22,6 +22,8 @@ use crate::task::StdioPaths;
 
 /// Name of the folder in the bundle on which a process container's root is mounted, by the shim, for itself alone.
 pub const ROOTFS: &str = "rootfs";
+/// Name of the folder in the bundle on which the disk with a process container's changes is mounted, if they have one.
+pub const CHANGES: &str = "changes";
 /// OCI's file in a bundle.
 pub const SPEC_FILE: &str = "config.json";
 
@@ -130,7 +132,16 @@ pub fn build_spec(engine: &Engine, container: &Container) -> ApiResult<Spec> {
     spec::build(&input).map_err(|error| ApiError::new(error.kind(), chain(&error)))
 }
 
-fn describe(engine: &Engine, container: &Container, host: &HostConfig, bundle: &Path) -> ApiResult<ContainerBundle> {
+/// What the shim is to know of a container beyond its spec, with its mount points in the folder `bundle`.
+///
+/// # Errors
+/// 404 when its image was removed, 500 when its layers are not there.
+pub fn describe(
+    engine: &Engine,
+    container: &Container,
+    host: &HostConfig,
+    bundle: &Path,
+) -> ApiResult<ContainerBundle> {
     let image_id = container.record().image_id.clone();
     let image = engine.images.image(&image_id).ok_or_else(|| {
         ApiError::not_found(format!("the container's image {image_id} was removed; make the container again"))
@@ -149,11 +160,13 @@ fn describe(engine: &Engine, container: &Container, host: &HostConfig, bundle: &
 
 fn writable(container: &Container, bundle: &Path) -> Writable {
     match container.isolation {
-        Isolation::Process => Writable::Upper {
-            upper: kept(&container.dir, "upper"),
-            work: kept(&container.dir, "work"),
-            merged: bundle.join(ROOTFS),
-        },
+        Isolation::Process => {
+            let file = kept(&container.dir, UPPER_DISK);
+            let disk = file.exists().then(|| UpperDisk { file, point: bundle.join(CHANGES) });
+            let folder = disk.as_ref().map_or(&container.dir, |disk| &disk.point);
+            let (upper, work) = (kept(folder, "upper"), kept(folder, "work"));
+            Writable::Upper { upper, work, merged: bundle.join(ROOTFS), disk }
+        }
         Isolation::Hyperv => Writable::Scratch { disk: kept(&container.dir, SCRATCH) },
     }
 }

@@ -257,6 +257,9 @@ impl Plan<'_> {
 
     fn make_writable(&self, engine: &Engine, dir: &Path) -> ApiResult<()> {
         match self.isolation {
+            Isolation::Process if self.host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()) => {
+                make_scratch(engine, &kept(dir, UPPER_DISK), self.host)
+            }
             Isolation::Process => image::prepare_upper(dir).map(drop).map_err(|error| no_disk(&error)),
             Isolation::Hyperv => make_scratch(engine, &kept(dir, SCRATCH), self.host),
         }
@@ -267,17 +270,23 @@ fn no_disk(error: &dyn std::fmt::Display) -> ApiError {
     ApiError::internal(format!("cannot make the container's disk: {error}"))
 }
 
-/// Makes a hyperv container's disk file.
+/// Makes a disk file for a container's changes.
 ///
 /// # Errors
 /// 400 for a wrong size, 500 for a disk that cannot be made.
 pub fn make_scratch(engine: &Engine, disk: &Path, host: &HostConfig) -> ApiResult<()> {
     let blank = engine.settings.data_root.join("blank");
-    Scratch::prepare(&blank, disk, scratch_bytes(host)?).map_err(|error| no_disk(&error::chain(&error)))
+    Scratch::prepare(&blank, disk, scratch_bytes(host)?).map_err(|error| match error.kind() {
+        proto::ErrorKind::InvalidArgument => ApiError::invalid(error::chain(&error)),
+        _ => no_disk(&error::chain(&error)),
+    })
 }
 
 /// Name of a hyperv container's disk file.
 pub const SCRATCH: &str = "scratch.img";
+
+/// Name of the disk file with a process container's changes, if they are bounded.
+pub const UPPER_DISK: &str = "upper.img";
 
 /// `--storage-opt size=20G`.
 fn scratch_bytes(host: &HostConfig) -> ApiResult<u64> {

@@ -70,12 +70,15 @@ async fn try_launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
     if engine.bundle(&container.id).exists() {
         shim::delete_leftovers(engine, &container.id).await;
     }
+    // Operations on its files end first: they have its changes mounted.
+    let files = container.files.write().await;
     let bundle = prepare(engine, container).await?;
     shim::reap(bundle.shim_pid);
     let ends =
         fifo::open(&bundle.stdio).map_err(|error| ApiError::caused("cannot open the container's fifos", &error))?;
     let task = Task::connect(&bundle.socket, container.id.as_str()).await?;
     task.create(&bundle.dir, &bundle.stdio).await?;
+    drop(files);
     let log = container.log.clone().map(LogWriter::start).transpose();
     let log = log.map_err(|error| ApiError::caused("cannot open the container's log", &error))?;
     container.set_running(Some(Running { task: task.clone(), shim_pid: bundle.shim_pid }));

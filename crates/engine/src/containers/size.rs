@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proto::Isolation;
 
-use super::create::SCRATCH;
+use super::create::{SCRATCH, UPPER_DISK};
 use crate::container::{Container, kept};
 use crate::engine::Engine;
 
@@ -17,8 +17,10 @@ const BLOCK: u64 = 512;
 pub async fn writable_bytes(container: &Arc<Container>) -> u64 {
     let container = Arc::clone(container);
     tokio::task::spawn_blocking(move || match container.isolation {
-        Isolation::Process => tree_bytes(&kept(&container.dir, "upper")),
-        Isolation::Hyperv => kept(&container.dir, SCRATCH).metadata().map_or(0, |file| file.blocks() * BLOCK),
+        Isolation::Process => {
+            disk_bytes(&kept(&container.dir, UPPER_DISK)).unwrap_or_else(|| tree_bytes(&kept(&container.dir, "upper")))
+        }
+        Isolation::Hyperv => disk_bytes(&kept(&container.dir, SCRATCH)).unwrap_or(0),
     })
     .await
     .unwrap_or(0)
@@ -28,6 +30,10 @@ pub async fn writable_bytes(container: &Arc<Container>) -> u64 {
 pub fn image_bytes(engine: &Engine, container: &Container) -> u64 {
     let id = container.record().image_id.clone();
     engine.images.image(&id).map_or(0, |image| image.size_bytes)
+}
+
+fn disk_bytes(file: &Path) -> Option<u64> {
+    file.metadata().ok().map(|file| file.blocks() * BLOCK)
 }
 
 /// Length of all regular files below a folder.

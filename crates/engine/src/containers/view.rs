@@ -4,7 +4,7 @@ use bollard::models::{ContainerConfig, HostConfig};
 use proto::Isolation;
 use serde_json::{Map, Value, json};
 
-use super::create::SCRATCH;
+use super::create::{SCRATCH, UPPER_DISK};
 use crate::clock::{Timestamp, ZERO_TIME};
 use crate::container::record::{Phase, Record};
 use crate::container::{Container, kept};
@@ -94,15 +94,21 @@ pub fn graph_driver(engine: &Engine, container: &Container) -> Value {
     let lower: Vec<String> = layers.into_iter().rev().map(|layer| text(layer.path)).collect();
     let lower = lower.join(":");
     match container.isolation {
-        Isolation::Process => json!({
-            "Name": "erofs",
-            "Data": {
+        Isolation::Process => {
+            let bundle = engine.bundle(&container.id);
+            let disk = Some(kept(&container.dir, UPPER_DISK)).filter(|disk| disk.exists());
+            let changes = disk.as_ref().map_or_else(|| container.dir.clone(), |_| bundle.join(super::bundle::CHANGES));
+            let mut data = json!({
                 "LowerDir": lower,
-                "UpperDir": text(kept(&container.dir, "upper")),
-                "WorkDir": text(kept(&container.dir, "work")),
-                "MergedDir": text(engine.bundle(&container.id).join(super::bundle::ROOTFS)),
-            },
-        }),
+                "UpperDir": text(kept(&changes, "upper")),
+                "WorkDir": text(kept(&changes, "work")),
+                "MergedDir": text(bundle.join(super::bundle::ROOTFS)),
+            });
+            if let Some(disk) = disk {
+                data["Scratch"] = text(disk).into();
+            }
+            json!({ "Name": "erofs", "Data": data })
+        }
         Isolation::Hyperv => json!({
             "Name": "erofs",
             "Data": { "LowerDir": lower, "Scratch": text(kept(&container.dir, SCRATCH)) },

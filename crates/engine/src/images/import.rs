@@ -7,10 +7,11 @@ use axum::response::Response;
 use image::{ImportOptions, Reference};
 use serde_json::json;
 
-use super::{body, progress, publish, reference};
+use super::{progress, publish, reference};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::query::Query;
+use crate::reader;
 
 pub(super) async fn create(engine: Arc<Engine>, query: &Query, body: Body) -> ApiResult<Response> {
     match query.get("fromSrc") {
@@ -29,7 +30,7 @@ pub(super) async fn create(engine: Arc<Engine>, query: &Query, body: Body) -> Ap
         architecture: architecture(query.get("platform"))?,
         ..ImportOptions::default()
     };
-    let rootfs = body::reader(body);
+    let rootfs = reader::of_body(body);
     progress::answer(move |lines| {
         let id = engine.images.import(rootfs, &options).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
         let name = options.reference.as_ref().map_or_else(|| id.to_string(), Reference::familiar);

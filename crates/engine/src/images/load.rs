@@ -9,17 +9,18 @@ use image::LoadEvent;
 use proto::Digest;
 use serde_json::{Value, json};
 
-use super::{body, progress, publish};
+use super::{progress, publish};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::query::Query;
+use crate::reader;
 
 /// At least this much time lies between two lines about the same thing.
 const INTERVAL: Duration = Duration::from_millis(100);
 
 pub(super) async fn load(engine: Arc<Engine>, query: &Query, body: Body) -> ApiResult<Response> {
     let quiet = query.flag("quiet");
-    let archive = body::reader(body);
+    let archive = reader::of_body(body);
     progress::answer(move |lines| {
         let mut last = Instant::now();
         let mut tell = |event: LoadEvent| {

@@ -11,6 +11,8 @@ pub enum StreamKind {
     Stdout,
     /// Guest to host: standard error. Never used with a terminal.
     Stderr,
+    /// Both ways: one operation on the container's files, see [`crate::files`]. Its number is the host's, and no process's.
+    Files,
 }
 
 /// Says what a substream carries and for which process. Shape: 5 bytes, kind and the process number big endian.
@@ -39,6 +41,7 @@ impl StreamHeader {
             StreamKind::Stdin => 1,
             StreamKind::Stdout => 2,
             StreamKind::Stderr => 3,
+            StreamKind::Files => 4,
         };
         let [a, b, c, d] = self.process.to_be_bytes();
         [kind, a, b, c, d]
@@ -55,6 +58,7 @@ impl StreamHeader {
             1 => StreamKind::Stdin,
             2 => StreamKind::Stdout,
             3 => StreamKind::Stderr,
+            4 => StreamKind::Files,
             other => return Err(InvalidHeader(other)),
         };
         Ok(Self { kind, process: u32::from_be_bytes([a, b, c, d]) })
@@ -67,12 +71,13 @@ mod tests {
 
     #[test]
     fn headers_survive_the_wire() {
-        for kind in [StreamKind::Control, StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr] {
+        let kinds = [StreamKind::Control, StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr, StreamKind::Files];
+        for kind in kinds {
             for process in [0, 1, u32::MAX] {
                 let header = StreamHeader { kind, process };
                 assert_eq!(StreamHeader::decode(header.encode()), Ok(header));
             }
         }
-        assert_eq!(StreamHeader::decode([4, 0, 0, 0, 0]), Err(InvalidHeader(4)));
+        assert_eq!(StreamHeader::decode([5, 0, 0, 0, 0]), Err(InvalidHeader(5)));
     }
 }

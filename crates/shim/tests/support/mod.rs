@@ -440,7 +440,7 @@ fn upper(folder: &Path) -> Writable {
         fs::create_dir(&path).unwrap();
         path
     };
-    Writable::Upper { upper: make("upper"), work: make("work"), merged: make("merged") }
+    Writable::Upper { upper: make("upper"), work: make("work"), merged: make("merged"), disk: None }
 }
 
 fn scratch(folder: &Path) -> Writable {

@@ -31,6 +31,8 @@ macro_rules! behind_both_walls {
 }
 
 mod bad_input;
+mod commit;
+mod copy;
 mod crashes;
 mod defaults;
 mod dies_at;

@@ -10,14 +10,14 @@ use tokio::sync::mpsc;
 const PIECES: usize = 16;
 
 /// The reading half: blocks until the next piece comes. When: in a thread that may wait.
-pub(super) struct BodyReader {
+pub struct BodyReader {
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     current: Bytes,
 }
 
 /// Starts a task that feeds the reader. It ends with the body: what a reader that is gone has not read is dropped, since a
 /// connection that is closed while the client still sends would hide the answer from it.
-pub(super) fn reader(body: Body) -> BodyReader {
+pub fn of_body(body: Body) -> BodyReader {
     let (sender, pieces) = mpsc::channel(PIECES);
     tokio::spawn(async move {
         let mut stream = body.into_data_stream();
@@ -55,7 +55,7 @@ mod tests {
     async fn a_body_is_read_whole_and_in_order() {
         let pieces: Vec<io::Result<Bytes>> =
             (0..100u8).map(|byte| Ok(Bytes::from(vec![byte; usize::from(byte)]))).collect();
-        let mut reader = reader(Body::from_stream(futures_util::stream::iter(pieces)));
+        let mut reader = of_body(Body::from_stream(futures_util::stream::iter(pieces)));
         let read = tokio::task::spawn_blocking(move || {
             let mut all = Vec::new();
             reader.read_to_end(&mut all).map(|_| all)
@@ -68,7 +68,7 @@ mod tests {
     #[tokio::test]
     async fn a_broken_connection_is_an_error_and_no_end() {
         let pieces = [Ok(Bytes::from_static(b"abc")), Err(io::Error::other("reset"))];
-        let mut reader = reader(Body::from_stream(futures_util::stream::iter(pieces)));
+        let mut reader = of_body(Body::from_stream(futures_util::stream::iter(pieces)));
         let read = tokio::task::spawn_blocking(move || reader.read_to_end(&mut Vec::new()));
         assert!(read.await.unwrap().is_err());
     }

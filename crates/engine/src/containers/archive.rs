@@ -1,0 +1,201 @@
+//! `/containers/{id}/archive`: what `docker cp` reads and writes.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use proto::ErrorKind;
+use proto::files::{FilesRequest, FrameReceiver, PathStat};
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+
+use super::files::{Operation, received};
+use crate::clock::Timestamp;
+use crate::container::Container;
+use crate::engine::Engine;
+use crate::error::{ApiError, ApiResult};
+use crate::query::Query;
+use crate::reader;
+
+/// The header with what is at the path, base64 of JSON.
+const STAT_HEADER: HeaderName = HeaderName::from_static("x-docker-container-path-stat");
+/// Bytes of one piece of a body, and pieces on their way to a client.
+const PIECE_BYTES: usize = 64 << 10;
+const PIECES: usize = 8;
+
+fn path(query: &Query) -> ApiResult<String> {
+    let path = query.get("path").ok_or_else(|| ApiError::invalid("bad parameter: 'path' cannot be empty"))?;
+    if path.contains('\0') {
+        Err(ApiError::invalid("bad parameter: 'path' has a zero byte"))
+    } else {
+        Ok(path.to_owned())
+    }
+}
+
+/// dockerd's words for a path that is not there.
+fn explain(error: ApiError, path: &str, container: &Container) -> ApiError {
+    match error.kind {
+        ErrorKind::NotFound => {
+            ApiError::not_found(format!("Could not find the file {path} in container {}", container.id))
+        }
+        _ => error,
+    }
+}
+
+/// `HEAD`: what is at a path.
+///
+/// # Errors
+/// 404 for an unknown container or path, 400 for a path that leads through a file.
+pub async fn stat(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<Response> {
+    let (container, path) = (engine.containers.find(&id)?, path(&query)?);
+    let operation = Operation::begin(&engine, &container).await?;
+    let request = FilesRequest::Stat { path: path.clone() };
+    let stat = tokio::task::spawn_blocking(move || {
+        let (_, mut receiver) = operation.request(&request)?;
+        let stat: PathStat = received(receiver.message())?;
+        received(std::io::copy(&mut receiver, &mut std::io::sink()))?;
+        operation.finish()?;
+        Ok(stat)
+    });
+    let stat = stat.await?.map_err(|error| explain(error, &path, &container))?;
+    Ok(([(STAT_HEADER, encode(&stat)?)], StatusCode::OK).into_response())
+}
+
+/// `GET`: a path as a tar stream.
+///
+/// # Errors
+/// As [`stat`].
+pub async fn read(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<Response> {
+    let (container, path) = (engine.containers.find(&id)?, path(&query)?);
+    let operation = Operation::begin(&engine, &container).await?;
+    let request = FilesRequest::Read { path: path.clone() };
+    let (told, stat) = oneshot::channel();
+    let (pieces, body) = mpsc::channel(PIECES);
+    tokio::task::spawn_blocking(move || {
+        let begun = operation.request(&request).and_then(|(_, mut receiver)| {
+            let stat: PathStat = received(receiver.message())?;
+            Ok((stat, receiver))
+        });
+        match begun {
+            Ok((stat, receiver)) => {
+                // The client is gone when nobody takes it, and then the stream ends, too.
+                let _ = told.send(Ok(stat));
+                stream(operation, receiver, &pieces);
+            }
+            Err(error) => drop(told.send(Err(error))),
+        }
+    });
+    let stat = stat.await.map_err(|_| ApiError::internal("the work on the container's files broke off"))?;
+    let stat = stat.map_err(|error| explain(error, &path, &container))?;
+    container.emit(&engine.events, "archive-path", &[]);
+    let headers =
+        [(STAT_HEADER, encode(&stat)?), (header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"))];
+    Ok((headers, body_of(body)).into_response())
+}
+
+/// `PUT`: a tar stream, unpacked into a folder.
+///
+/// # Errors
+/// As [`stat`]; 400 for a stream that is none, 403 for a container whose root is read-only.
+pub async fn write(
+    State(engine): State<Arc<Engine>>,
+    Path(id): Path<String>,
+    query: Query,
+    request: Request,
+) -> ApiResult<StatusCode> {
+    let (container, path) = (engine.containers.find(&id)?, path(&query)?);
+    if container.record().host_flag("ReadonlyRootfs") {
+        return Err(ApiError::new(ErrorKind::PermissionDenied, "container rootfs is marked read-only"));
+    }
+    let operation = Operation::begin(&engine, &container).await?;
+    let wanted = FilesRequest::Write { path: path.clone(), keep_kinds: query.flag("noOverwriteDirNonDir") };
+    let body = reader::of_body(request.into_body());
+    let written = tokio::task::spawn_blocking(move || {
+        // Before anything of it comes near the container, whose programs are never asked for this.
+        let tar = image::decompressed(body)
+            .map_err(|error| ApiError::invalid(format!("cannot read the archive: {}", crate::error::chain(&error))))?;
+        operation.send(&wanted, tar)?;
+        operation.finish()
+    });
+    written.await?.map_err(|error| explain(error, &path, &container))?;
+    container.emit(&engine.events, "extract-to-dir", &[]);
+    Ok(StatusCode::OK)
+}
+
+/// Passes what is received on to a client, and ends the operation in order.
+pub(super) fn stream<R: std::io::Read>(
+    operation: Operation,
+    mut receiver: FrameReceiver<R>,
+    pieces: &mpsc::Sender<std::io::Result<Bytes>>,
+) {
+    use std::io::Read;
+    let outcome = loop {
+        let mut piece = vec![0; PIECE_BYTES];
+        match received(receiver.read(&mut piece)) {
+            Ok(0) => break operation.finish(),
+            Ok(count) => {
+                piece.truncate(count);
+                if pieces.blocking_send(Ok(piece.into())).is_err() {
+                    // The client is gone: the operation is broken off.
+                    return;
+                }
+            }
+            Err(error) => break Err(error),
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::error!("reading a container's files broke off: {}", error.message);
+        // A body that ends in an error is no whole one for the client.
+        let _ = pieces.blocking_send(Err(std::io::Error::other(error)));
+    }
+}
+
+/// The body of a stream.
+pub(super) fn body_of(pieces: mpsc::Receiver<std::io::Result<Bytes>>) -> Body {
+    Body::from_stream(futures_util::stream::unfold(pieces, async |mut pieces| {
+        let piece = pieces.recv().await?;
+        Some((piece, pieces))
+    }))
+}
+
+fn encode(stat: &PathStat) -> ApiResult<HeaderValue> {
+    let modified = i128::from(stat.modified_seconds) * 1_000_000_000 + i128::from(stat.modified_nanoseconds);
+    let value = json!({
+        "name": stat.name,
+        "size": stat.size,
+        "mode": stat.mode,
+        "mtime": Timestamp(i64::try_from(modified).unwrap_or(0)).to_string(),
+        "linkTarget": stat.link_target,
+    });
+    HeaderValue::from_str(&base64(value.to_string().as_bytes()))
+        .map_err(|error| ApiError::caused("cannot tell what is at the path", &error))
+}
+
+/// Base64 with padding. Source: RFC 4648 §4.
+fn base64(bytes: &[u8]) -> String {
+    const SIGNS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let part = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
+        let bits = part(0) << 16 | part(1) << 8 | part(2);
+        for index in 0..4 {
+            let sign = SIGNS[usize::try_from(bits >> (18 - 6 * index) & 63).unwrap_or(0)];
+            text.push(if index <= group.len() { char::from(sign) } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_as_specified() {
+        for (text, expected) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            assert_eq!(base64(text.as_bytes()), expected);
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Operations on a container's files, which the engine itself never touches: whoever has them serves `proto::files`.
+//!
+//! | container | who serves |
+//! |---|---|
+//! | process, running | a shim's `files` process, in a copy of the container's shim's mount namespace |
+//! | process, not running | a shim's `files` process, which mounts the root for itself |
+//! | hyperv, running | the guest, through the container's shim |
+//! | hyperv, not running | a shim's `files` process, with a utility VM that has the container's disks |
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use proto::control::{ContainerBundle, FILES_SOCKET};
+use proto::files::{FilesRequest, FrameReceiver, FrameSender, status_of};
+use proto::{ErrorKind, Isolation};
+use rustix::fs::{Mode, OFlags};
+use tokio::process::{Child, Command};
+
+use super::bundle;
+use crate::container::{Container, Running};
+use crate::engine::Engine;
+use crate::error::{ApiError, ApiResult, chain};
+
+/// How long the other side may be silent, or take nothing. A first hyperv container boots and freezes its template in it.
+const SILENCE: Duration = Duration::from_secs(300);
+/// How long a `files` process may take to end in order once nobody wants anything of it.
+const END: Duration = Duration::from_secs(30);
+
+/// Holds off what must not happen while an operation is under way.
+enum Guard {
+    /// The container runs: others may look at its files, too.
+    Shared { _guard: tokio::sync::OwnedRwLockReadGuard<()> },
+    /// It does not: its changes are mounted for this one.
+    Alone { _guard: tokio::sync::OwnedRwLockWriteGuard<()> },
+}
+
+/// A `files` process, with its working folder.
+struct Helper {
+    child: Child,
+    folder: PathBuf,
+}
+
+/// One operation. Dropping it ends it, whatever it was doing.
+pub struct Operation {
+    socket: UnixStream,
+    /// `None` when the guest of a running container serves.
+    helper: Option<Helper>,
+    guard: Option<Guard>,
+    /// What runs of the container, if it does.
+    running: Option<Running>,
+}
+
+impl Operation {
+    /// Finds out who has the container's files, and connects.
+    ///
+    /// # Errors
+    /// 404 when it was removed; 409 when it is a paused hyperv container, whose guest cannot answer; 500 when nobody serves.
+    pub async fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<Self> {
+        let _lifecycle = container.lifecycle.lock().await;
+        if container.progress().borrow().removed {
+            return Err(ApiError::not_found(format!("No such container: {}", container.id)));
+        }
+        let running = container.running().ok().filter(|_| container.record().phase.is_running());
+        let files = Arc::clone(&container.files);
+        let guard = match running {
+            Some(_) => Guard::Shared { _guard: files.read_owned().await },
+            None => Guard::Alone { _guard: files.write_owned().await },
+        };
+        let guest = container.isolation == Isolation::Hyperv && running.is_some();
+        if guest {
+            if container.record().phase.is_paused() {
+                return Err(ApiError::conflict(format!(
+                    "container {} is paused: its utility VM cannot answer, unpause it first",
+                    container.id
+                )));
+            }
+            let socket = connect(&engine.bundle(&container.id))
+                .map_err(|error| ApiError::caused("cannot reach the container's shim", &error))?;
+            return Ok(Self { socket, helper: None, guard: Some(guard), running });
+        }
+        let (engine, container, live) = (Arc::clone(engine), Arc::clone(container), running.is_some());
+        let made = tokio::task::spawn_blocking(move || Helper::prepare(&engine, &container, live)).await??;
+        let (helper, socket) = Helper::start(made)?;
+        Ok(Self { socket, helper: Some(helper), guard: Some(guard), running })
+    }
+
+    /// What runs of the container, if it does.
+    pub fn running(&self) -> Option<&Running> {
+        self.running.as_ref()
+    }
+
+    /// Sends the request. When: in a thread that may wait, as everything else but [`Operation::begin`].
+    ///
+    /// # Errors
+    /// Nobody takes it.
+    pub fn request(&self, request: &FilesRequest) -> ApiResult<(FrameSender<UnixStream>, FrameReceiver<UnixStream>)> {
+        let failed = |error: io::Error| ApiError::caused("cannot ask for the container's files", &error);
+        self.socket.set_write_timeout(Some(SILENCE)).map_err(failed)?;
+        self.socket.set_read_timeout(Some(SILENCE)).map_err(failed)?;
+        let mut sender = FrameSender::new(self.socket.try_clone().map_err(failed)?);
+        let receiver = FrameReceiver::new(self.socket.try_clone().map_err(failed)?);
+        match sender.message(request) {
+            // It has ended with an answer, most likely, which is still there to be read.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            other => other.map_err(failed)?,
+        }
+        Ok((sender, receiver))
+    }
+
+    /// Sends a stream, and waits until it was taken.
+    ///
+    /// # Errors
+    /// What the other side says; the stream's own failure.
+    pub fn send(&self, request: &FilesRequest, mut stream: impl Read + Send) -> ApiResult<()> {
+        let (mut sender, mut receiver) = self.request(request)?;
+        // Nothing comes before all was sent, however long the client takes.
+        let patient = |limit| self.socket.set_read_timeout(limit);
+        patient(None).map_err(|error| ApiError::caused("cannot wait for the container's files", &error))?;
+        std::thread::scope(|scope| {
+            let sending = scope.spawn(move || -> Result<(), ApiError> {
+                let sent = copy(&mut stream, &mut sender);
+                let told = match &sent {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(proto::Status::new(error.kind, error.message.clone())),
+                };
+                // When it cannot be told, the other side has ended, and its answer says why.
+                let _ = sender.end(&told);
+                let _ = patient(Some(SILENCE));
+                sent
+            });
+            let answered = received(io::copy(&mut receiver, &mut io::sink()).map(drop));
+            if answered.is_err() {
+                // Ends the sending, too.
+                let _ = self.socket.shutdown(std::net::Shutdown::Both);
+            }
+            let sent = sending.join().unwrap_or_else(|_| Err(ApiError::internal("sending broke off")));
+            // A stream that is none is the client's fault, and what the other side says follows from it.
+            sent.and(answered)
+        })
+    }
+
+    /// Waits until everything is in order again: a container's disk can be used by the next one who wants it.
+    ///
+    /// # Errors
+    /// The `files` process did not end well.
+    pub fn finish(mut self) -> ApiResult<()> {
+        let Some(helper) = self.helper.take() else { return Ok(()) };
+        let guard = self.guard.take();
+        let runtime = tokio::runtime::Handle::current();
+        let ended = runtime.block_on(helper.end());
+        drop(guard);
+        ended
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        let guard = self.guard.take();
+        let Some(helper) = self.helper.take() else { return };
+        // It notices, and ends.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        tokio::spawn(async move {
+            if let Err(error) = helper.end().await {
+                tracing::debug!("an operation on a container's files was broken off: {}", error.message);
+            }
+            drop(guard);
+        });
+    }
+}
+
+/// What the other side has said, as an error for the client.
+///
+/// # Errors
+/// What it is.
+pub fn received<T>(received: io::Result<T>) -> ApiResult<T> {
+    received.map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            ApiError::new(ErrorKind::DeadlineExceeded, "the container's files do not answer")
+        }
+        _ => status_of(&error).into(),
+    })
+}
+
+/// Copies a client's stream. Its failure is told as the client's; that nobody takes it is no failure of its own.
+fn copy(stream: &mut impl Read, sender: &mut impl Write) -> ApiResult<()> {
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        let count = match stream.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) => return Err(ApiError::invalid(format!("cannot read the archive: {}", chain(&error)))),
+        };
+        if sender.write_all(&buffer[..count]).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn connect(bundle: &Path) -> io::Result<UnixStream> {
+    let folder = rustix::fs::open(bundle, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // A socket's path has 107 bytes, and a bundle's may need more.
+    UnixStream::connect(format!("/proc/self/fd/{}/{FILES_SOCKET}", folder.as_raw_fd()))
+}
+
+/// A `files` process that is ready to be started.
+struct Prepared {
+    command: Command,
+    folder: PathBuf,
+    socket: UnixStream,
+}
+
+impl Helper {
+    fn prepare(engine: &Engine, container: &Container, live: bool) -> ApiResult<Prepared> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let failed =
+            |error: io::Error| ApiError::caused("cannot prepare an operation on the container's files", &error);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = engine.operations_dir().join(number.to_string());
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let mut command = Command::new(&engine.settings.shim);
+        let described = if live {
+            command.arg("-live").arg("-bundle").arg(engine.bundle(&container.id));
+            Ok(())
+        } else {
+            let described = container.host().and_then(|host| bundle::describe(engine, container, &host, &folder));
+            described.and_then(|bundle| bundle::write_json(&folder.join(ContainerBundle::FILE_NAME), &bundle))
+        };
+        let log = described.and_then(|()| std::fs::File::create(folder.join(LOG)).map_err(failed));
+        let log = log.inspect_err(|_| remove_folder(&folder))?;
+        command.arg("files").current_dir(&folder).stdin(Stdio::from(OwnedFd::from(theirs)));
+        command.stdout(Stdio::null()).stderr(Stdio::from(log)).kill_on_drop(true);
+        Ok(Prepared { command, folder, socket: ours })
+    }
+
+    /// Starts it. When: within the runtime.
+    fn start(prepared: Prepared) -> ApiResult<(Self, UnixStream)> {
+        let Prepared { mut command, folder, socket } = prepared;
+        let child = command.spawn().map_err(|error| {
+            remove_folder(&folder);
+            ApiError::caused("cannot start the shim for the container's files", &error)
+        })?;
+        Ok((Self { child, folder }, socket))
+    }
+
+    /// Waits for its end, and removes its folder.
+    async fn end(mut self) -> ApiResult<()> {
+        let ended = tokio::time::timeout(END, self.child.wait()).await;
+        let outcome = match ended {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => {
+                let said = std::fs::read_to_string(self.folder.join(LOG)).unwrap_or_default();
+                let last = said.lines().next_back().unwrap_or_default().to_owned();
+                Err(ApiError::internal(format!("the operation on the container's files ended with {status}: {last}")))
+            }
+            Ok(Err(error)) => Err(ApiError::caused("cannot wait for the operation's end", &error)),
+            Err(_) => {
+                let killed = self.child.kill().await;
+                Err(ApiError::internal(format!("the operation on the container's files did not end: {killed:?}")))
+            }
+        };
+        remove_folder(&self.folder);
+        outcome
+    }
+}
+
+/// Name of the file that takes what a `files` process complains of.
+const LOG: &str = "log";
+
+fn remove_folder(folder: &Path) {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(folder = %folder.display(), %error, "cannot remove an operation's folder");
+        }
+        _ => {}
+    }
+}
+
+/// Removes what an engine that was killed has left of its operations; their processes end with their connections.
+pub async fn clear_leftovers(engine: &Arc<Engine>) {
+    let folder = engine.operations_dir();
+    if let Err(error) = tokio::task::spawn_blocking(move || remove_folder(&folder)).await {
+        tracing::warn!(%error, "cannot remove the folders of operations");
+    }
+}
+
+/// Paths that the engine has made in a container: mount points and the folders above them, and the identity of a guest's
+/// container. Source of the first ones: moby, `initlayer.Setup`.
+///
+/// # Errors
+/// As [`bundle::build_spec`].
+pub fn own_paths(engine: &Engine, container: &Container) -> ApiResult<Vec<String>> {
+    let mut paths: Vec<PathBuf> =
+        ["/dev/console", "/.dockerenv", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"].map(PathBuf::from).into();
+    let spec = bundle::build_spec(engine, container)?;
+    paths.extend(spec.mounts().iter().flatten().map(|mount| mount.destination().clone()));
+    if container.isolation == Isolation::Hyperv {
+        paths.push("/etc/machine-id".into());
+    }
+    let mut own: Vec<String> = paths
+        .iter()
+        .flat_map(|path| path.ancestors())
+        .filter(|path| path.parent().is_some())
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    own.sort_unstable();
+    own.dedup();
+    Ok(own)
+}
