@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Asks again and again until it is true, or the time is over.
+/// Asks again and again until it is true, or the time is over; `BULKHEAD_TEST_PATIENCE=10` gives ten times as long, on a
+/// machine that is known to be slow.
 pub fn eventually(deadline: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = deadline * u32::try_from(crate::setting("BULKHEAD_TEST_PATIENCE", 1)).unwrap_or(1);
     let began = Instant::now();
     loop {
         if holds() {
