@@ -128,7 +128,9 @@ fn in_machine(cache: &Path, target: &Path, builds: &Builds, job: &str, (seat, li
     let archive =
         boot::initramfs::build(text("initramfs-init")?.as_bytes(), &modules, &[("busybox", busybox.as_slice())])?;
     fs::write(&machine.initramfs, archive).context("cannot write the lab's initramfs")?;
-    let payload = Payload { init: &text("init")?, job, target, files: &builds.files() };
+    let (init, run_test) = (text("init")?, text("run-test")?);
+    let scripts = [("init", init.as_str()), ("run-test", run_test.as_str()), ("job", job)];
+    let payload = Payload { scripts: &scripts, target, files: &builds.files() };
     payload.pack(&run.path().join("payload"), &machine.payload)?;
     let code = machine.run(seat, limit);
     for name in ["console.log", "output.log"] {

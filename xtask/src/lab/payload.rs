@@ -12,10 +12,8 @@ use super::root;
 /// What goes onto the disk.
 #[derive(Debug)]
 pub struct Payload<'a> {
-    /// The machine's first program, a script.
-    pub init: &'a str,
-    /// The script that it runs.
-    pub job: &'a str,
+    /// Scripts by name: the machine's first program `init`, the `job` that it runs, and what that one runs.
+    pub scripts: &'a [(&'a str, &'a str)],
     /// The target folder outside, absolute.
     pub target: &'a Path,
     /// Files below it, absolute.
@@ -33,7 +31,7 @@ impl Payload<'_> {
         for folder in ["tmp", "e2e"] {
             fs::create_dir_all(target.join(folder)).context("cannot make the payload's folders")?;
         }
-        for (name, text) in [("init", self.init), ("job", self.job)] {
+        for (name, text) in self.scripts {
             let path = tree.join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
@@ -61,7 +59,7 @@ mod tests {
     fn a_file_from_elsewhere_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let files = [PathBuf::from("/etc/passwd")];
-        let payload = Payload { init: "", job: "", target: &folder.path().join("target"), files: &files };
+        let payload = Payload { scripts: &[], target: &folder.path().join("target"), files: &files };
         let error = payload.pack(&folder.path().join("tree"), &folder.path().join("image")).unwrap_err();
         assert!(error.to_string().contains("/etc/passwd does not lie in the target folder"), "{error}");
     }
