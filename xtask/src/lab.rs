@@ -41,6 +41,9 @@ pub struct LabArgs {
     /// Only suites whose name holds this word
     #[arg(long, value_name = "WORD", requires = "test")]
     only: Option<String>,
+    /// Take the release binaries as they are
+    #[arg(long, conflicts_with = "test")]
+    no_build: bool,
     /// How long it may take, seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     limit: u64,
@@ -63,7 +66,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
     let target = std::path::absolute(workspace::target_dir()).context("cannot tell where the target folder is")?;
     let cache = target.join("lab");
     fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    let builds = Builds::make(&target, args.test)?;
+    let builds = Builds::make(&target, !args.no_build, args.test)?;
     let environment = suites::Environment { root: &workspace::root(), target: &target };
     let job = if args.test {
         let chosen = suites::choose(args.quick, args.only.as_deref());

@@ -35,20 +35,22 @@ pub struct Builds {
 }
 
 impl Builds {
-    /// Builds the binaries, and the tests if they are to run, in the release profile.
+    /// Builds the binaries unless they are to be taken as they are, and the tests if they are to run, in the release profile.
     ///
     /// # Errors
     /// When cargo fails, or there is no guest image.
-    pub fn make(target: &Path, with_tests: bool) -> Result<Self> {
+    pub fn make(target: &Path, with_binaries: bool, with_tests: bool) -> Result<Self> {
         let guest_image = GUEST_IMAGE.map(|name| target.join(name));
         ensure!(
             guest_image.iter().all(|file| file.exists()),
             "there is no guest image in {}: make boot",
             target.display()
         );
-        let mut build = workspace::cargo();
-        build.args(["build", "--release"]).args(BINARIES.iter().flat_map(|package| ["-p", package]));
-        workspace::run_checked(&mut build)?;
+        if with_binaries {
+            let mut build = workspace::cargo();
+            build.args(["build", "--release"]).args(BINARIES.iter().flat_map(|package| ["-p", package]));
+            workspace::run_checked(&mut build)?;
+        }
         let names = ["bulkheadd", "bulkhead", "containerd-shim-bulkhead-v2"];
         let mut files: Vec<PathBuf> = names.map(|name| target.join("release").join(name)).into();
         files.extend(guest_image);

@@ -1,6 +1,7 @@
 //! The lab machine's root file system: the files of Debian packages, in an EROFS image. Nothing is installed: apt says
 //! which packages belong together as if none was there, and each is unpacked.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -53,7 +54,9 @@ pub struct RootImage {
 /// When apt does not know a package, the network fails, or a file operation fails.
 pub fn find_or_make(list: &str, cache: &Path) -> Result<RootImage> {
     let apt = Apt::open(cache)?;
-    let packages = choose(&parse(list), |name| apt.knows(name))?;
+    let entries = parse(list);
+    let known = apt.known(&entries.concat())?;
+    let packages = choose(&entries, |name| known.contains(name))?;
     let plan = apt.plan(&packages)?;
     let folder = cache.join(format!("root-{}", key(&plan)));
     let root = RootImage { image: folder.join("root.erofs"), busybox: folder.join("busybox") };
@@ -104,20 +107,22 @@ fn choose<'a>(entries: &[Vec<&'a str>], knows: impl Fn(&str) -> bool) -> Result<
 
 /// Debian's package tools, over the package lists of this machine but as if nothing was installed.
 struct Apt {
-    status: PathBuf,
+    /// For the empty list of installed packages, and for what apt keeps between two calls.
+    folder: PathBuf,
 }
 
 impl Apt {
     fn open(cache: &Path) -> Result<Self> {
-        let status = cache.join("no-packages");
-        fs::write(&status, "").with_context(|| format!("cannot write {}", status.display()))?;
-        Ok(Self { status })
+        let folder = cache.join("apt");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::write(folder.join("status"), "").with_context(|| format!("cannot write into {}", folder.display()))?;
+        Ok(Self { folder })
     }
 
-    fn knows(&self, name: &str) -> bool {
-        let shown = self.command("apt-cache").args(["policy", name]).output();
-        let text = shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-        text.lines().any(|line| line.trim().strip_prefix("Candidate: ").is_some_and(|version| version != "(none)"))
+    /// Those of the names that are packages which could be installed. All are asked for at once: apt reads its lists each time.
+    fn known(&self, names: &[&str]) -> Result<BTreeSet<String>> {
+        let output = self.command("apt-cache").arg("policy").args(names).output().context("cannot run apt-cache")?;
+        Ok(candidates(&String::from_utf8_lossy(&output.stdout)))
     }
 
     /// File names of the packages and all they depend on, with versions in them.
@@ -157,13 +162,28 @@ impl Apt {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.arg("-o").arg(format!("Dir::State::status={}", self.status.display()));
+        let folder = self.folder.display();
+        command.arg("-o").arg(format!("Dir::State::status={folder}/status"));
+        command.arg("-o").arg(format!("Dir::Cache={folder}"));
         // Nothing is locked since nothing is installed; as root, apt would drop to a user who may not write here.
         command.args(["-o", "Debug::NoLocking=true", "-o", "APT::Sandbox::User=root"]);
-        command.args(["-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache="]);
         command.env("LC_ALL", "C").stdin(Stdio::null());
         command
     }
+}
+
+/// Reads what `apt-cache policy` prints: a line with a name, then indented ones, of which one is `Candidate: VERSION`.
+fn candidates(policy: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut package = "";
+    for line in policy.lines() {
+        if let Some(name) = line.strip_suffix(':').filter(|name| !name.starts_with(' ')) {
+            package = name;
+        } else if line.trim().strip_prefix("Candidate: ").is_some_and(|version| version != "(none)") {
+            found.insert(package.to_owned());
+        }
+    }
+    found
 }
 
 /// Of the packages' versions, and of the code that puts them together.
@@ -259,6 +279,13 @@ mod tests {
         assert_eq!(choose(&entries, |name| name != "docker-cli").unwrap(), ["qemu", "docker.io"]);
         assert_eq!(choose(&entries, |_| true).unwrap(), ["qemu", "docker-cli"]);
         assert!(choose(&entries, |name| name != "qemu").unwrap_err().to_string().contains("no package qemu"));
+    }
+
+    #[test]
+    fn a_package_without_a_candidate_is_not_known() {
+        let policy = "qemu:\n  Installed: (none)\n  Candidate: 7.2\n  Version table:\n     7.2 500\n        500 http://deb/ main Packages\n\
+                      docker-cli:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n";
+        assert_eq!(candidates(policy).into_iter().collect::<Vec<_>>(), ["qemu"]);
     }
 
     #[test]
