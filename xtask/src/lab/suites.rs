@@ -191,7 +191,7 @@ report() {
   for skipped in /tmp/skips/*; do
     [ -e "$skipped" ] && echo "SKIPPED $(basename "$skipped"): $(cat "$skipped")"
   done
-  echo "=== lab: summary (kernel $(uname -r), $(stat -f -c %T /sys/fs/cgroup), kvm_amd npt=$(cat /sys/module/kvm_amd/parameters/npt))"
+  echo "=== lab: summary (kernel $(uname -r), $(grep ' /sys/fs/cgroup ' /proc/mounts | cut -d' ' -f3), kvm_amd npt=$(cat /sys/module/kvm_amd/parameters/npt))"
   printf %s "$summary"
   exit $failed
 }
