@@ -6,7 +6,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARIES := bulkheadd bulkhead containerd-shim-bulkhead-v2
 PACKAGES := -p bulkhead-engine -p bulkhead-shim -p bulkhead-cli
 
-.PHONY: help demo test build boot bench lint arch install uninstall setup-build setup-run setup-test setup-bench
+.PHONY: help demo test build boot bench lab lab-test lint arch install uninstall setup-build setup-run setup-test setup-bench \
+        setup-lab
 
 help:                  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -25,6 +26,12 @@ boot: setup-build setup-run   ## the guest image only
 
 bench: build setup-bench   ## beside Docker and runc on this machine; prints ratios
 	$(CARGO) run --release -p bulkhead-bench -- $(BENCH_ARGS)
+
+lab: setup-build setup-run setup-lab boot   ## a shell on an emulated machine with KVM and cgroup version 2
+	$(CARGO) xtask lab
+
+lab-test: setup-build setup-run setup-lab boot   ## the tests that need such a machine, in it
+	$(CARGO) xtask lab --test $(LAB_ARGS)
 
 lint: setup-build      ## formatting, clippy, architecture
 	$(CARGO) fmt --all --check
@@ -46,5 +53,5 @@ uninstall:             ## takes away what install put there
 	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%)
 	rm -rf $(DESTDIR)$(PREFIX)/lib/bulkhead
 
-setup-build setup-run setup-test setup-bench:
+setup-build setup-run setup-test setup-bench setup-lab:
 	@scripts/setup $(@:setup-%=%)

@@ -12,11 +12,11 @@
 
 mod compression;
 mod guest;
-mod initramfs;
-mod kernel;
+pub mod initramfs;
+pub mod kernel;
 mod manifest;
-mod modules;
-mod vmlinux;
+pub mod modules;
+pub mod vmlinux;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -54,14 +54,10 @@ pub struct BootArgs {
 pub fn run(args: &BootArgs) -> Result<()> {
     let (root, target) = (workspace::root(), workspace::target_dir());
     let output = args.output.clone().unwrap_or_else(|| target.join("boot"));
-    let cache = target.join("boot-cache");
-    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
-    // Two runs at once would download, unpack and build the same things twice; the second one finds them done.
-    let lock = File::create(cache.join("lock")).context("cannot open the cache's lock file")?;
-    lock.lock().context("cannot lock the cache")?;
+    let cache = Cache::open()?;
 
-    let kernel = find_kernel(args, &root, &cache)?;
+    let kernel = find_kernel(args, &root, &cache.folder)?;
     let program = guest::build(&args.guest_profile)?;
     let wanted = modules::parse_list(&read_text(&root.join("boot/modules"))?);
     let modules = modules::resolve(&kernel.modules, &wanted)?;
@@ -79,13 +75,40 @@ pub fn run(args: &BootArgs) -> Result<()> {
 
     let vmlinux = vmlinux::extract(&fs::read(&kernel.image)?)
         .with_context(|| format!("cannot take the kernel out of {}", kernel.image.display()))?;
-    let archive = initramfs::build(&program, &modules)?;
+    let archive = initramfs::build(&program, &modules, &[])?;
     let manifest = inputs.manifest(inputs_sha256, &vmlinux, &archive);
     replace(&output.join("vmlinux"), &vmlinux)?;
     replace(&output.join("initramfs.cpio"), &archive)?;
     manifest.write(&output)?;
     report(&output, &manifest, vmlinux.len(), archive.len());
     Ok(())
+}
+
+/// The kernel of the package that `boot/kernel-package` names.
+///
+/// # Errors
+/// When it cannot be downloaded or unpacked.
+pub fn packaged_kernel() -> Result<KernelFiles> {
+    let cache = Cache::open()?;
+    let package = kernel::default_package(&read_text(&workspace::root().join("boot/kernel-package"))?)?;
+    kernel::from_package(&package, &cache.folder)
+}
+
+/// The folder for what was downloaded and unpacked. Two runs at once would do it twice; the second one waits and finds it
+/// done.
+struct Cache {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl Cache {
+    fn open() -> Result<Self> {
+        let folder = workspace::target_dir().join("boot-cache");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let lock = File::create(folder.join("lock")).context("cannot open the cache's lock file")?;
+        lock.lock().context("cannot lock the cache")?;
+        Ok(Self { folder, _lock: lock })
+    }
 }
 
 fn find_kernel(args: &BootArgs, root: &Path, cache: &Path) -> Result<KernelFiles> {

@@ -3,6 +3,7 @@
 
 mod arch;
 mod boot;
+mod lab;
 mod setup;
 mod suite;
 mod workspace;
@@ -27,6 +28,8 @@ enum Task {
     Arch,
     /// Installs the Debian packages that a purpose needs and that are missing.
     Setup(setup::SetupArgs),
+    /// Runs a shell, a command or tests on an emulated machine with KVM and cgroup version 2.
+    Lab(lab::LabArgs),
     /// Runs the unit, contract and e2e tests; counts what was skipped and why.
     Test(suite::TestArgs),
 }
@@ -47,6 +50,7 @@ fn run() -> anyhow::Result<()> {
         Task::Boot(args) => boot::run(&args),
         Task::Arch => arch::run(),
         Task::Setup(args) => setup::run(&args),
+        Task::Lab(args) => lab::run(&args),
         Task::Test(args) => suite::run(&args),
     }
 }

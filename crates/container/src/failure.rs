@@ -29,8 +29,9 @@ pub enum CommandError {
         /// The command as typed.
         name: String,
     },
-    /// A folder.
-    #[error("exec: {name:?}: is a directory")]
+    /// A folder. The kernel's own word for it stands there too: Docker's client before version 23 knows no other for exit
+    /// code 126.
+    #[error("exec: {name:?}: is a directory: permission denied")]
     Directory {
         /// The command as typed.
         name: String,
@@ -126,7 +127,7 @@ mod tests {
             (CommandError::NotInPath { name: name() }, r#"exec: "foo": executable file not found in $PATH"#, 127),
             (CommandError::Missing { name: name() }, r#"exec: "foo": stat foo: no such file or directory"#, 127),
             (CommandError::Denied { name: name() }, r#"exec: "foo": permission denied"#, 126),
-            (CommandError::Directory { name: name() }, r#"exec: "foo": is a directory"#, 126),
+            (CommandError::Directory { name: name() }, r#"exec: "foo": is a directory: permission denied"#, 126),
             (CommandError::Refused { path: name(), errno: libc::ENOEXEC }, "exec foo: exec format error", 126),
             (CommandError::Refused { path: name(), errno: libc::ENOENT }, "exec foo: no such file or directory", 127),
         ];

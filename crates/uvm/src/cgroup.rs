@@ -10,6 +10,8 @@ const VMM_OVERHEAD_BYTES: u64 = 256 << 20;
 /// the host's, which is the second line, would both cut, at different moments: the container would get less than was asked for.
 const VMM_OVERHEAD_MILLI: u64 = 500;
 const CPU_PERIOD_US: u64 = 100_000;
+/// The controllers with limits for a VM.
+const LIMITING: [&str; 2] = ["cpu", "memory"];
 
 /// What the host allows a VM's worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +89,11 @@ fn enter(hierarchy: &Hierarchy, folder: &Path, pid: u32, limits: Limits) -> io::
             inherit(&hierarchy.mount_point, folder, name)?;
         }
     }
+    if hierarchy.unified
+        && let Err(error) = hand_on(&hierarchy.mount_point, folder)
+    {
+        tracing::warn!(folder = %folder.display(), %error, "cannot hand the controllers on to the VM's cgroup");
+    }
     fs::write(folder.join("cgroup.procs"), pid.to_string())?;
     for (name, value) in settings(hierarchy, limits) {
         let file = folder.join(name);
@@ -95,6 +102,25 @@ fn enter(hierarchy: &Hierarchy, folder: &Path, pid: u32, limits: Limits) -> io::
             && let Err(error) = fs::write(&file, &value)
         {
             tracing::warn!(file = %file.display(), value, %error, "cannot limit the VM");
+        }
+    }
+    Ok(())
+}
+
+/// In version 2 a cgroup has only those controllers that each one above it hands on, and nobody has done it for a new one.
+/// What the hierarchy does not have (on a hybrid host version 1 has it) is left out.
+fn hand_on(mount_point: &Path, folder: &Path) -> io::Result<()> {
+    let mut above: Vec<&Path> =
+        folder.ancestors().skip(1).take_while(|ancestor| ancestor.starts_with(mount_point)).collect();
+    above.reverse();
+    for folder in above {
+        let listed = |name: &str| fs::read_to_string(folder.join(name));
+        let (available, on) = (listed("cgroup.controllers")?, listed("cgroup.subtree_control")?);
+        let has = |list: &str, name: &str| list.split_whitespace().any(|listed| listed == name);
+        let missing = LIMITING.iter().filter(|name| has(&available, name) && !has(&on, name));
+        let words: Vec<String> = missing.map(|name| format!("+{name}")).collect();
+        if !words.is_empty() {
+            fs::write(folder.join("cgroup.subtree_control"), words.join(" "))?;
         }
     }
     Ok(())
@@ -206,6 +232,22 @@ mod tests {
         assert_eq!(settings(&found[1], limits)[1], ("cpu.cfs_quota_us", "200000".into()));
         assert_eq!(settings(&found[2], limits), [("memory.limit_in_bytes", memory)]);
         assert!(settings(&found[1], Limits { cpus_milli: None, ..limits }).is_empty());
+    }
+
+    #[test]
+    fn controllers_are_handed_on_from_the_top_to_the_parent() {
+        let top = tempfile::tempdir().unwrap();
+        let (parent, vm) = (top.path().join("parent"), top.path().join("parent/vm"));
+        fs::create_dir_all(&vm).unwrap();
+        for (folder, available, on) in
+            [(top.path(), "cpuset cpu memory", "memory\n"), (&parent, "cpu memory pids", ""), (&vm, "", "")]
+        {
+            fs::write(folder.join("cgroup.controllers"), available).unwrap();
+            fs::write(folder.join("cgroup.subtree_control"), on).unwrap();
+        }
+        hand_on(top.path(), &vm).unwrap();
+        let written = |folder: &Path| fs::read_to_string(folder.join("cgroup.subtree_control")).unwrap();
+        assert_eq!([written(top.path()), written(&parent), written(&vm)], ["+cpu", "+cpu +memory", ""]);
     }
 
     #[test]

@@ -173,7 +173,7 @@ async fn a_kernel_panic_ends_that_vm_only() {
     let neighbour = lab.start("neighbour").await.unwrap();
     let vm = start(&lab, "panicking", 1).await;
     create(&vm, &spec("echo c > /proc/sysrq-trigger", &["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"])).await;
-    let exit = tokio::time::timeout(Duration::from_secs(30), vm.wait()).await.unwrap();
+    let exit = tokio::time::timeout(lab::patient(Duration::from_secs(30)), vm.wait()).await.unwrap();
     assert_eq!(exit.reason, ExitReason::GuestPanic, "{exit:?}");
     assert!(exit.detail.contains("Kernel panic"), "{exit:?}");
     assert!(!lab::alive(vm.report().vmm_pids[0]));
@@ -290,11 +290,5 @@ async fn a_standby_of_another_size_is_not_adopted() {
     start.layers = layers(&lab, 1);
     start.scratch = scratch(&lab);
     assert!(matches!(vm.adopt(start).await.unwrap_err(), UvmError::Unfit));
-    for _ in 0..500 {
-        if !lab::alive(pid) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("the standby lives on");
+    lab::until(Duration::from_secs(5), || !lab::alive(pid)).await;
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_uvm::{ExitReason, PersonalizeError, UtilityVm, UvmError};
 use proto::ErrorKind;
+use proto::control::UtilityVmRequest;
 
 use lab::Lab;
 
@@ -26,6 +27,11 @@ macro_rules! in_lab {
     };
 }
 
+in_lab!(the_machine_runs_on_what_this_host_has, lab, {
+    let vm = lab.start("accelerated").await.unwrap();
+    assert_eq!(vm.report().accelerator.as_str(), lab::expected_accelerator(), "{:?}", vm.report());
+});
+
 in_lab!(a_fork_is_paused_resumed_killed_and_waited_for, lab, {
     let vm = lab.start("one").await.unwrap();
     assert_eq!(vm.report().vmm_pids.len(), 1);
@@ -37,7 +43,7 @@ in_lab!(a_fork_is_paused_resumed_killed_and_waited_for, lab, {
     let asked = tokio::time::timeout(Duration::from_millis(300), vm.guest().processes(&nothing));
     assert!(asked.await.is_err(), "a paused guest answered");
     vm.resume().await.unwrap();
-    let asked = tokio::time::timeout(Duration::from_secs(10), vm.guest().processes(&nothing));
+    let asked = tokio::time::timeout(lab::patient(Duration::from_secs(10)), vm.guest().processes(&nothing));
     assert_eq!(asked.await.unwrap().unwrap_err().kind(), ErrorKind::FailedPrecondition);
 
     let (first, second) = tokio::join!(vm.wait(), async {
@@ -48,6 +54,33 @@ in_lab!(a_fork_is_paused_resumed_killed_and_waited_for, lab, {
     assert_eq!(vm.wait().await, first);
     assert!(!lab::alive(vm.report().vmm_pids[0]));
     assert_eq!(vm.guest().processes(&Default::default()).await.unwrap_err().kind(), ErrorKind::Unavailable);
+});
+
+in_lab!(the_hosts_cgroup_limits_the_vmm, lab, {
+    if !rustix::process::geteuid().is_root() {
+        return lab::skip("the_hosts_cgroup_limits_the_vmm", "needs root");
+    }
+    let request = lab.request();
+    let mut start = lab.start_request(&request, "limited");
+    // A parent that nobody has prepared.
+    let parent = format!("bulkhead-contract-{}", std::process::id());
+    start.cgroup = Some(format!("/{parent}/vm"));
+    let vm = UtilityVm::start(start).await.unwrap();
+    let files = [format!("{parent}/vm/memory.max"), format!("memory/{parent}/vm/memory.limit_in_bytes")];
+    let limit = || files.iter().find_map(|file| fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok());
+    // The guest's memory, and what the VMM needs itself.
+    let expected = (UtilityVmRequest::NOMINAL_MEMORY_BYTES + (256 << 20)).to_string();
+    lab::until(Duration::from_secs(5), || limit().is_some_and(|text| text.trim() == expected)).await;
+    let pid = vm.report().vmm_pids[0];
+    assert!(fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap().contains(&format!("/{parent}/vm")));
+    vm.kill();
+    vm.wait().await;
+    drop(vm);
+    // The parent is its maker's to remove, in each hierarchy.
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
+    for folder in hierarchies.chain(["/sys/fs/cgroup".into()]).map(|hierarchy| hierarchy.join(&parent)) {
+        lab::until(Duration::from_secs(5), || !folder.exists() || fs::remove_dir(&folder).is_ok()).await;
+    }
 });
 
 in_lab!(a_dropped_vm_leaves_no_process, lab, {

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
+use crate::patience::patient;
+
 /// How long a command may take before the test fails.
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -151,7 +153,7 @@ impl Running {
         readers.extend(child.stdout.take().map(|pipe| out.collect(pipe)));
         readers.extend(child.stderr.take().map(|pipe| err.collect(pipe)));
         let stdin = child.stdin.take();
-        Self { command: shown, child, stdin, out, err, readers, began: Instant::now(), deadline: DEADLINE }
+        Self { command: shown, child, stdin, out, err, readers, began: Instant::now(), deadline: patient(DEADLINE) }
     }
 
     /// Gives the command more or less time than usual.

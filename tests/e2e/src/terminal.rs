@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::patience::eventually;
+use crate::patience::{eventually, patient};
 
 /// A pseudo-terminal whose foreground process is a command. `setsid --ctty` makes it the controlling terminal, so that
 /// changes of its size arrive as SIGWINCH.
@@ -98,7 +98,11 @@ impl Terminal {
                 std::thread::sleep(Duration::from_millis(50));
                 return status.code().unwrap_or(-1);
             }
-            assert!(began.elapsed() < Duration::from_secs(60), "did not end; the terminal shows {:?}", self.shown());
+            assert!(
+                began.elapsed() < patient(Duration::from_secs(60)),
+                "did not end; the terminal shows {:?}",
+                self.shown()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -1,4 +1,5 @@
-//! The guest's first file system: `/init`, the modules, the folders to mount on. No shell, no tools.
+//! The guest's first file system: `/init`, the modules, the folders to mount on. No shell, no tools. (The lab's machine
+//! has one of the same form, with a shell in it.)
 //!
 //! The archive is not compressed: the host has it in the page cache, and unpacking it would be emulated.
 //!
@@ -15,11 +16,12 @@ use super::modules::Module;
 const FOLDERS: [&str; 8] = ["dev", "etc", "modules", "proc", "root", "run", "sys", "tmp"];
 
 /// The archive. Shape: folders, `/dev/console`, `/init`, `/modules/<name>.ko` and `/modules/order` (one name a line, in
-/// load order); owner 0, time 0, numbered as they come, so that the same content gives the same bytes.
+/// load order), `/bin/<name>` for each of `tools`; owner 0, time 0, numbered as they come, so that the same content gives
+/// the same bytes.
 ///
 /// # Errors
 /// When a file is larger than the format can say (4 GiB).
-pub fn build(program: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
+pub fn build(program: &[u8], modules: &[Module], tools: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     let mut archive = Archive { bytes: Vec::new(), next_inode: 1 };
     for folder in FOLDERS {
         archive.add(folder, |entry| entry.mode(0o755).set_mode_file_type(ModeFileType::Directory).nlink(2), &[])?;
@@ -37,6 +39,12 @@ pub fn build(program: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
     for module in sorted {
         archive.add_file(&format!("modules/{}.ko", module.name), 0o444, &module.bytes)?;
+    }
+    if !tools.is_empty() {
+        archive.add("bin", |entry| entry.mode(0o755).set_mode_file_type(ModeFileType::Directory).nlink(2), &[])?;
+    }
+    for (name, tool) in tools {
+        archive.add_file(&format!("bin/{name}"), 0o755, tool)?;
     }
     archive.finish()
 }
@@ -93,20 +101,27 @@ mod tests {
 
     #[test]
     fn the_same_inputs_give_the_same_bytes() {
-        let first = build(b"program", &modules(&["virtio", "erofs"])).unwrap();
-        let second = build(b"program", &modules(&["virtio", "erofs"])).unwrap();
+        let first = build(b"program", &modules(&["virtio", "erofs"]), &[]).unwrap();
+        let second = build(b"program", &modules(&["virtio", "erofs"]), &[]).unwrap();
         assert_eq!(first, second);
-        assert_ne!(first, build(b"program", &modules(&["erofs", "virtio"])).unwrap());
+        assert_ne!(first, build(b"program", &modules(&["erofs", "virtio"]), &[]).unwrap());
     }
 
     #[test]
     fn everything_is_in_it_and_nothing_else() {
-        let found = entries(&build(b"program", &modules(&["virtio", "erofs"])).unwrap());
+        let found = entries(&build(b"program", &modules(&["virtio", "erofs"]), &[]).unwrap());
         let files: Vec<&str> = found.iter().map(|(name, ..)| name.as_str()).skip(FOLDERS.len()).collect();
         assert_eq!(files, ["dev/console", "init", "modules/order", "modules/erofs.ko", "modules/virtio.ko"]);
         let content = |name: &str| found.iter().find(|entry| entry.0 == name).map(|entry| (entry.1, entry.2.clone()));
         assert_eq!(content("modules/order"), Some((0o100_444, b"virtio\nerofs\n".to_vec())));
         assert_eq!(content("init"), Some((0o100_755, b"program".to_vec())));
         assert_eq!(content("proc"), Some((0o040_755, Vec::new())));
+    }
+
+    #[test]
+    fn tools_come_in_a_folder_of_their_own() {
+        let found = entries(&build(b"#!/bin/sh", &modules(&["virtio"]), &[("sh", b"shell")]).unwrap());
+        let last: Vec<&str> = found.iter().rev().take(2).map(|(name, ..)| name.as_str()).collect();
+        assert_eq!(last, ["bin/sh", "bin"], "the folder before what is in it");
     }
 }

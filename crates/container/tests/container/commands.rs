@@ -107,7 +107,7 @@ fn commands_that_cannot_run_are_typed_errors() {
     let (kind, message) = attempt("/bin/text");
     assert_eq!((kind, message), (ErrorKind::PermissionDenied, text("\"/bin/text\": permission denied")));
     let (kind, message) = attempt("/etc");
-    assert_eq!((kind, message), (ErrorKind::PermissionDenied, text("\"/etc\": is a directory")));
+    assert_eq!((kind, message), (ErrorKind::PermissionDenied, text("\"/etc\": is a directory: permission denied")));
 }
 
 fn the_kernels_refusal_arrives_from_start() {

@@ -91,7 +91,10 @@ fn commands_that_cannot_run_are_typed_errors() {
     let name = "foo".to_owned();
     assert_eq!(attempt("foo"), (ErrorKind::NotFound, CommandError::NotInPath { name }.to_string()));
     assert_eq!(attempt("/text"), (ErrorKind::PermissionDenied, "exec: \"/text\": permission denied".into()));
-    assert_eq!(attempt("/tmp"), (ErrorKind::PermissionDenied, "exec: \"/tmp\": is a directory".into()));
+    assert_eq!(
+        attempt("/tmp"),
+        (ErrorKind::PermissionDenied, "exec: \"/tmp\": is a directory: permission denied".into())
+    );
 
     let mut lost = process(&fixture, &["true"]);
     lost.set_cwd("/nowhere".into());

@@ -90,7 +90,12 @@ impl Fixture {
         let relative = self.cgroup();
         let relative = relative.strip_prefix("/").unwrap();
         let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
-        hierarchies.map(|hierarchy| hierarchy.join(relative)).filter(|folder| folder.exists()).collect()
+        // Version 1 has a folder for each hierarchy, version 2 is that place itself.
+        std::iter::once("/sys/fs/cgroup".into())
+            .chain(hierarchies)
+            .map(|hierarchy: PathBuf| hierarchy.join(relative))
+            .filter(|folder| folder.exists())
+            .collect()
     }
 
     pub fn set(&mut self, pointer: &str, value: Value) {

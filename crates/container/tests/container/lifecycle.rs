@@ -130,8 +130,9 @@ fn half_made_containers_are_removed() {
 
     fs::create_dir_all(folder.join("bundle")).unwrap();
     fs::write(folder.join("bundle/config.json"), fixture.spec.to_string()).unwrap();
-    let pids = PathBuf::from("/sys/fs/cgroup/pids").join(fixture.cgroup().strip_prefix("/").unwrap());
-    let cgroup = if pids.parent().unwrap().parent().unwrap().exists() { pids } else { fixture.cgroup() };
+    // In version 1, or in version 2, which has no such hierarchy.
+    let hierarchy = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(PathBuf::from).into_iter().find(|path| path.is_dir());
+    let cgroup = hierarchy.unwrap().join(fixture.cgroup().strip_prefix("/").unwrap());
     fs::create_dir_all(cgroup.join("nested")).unwrap();
     let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
     fs::write(cgroup.join("nested/cgroup.procs"), sleeper.id().to_string()).unwrap();

@@ -119,6 +119,10 @@ fn about_isolation(engine: &Engine, probe: &HostProbe) -> Value {
         "Labels": [
             format!("dev.bulkhead.isolation.default={default}"),
             format!("dev.bulkhead.hyperv.available={available}"),
+            format!(
+                "dev.bulkhead.hyperv.accelerator={}",
+                probe.accelerator.map_or("none (not available)", Accelerator::as_str)
+            ),
             format!("dev.bulkhead.hyperv.boundary={}", boundary.unwrap_or("none (not available)")),
         ],
         "Bulkhead": {

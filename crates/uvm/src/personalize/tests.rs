@@ -194,3 +194,12 @@ fn a_clock_is_judged_by_what_the_round_trip_proves() {
     assert_eq!(judge(55, 4), ClockVerdict::Wrong);
     assert_eq!(ClockReading { sent_ns: 0, guest_ns: i64::MIN, received_ns: 1 }.judge(), ClockVerdict::Wrong);
 }
+
+#[test]
+fn more_time_is_more_attempts() {
+    let limit = Duration::from_secs(2);
+    assert!(may_try_again(0, Duration::from_secs(9), limit), "the least number is tried however long it takes");
+    assert!(may_try_again(CLOCK_ATTEMPTS, Duration::from_millis(900), limit));
+    assert!(!may_try_again(CLOCK_ATTEMPTS, Duration::from_millis(1100), limit));
+    assert!(may_try_again(CLOCK_ATTEMPTS, Duration::from_millis(1100), Duration::from_secs(20)));
+}

@@ -1,4 +1,8 @@
 //! What the contract tests need: QEMU, the guest image, a template store that they share, disks.
+//!
+//! They run over software emulation, which every machine has, unless `BULKHEAD_TEST_BACKEND=auto` lets the probe choose;
+//! `BULKHEAD_TEST_ACCELERATOR` is what it must find then. `BULKHEAD_TEST_REQUIRE=1`: a missing need fails.
+//! `BULKHEAD_TEST_PATIENCE=10`: ten times the deadlines, for a slow machine. `cargo xtask lab --test` sets all of them.
 #![allow(dead_code, clippy::unwrap_used, reason = "part of the tests; each test binary uses a part of it")]
 
 use std::fs::{self, File};
@@ -20,7 +24,29 @@ pub struct Lab {
 
 /// Says loudly that a test did not run.
 pub fn skip(test: &str, missing: &str) {
+    assert!(std::env::var_os("BULKHEAD_TEST_REQUIRE").is_none(), "{test} must run here, but {missing}");
     eprintln!("SKIPPED {test}: {missing}");
+}
+
+/// The backend of this run.
+fn backend() -> BackendChoice {
+    match std::env::var("BULKHEAD_TEST_BACKEND").as_deref() {
+        Ok("auto") => BackendChoice::Auto,
+        Ok("qemu-kvm") => BackendChoice::QemuKvm,
+        Ok("qemu-tcg") | Err(_) => BackendChoice::QemuTcg,
+        Ok(other) => panic!("BULKHEAD_TEST_BACKEND={other}: choose auto, qemu-kvm or qemu-tcg"),
+    }
+}
+
+/// What must execute the utility VMs of this run.
+pub fn expected_accelerator() -> String {
+    std::env::var("BULKHEAD_TEST_ACCELERATOR").unwrap_or_else(|_| "tcg".to_owned())
+}
+
+/// A deadline, longer on a machine that is known to be slow.
+pub fn patient(limit: Duration) -> Duration {
+    let times = std::env::var("BULKHEAD_TEST_PATIENCE").map_or(1, |times| times.parse().unwrap());
+    limit * times
 }
 
 impl Lab {
@@ -59,7 +85,7 @@ impl Lab {
         UtilityVmRequest {
             template_store: SHARED_STORE.clone(),
             guest_image: self.guest_image.clone(),
-            backend: BackendChoice::QemuTcg,
+            backend: backend(),
             memory_bytes: None,
             cpus_milli: None,
             boundary_required: false,
@@ -133,6 +159,7 @@ pub fn kill(pid: u32) {
 
 /// Waits until something holds.
 pub async fn until(limit: Duration, holds: impl Fn() -> bool) {
+    let limit = patient(limit);
     let began = Instant::now();
     while !holds() {
         assert!(began.elapsed() < limit, "it did not hold within {limit:?}");

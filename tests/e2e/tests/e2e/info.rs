@@ -27,6 +27,21 @@ fn the_host_says_whether_it_has_what_is_needed() {
     assert_eq!(doctor.code, 0, "everything is there, since hyperv works here: {doctor}");
 }
 
+#[test]
+fn info_names_the_hosts_cgroups_and_accelerator() {
+    let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
+    let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let version = host.docker(&["info", "--format", "{{.CgroupVersion}}"]).ok();
+    assert_eq!(version, if unified { "2" } else { "1" });
+    let labels = host.docker(&["info", "--format", "{{.Labels}}"]).ok();
+    let accelerator = |name: &str| labels.contains(&format!("dev.bulkhead.hyperv.accelerator={name} "));
+    // Where it is known what the machine has, such as in the lab.
+    match std::env::var("BULKHEAD_TEST_ACCELERATOR") {
+        Ok(expected) => assert!(accelerator(&expected), "{labels}"),
+        Err(_) => assert!(accelerator("kvm") || accelerator("tcg"), "{labels}"),
+    }
+}
+
 fn request(host: &TestHost, head: &str) -> String {
     let mut stream = UnixStream::connect(host.socket()).unwrap();
     write!(stream, "{head}\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();

@@ -1,0 +1,232 @@
+//! What runs in the lab, as the script that its first program runs.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::builds::Builds;
+
+/// One test program with some of its tests.
+#[derive(Debug, Clone, Copy)]
+pub struct Suite {
+    /// For a person, and for `--only`.
+    name: &'static str,
+    package: &'static str,
+    program: &'static str,
+    /// The harness's arguments: names of tests, all if empty.
+    arguments: &'static [&'static str],
+    /// The arguments of a quick run; `None`: it is not part of one.
+    quick: Option<&'static [&'static str]>,
+    /// Seconds for one test, several times what the longest one takes.
+    limit_s: u32,
+}
+
+/// The suites, cheapest first.
+const SUITES: [Suite; 5] = [
+    Suite {
+        name: "container",
+        package: "bulkhead-container",
+        program: "container",
+        arguments: &[],
+        quick: Some(&[]),
+        limit_s: 300,
+    },
+    Suite {
+        name: "uvm-contract",
+        package: "bulkhead-uvm",
+        program: "contract",
+        arguments: &[],
+        quick: Some(&["the_machine_runs", "a_fork_is_paused", "forks_are_unique", "the_hosts_cgroup", "a_vmm_killed"]),
+        limit_s: 400,
+    },
+    Suite {
+        name: "uvm-container",
+        package: "bulkhead-uvm",
+        program: "container",
+        arguments: &[],
+        quick: Some(&["more_layers", "a_kernel_panic"]),
+        limit_s: 400,
+    },
+    Suite { name: "shim", package: "bulkhead-shim", program: "process", arguments: &[], quick: None, limit_s: 300 },
+    Suite {
+        name: "e2e",
+        package: "bulkhead-e2e",
+        program: "e2e",
+        arguments: &E2E,
+        quick: Some(&E2E_QUICK),
+        limit_s: 400,
+    },
+];
+
+/// End-to-end tests about what differs here: cgroup version 2, and utility VMs on KVM. The others do not see a difference.
+const E2E: [&str; 12] = [
+    "crashes::",
+    "defaults::",
+    "exec::its_",
+    "exec::it_ends",
+    "exit_codes::",
+    "forks::forks_at_once",
+    "info::",
+    "isolation::",
+    "lifecycle::",
+    "options::",
+    "stdio::output",
+    "templates::",
+];
+/// One of each kind.
+const E2E_QUICK: [&str; 13] = [
+    "crashes::the_shim_is_killed_and_its_container_is_dead::process",
+    "crashes::the_vmm_is_killed_and_only_its_container_ends",
+    "exec::its_exit_code_streams_and_options_are_its_own",
+    "exit_codes::the_commands_own_code_is_passed_on",
+    "forks::forks_at_once_differ_too",
+    "info::info_names_the_hosts_cgroups_and_accelerator",
+    "isolation::inspect_says_which_wall_it_is",
+    "isolation::one_image_runs_behind_both_walls_with_different_kernels",
+    "lifecycle::pause_stops_time_inside",
+    "lifecycle::stats_measure_the_container::process",
+    "options::memory_is_limited",
+    "options::the_number_of_processes_is_limited::process",
+    "stdio::output_and_error_are_separate",
+];
+
+/// Where things are outside, and so inside.
+#[derive(Debug)]
+pub struct Environment<'a> {
+    /// The workspace.
+    pub root: &'a Path,
+    /// Its target folder.
+    pub target: &'a Path,
+}
+
+/// Names of all suites.
+pub fn names() -> Vec<&'static str> {
+    SUITES.iter().map(|suite| suite.name).collect()
+}
+
+/// The suites of a run, with the arguments that they get in it.
+pub fn choose(quick: bool, only: Option<&str>) -> Vec<Suite> {
+    let of_run = |suite: &Suite| {
+        if !quick {
+            return Some(*suite);
+        }
+        suite.quick.map(|arguments| Suite { arguments, ..*suite })
+    };
+    let chosen = SUITES.iter().filter(|suite| only.is_none_or(|word| suite.name.contains(word)));
+    chosen.filter_map(of_run).collect()
+}
+
+/// The script that runs suites and ends with 1 if one failed.
+///
+/// # Errors
+/// When a test program was not built.
+pub fn job(environment: &Environment, builds: &Builds, suites: &[Suite]) -> Result<String> {
+    let mut script = prologue(environment);
+    script.push_str(HARNESS);
+    for suite in suites {
+        let program = quoted(&builds.test(suite.package, suite.program)?.display().to_string());
+        let arguments: Vec<String> = suite.arguments.iter().map(|argument| quoted(argument)).collect();
+        // Writing into a string cannot fail.
+        let _ = writeln!(script, "suite {} {} {program} {}", suite.name, suite.limit_s, arguments.join(" "));
+    }
+    script.push_str("report\n");
+    Ok(script)
+}
+
+/// The script for a person, or for one command.
+pub fn shell(environment: &Environment, command: &[String]) -> String {
+    let mut script = prologue(environment);
+    let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+    let run = match words.as_slice() {
+        [] => format!("cd {}/release\nexec /bin/busybox sh -i\n", quoted(&environment.target.display().to_string())),
+        // One word is a script, several are a command and its arguments.
+        [script] => format!("exec /bin/busybox sh -c {script}\n"),
+        words => format!("exec {}\n", words.join(" ")),
+    };
+    script.push_str(&run);
+    script
+}
+
+/// The target folder where it is outside; tests write into two folders of it. The crates' folders exist too, since paths go
+/// through them.
+fn prologue(environment: &Environment) -> String {
+    let (root, target) = (environment.root.display().to_string(), environment.target.display().to_string());
+    let (root, target) = (quoted(&root), quoted(&target));
+    format!(
+        "target={target}\n\
+         mkdir -p {root}/crates/container {root}/crates/uvm {root}/crates/shim \"$target\" /tmp/skips\n\
+         mount --bind /lab/target \"$target\" || exit 1\n\
+         for name in tmp e2e; do\n\
+         mkdir -p /run/scratch/target/$name && mount --bind /run/scratch/target/$name \"$target/$name\" || exit 1\n\
+         done\n\
+         export BULKHEAD_GUEST_IMAGE=\"$target/boot\" BULKHEAD_TEST_BACKEND=auto BULKHEAD_TEST_ACCELERATOR=kvm\n\
+         export BULKHEAD_TEST_PATIENCE=10 BULKHEAD_E2E_SKIPS=/tmp/skips RUST_BACKTRACE=1 RUST_TEST_THREADS=2\n"
+    )
+}
+
+/// Nothing may be missing in the lab: what is skipped there counts as failed. Each test is a process of its own, two at once,
+/// as outside: they count processes, and one that hangs is to hold nothing up.
+const HARNESS: &str = r#"export BULKHEAD_E2E_REQUIRE=1 BULKHEAD_TEST_REQUIRE=1
+failed=0
+summary=
+now() { cut -d. -f1 /proc/uptime; }
+count() { grep -c "$1" "$results/outcomes" 2>/dev/null; }
+# suite NAME SECONDS PROGRAM [TEST]...
+suite() {
+  name=$1 limit=$2 program=$3 began=$(now)
+  shift 3
+  results=$(mktemp -d /run/results.XXXXXX)
+  echo "=== lab: $name"
+  "$program" --list --format terse "$@" 2>/dev/null | sed -n 's/: test$//p' > "$results/names"
+  busybox xargs -P 2 -n 1 busybox sh /lab/run-test "$program" "$limit" "$results" < "$results/names"
+  line="$name: $(wc -l < "$results/names") tests run: $(count pass) passed, $(count fail) failed, in $(($(now) - began)) s"
+  echo "$line"
+  summary="$summary$line
+"
+  # No test at all, or one that came to no end, is a failure too.
+  [ -s "$results/names" ] && [ "$(count pass)" = "$(wc -l < "$results/names")" ] || failed=1
+}
+report() {
+  for skipped in /tmp/skips/*; do
+    [ -e "$skipped" ] && echo "SKIPPED $(basename "$skipped"): $(cat "$skipped")"
+  done
+  echo "=== lab: summary (kernel $(uname -r), $(grep ' /sys/fs/cgroup ' /proc/mounts | cut -d' ' -f3), kvm_amd npt=$(cat /sys/module/kvm_amd/parameters/npt))"
+  printf %s "$summary"
+  exit $failed
+}
+"#;
+
+/// A word that a shell reads as it is.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment() -> Environment<'static> {
+        Environment { root: Path::new("/w"), target: Path::new("/w/target") }
+    }
+
+    #[test]
+    fn a_quick_run_is_a_part_of_the_whole() {
+        let whole: Vec<&str> = choose(false, None).iter().map(|suite| suite.name).collect();
+        let quick: Vec<&str> = choose(true, None).iter().map(|suite| suite.name).collect();
+        assert_eq!(whole, names());
+        assert!(!quick.is_empty() && quick.len() < whole.len() && quick.iter().all(|name| whole.contains(name)));
+        assert_eq!(choose(false, Some("contract")).len(), 1);
+        assert!(choose(false, Some("nothing")).is_empty());
+    }
+
+    #[test]
+    fn words_stay_words() {
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        let script = shell(&environment(), &["echo".into(), "a b".into()]);
+        assert!(script.ends_with("exec 'echo' 'a b'\n"), "{script}");
+        let script = shell(&environment(), &["echo a; echo b".into()]);
+        assert!(script.ends_with("exec /bin/busybox sh -c 'echo a; echo b'\n"), "{script}");
+        assert!(shell(&environment(), &[]).ends_with("sh -i\n"));
+    }
+}
