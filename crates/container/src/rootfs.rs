@@ -324,8 +324,7 @@ fn join(staged: &Staging<'_>, writable: Option<&Upper>, merged: &Path) -> Result
             }
             let short = |fd: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
             // The layers' folder is the working folder of whoever mounts, so that their paths are as short as can be.
-            let short: Vec<PathBuf> =
-                std::iter::once(PathBuf::new()).chain(held.iter().skip(1).map(short)).collect();
+            let short: Vec<PathBuf> = std::iter::once(PathBuf::new()).chain(held.iter().skip(1).map(short)).collect();
             let options = options(staged.mounted, &short).ok_or(RootfsError::LayerCount(staged.mounted))?;
             let merged = std::path::absolute(merged).map_err(failed)?;
             mount_overlay_within(&held[0], &options, &merged)

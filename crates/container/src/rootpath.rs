@@ -127,11 +127,17 @@ impl Root {
     }
 
     /// A path that exists, to mount something on it.
+    ///
+    /// # Errors
+    /// What the kernel says, `NotFound` among it.
     pub fn open_path(&self, path: &Path) -> io::Result<OwnedFd> {
         Ok(self.resolve(path, OFlags::PATH)?)
     }
 
     /// Whether a path leads to an empty file, or could lead to a file in a folder that exists.
+    ///
+    /// # Errors
+    /// What the kernel says, unless it says that there is no such thing.
     pub fn is_empty_or_missing(&self, path: &Path) -> io::Result<bool> {
         match self.resolve(path, OFlags::PATH) {
             Ok(file) => {
@@ -148,6 +154,9 @@ impl Root {
     }
 
     /// A file to mount another one on it: made, with its folders, where it does not exist.
+    ///
+    /// # Errors
+    /// What the kernel says.
     pub fn make_file(&self, path: &Path) -> io::Result<OwnedFd> {
         match self.resolve(path, OFlags::PATH) {
             Err(Errno::NOENT) => {}

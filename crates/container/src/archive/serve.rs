@@ -116,7 +116,7 @@ fn pack_root<W: Write>(
         .resolve(std::path::Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)
         .map_err(ArchiveError::at("open", b"/"))?;
     let mut packer = Packer::new(sender, view);
-    packer.folder(folder, path)?;
+    packer.folder(&folder, path)?;
     packer.tar.finish().map(drop).map_err(ArchiveError::Stream)
 }
 
@@ -126,7 +126,7 @@ fn read<W: Write>(place: Place, base: &str, sender: &mut FrameSender<W>) -> Resu
     // `/` and `.` are put before the names as they are.
     let top = if base == "." { b"./" } else { top };
     match place {
-        Place::Folder(folder) => packer.folder(folder, top)?,
+        Place::Folder(folder) => packer.folder(&folder, top)?,
         Place::Named { folder, name, .. } => {
             use std::os::fd::AsFd;
             let stat = rustix::fs::statat(&folder, &name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
@@ -134,7 +134,7 @@ fn read<W: Write>(place: Place, base: &str, sender: &mut FrameSender<W>) -> Resu
             if super::entry::is_folder(&stat) {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let opened = rustix::fs::openat(&folder, &name, flags, rustix::fs::Mode::empty());
-                packer.folder(opened.map_err(ArchiveError::at("open", name.as_bytes()))?, top)?;
+                packer.folder(&opened.map_err(ArchiveError::at("open", name.as_bytes()))?, top)?;
             } else {
                 packer.node(folder.as_fd(), &name, top)?;
             }
