@@ -298,7 +298,7 @@ impl RegistryClient {
             drop(held);
             Ok(())
         };
-        tokio::task::spawn_blocking(work).await.map_err(given_up)?
+        tokio::task::spawn_blocking(work).await.map_err(|error| given_up(&error))?
     }
 }
 
@@ -316,7 +316,7 @@ impl Held {
     }
 }
 
-fn given_up(error: tokio::task::JoinError) -> RegistryError {
+fn given_up(error: &tokio::task::JoinError) -> RegistryError {
     LocalError::GivenUp { why: error.to_string() }.into()
 }
 
@@ -422,7 +422,7 @@ impl Fetch {
             Some(converted) => converted,
             None => converting.await,
         };
-        let layer = converted.map_err(given_up)??;
+        let layer = converted.map_err(|error| given_up(&error))??;
         let actual = layer.converted.diff_id.clone();
         if actual != self.diff_id {
             let what = format!("the uncompressed layer {}", self.layer.digest);
