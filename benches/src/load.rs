@@ -21,9 +21,9 @@ pub fn measure(host: &TestHost, dockerd: Option<&Dockerd>, rounds: usize) -> any
     let image = image()?;
     let bytes = image.metadata()?.len();
     println!("{} MB\n", bytes / 1_000_000);
-    let mut sides: Vec<Side<'_>> = vec![(Series::new("bulkheadd"), Box::new(|args| host.docker_command(args)))];
+    let mut sides = vec![side("bulkheadd".to_owned(), |args| host.docker_command(args))];
     if let Some(dockerd) = dockerd {
-        sides.push((Series::new(format!("dockerd {}", dockerd.version)), Box::new(|args| dockerd.docker(args))));
+        sides.push(side(format!("dockerd {}", dockerd.version), |args| dockerd.docker(args)));
     }
     let path = image.to_str().context("the image's path is no text")?;
     for round in 0..=rounds {
@@ -41,6 +41,10 @@ pub fn measure(host: &TestHost, dockerd: Option<&Dockerd>, rounds: usize) -> any
     let peers: Vec<&Series> = series[1..].iter().collect();
     print(&series, &peers);
     Ok(())
+}
+
+fn side<'a>(name: String, docker: impl Fn(&[&str]) -> Command + 'a) -> Side<'a> {
+    (Series::new(name), Box::new(docker))
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
