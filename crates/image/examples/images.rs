@@ -1,6 +1,8 @@
 //! Tries an image store by hand:
 //! `images ROOT load|import FILE|- [NAME]`, `images ROOT ls`, `images ROOT files NAME`, `images ROOT rm NAME`,
-//! `images ROOT scratch FILE`, `images ROOT compare FILE ROUNDS` (import by workers and in the process, in turn).
+//! `images ROOT scratch FILE`, `images ROOT save NAME FILE`, `images ROOT check`, `images ROOT collect`,
+//! `images ROOT compare FILE ROUNDS` (import by workers and in the process, in turn). With the feature `failpoints` it dies
+//! where `BULKHEAD_FAILPOINT` says.
 
 use std::fs::File;
 use std::io::{Read, stdin};
@@ -39,8 +41,11 @@ fn main() -> anyhow::Result<()> {
                 println!("{} {}", file.diff_id, file.path.display());
             }
         }
+        ["save", name, file] => store.saving(&[(*name).to_owned()])?.write(&mut File::create(file)?)?,
+        ["check"] => println!("{:?}", store.check(true)?),
+        ["collect"] => println!("{:?}", store.collect(&|_| Vec::new())?),
         ["rm", name] => println!("{:?}", store.remove(name, false, &|_| Vec::new())?),
-        _ => bail!("expected load, import, ls, files, rm or scratch"),
+        _ => bail!("expected load, import, ls, files, rm, save, check, collect or scratch"),
     }
     eprintln!("{:?}", began.elapsed());
     Ok(())
