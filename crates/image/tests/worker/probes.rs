@@ -33,7 +33,7 @@ impl Means {
 
 type Try = fn(&mut Means) -> Result<i64, i32>;
 
-const AT_FDCWD: u64 = libc::AT_FDCWD as u64;
+const AT_FDCWD: u64 = (libc::AT_FDCWD as i64).cast_unsigned();
 
 /// One system call each.
 pub const PROBES: &[(&str, Probe)] = &[
