@@ -155,7 +155,7 @@ fn a_check_removes_what_nobody_has() {
     let fixture = Fixture::new();
     let bytes = layer("a", "1");
     let id = fixture.load(&[&bytes], &["app"]);
-    fixture.store.change(&mut fixture.store.index(), vec![Change::DropImage(id.clone())]).unwrap();
+    fixture.store.change(&mut fixture.store.index(), vec![Change::DropImage(id)]).unwrap();
     let report = fixture.store.check(true).unwrap();
     let kinds: Vec<_> = report.findings.iter().map(|finding| (finding.kind, finding.remedy.clone())).collect();
     assert_eq!(kinds, [("layer", Remedy::Remove), ("name", Remedy::Remove)]);
