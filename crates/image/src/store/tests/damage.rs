@@ -155,13 +155,11 @@ fn a_check_removes_what_nobody_has() {
     let fixture = Fixture::new();
     let bytes = layer("a", "1");
     let id = fixture.load(&[&bytes], &["app"]);
-    let record = fixture.store.index().records[&id].clone();
-    fixture.store.change(&mut fixture.store.index(), vec![Change::DropImage(id.clone())]).unwrap();
+    fixture.store.change(&mut fixture.store.index(), vec![Change::DropImage(id)]).unwrap();
     let report = fixture.store.check(true).unwrap();
     let kinds: Vec<_> = report.findings.iter().map(|finding| (finding.kind, finding.remedy.clone())).collect();
     assert_eq!(kinds, [("layer", Remedy::Remove), ("name", Remedy::Remove)]);
     assert_eq!((fixture.files("layers").len(), fixture.names()), (0, Vec::new()));
-    drop(record);
 }
 
 /// F117: whatever becomes of the records, opening them is refused or gives whole images, and nothing panics.
