@@ -40,7 +40,7 @@ pub(super) fn read(file: impl AsFd, wanted: Wanted) -> rustix::io::Result<Vec<(V
         other => other?.min(MOST_BYTES),
     };
     // It may have grown meanwhile.
-    let mut list = vec![0; length.max(4096).min(MOST_BYTES)];
+    let mut list = vec![0; length.clamp(4096, MOST_BYTES)];
     let length = flistxattr(&file, &mut list[..])?;
     let mut attributes = Vec::new();
     for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty() && wanted.takes(name)) {

@@ -35,12 +35,15 @@ pub(super) struct TarReader<R: Read> {
     holes: Option<Holes>,
 }
 
+/// PAX records: keys and values.
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What extension headers say about the entry behind them.
 #[derive(Default)]
 struct Extensions {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
-    records: Vec<(Vec<u8>, Vec<u8>)>,
+    records: Records,
 }
 
 impl<R: Read> TarReader<R> {
@@ -308,7 +311,7 @@ fn time(text: &str) -> Result<Time, ArchiveError> {
 }
 
 /// Splits `LENGTH KEY=VALUE\n` records by their lengths, since a value may hold line feeds.
-fn parse_records(mut bytes: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ArchiveError> {
+fn parse_records(mut bytes: &[u8]) -> Result<Records, ArchiveError> {
     const BAD: ArchiveError = ArchiveError::Format("a PAX header is malformed");
     let mut records = Vec::new();
     while !bytes.is_empty() {
