@@ -64,8 +64,8 @@ impl<'a, W: Write> Packer<'a, W> {
 
     /// Writes everything in a folder. Shape: `path` is put before the names; the folder itself is written under it, too, if
     /// there is one.
-    pub fn folder(&mut self, folder: &OwnedFd, path: &[u8]) -> Result<(), ArchiveError> {
-        let folder = readable(folder.as_fd()).map_err(ArchiveError::at("open", path))?;
+    pub fn folder(&mut self, folder: BorrowedFd<'_>, path: &[u8]) -> Result<(), ArchiveError> {
+        let folder = readable(folder).map_err(ArchiveError::at("open", path))?;
         if !path.is_empty() {
             self.folder_itself(&folder, path)?;
         }

@@ -35,12 +35,15 @@ pub(super) struct TarReader<R: Read> {
     holes: Option<Holes>,
 }
 
+/// PAX records: keys and values.
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What extension headers say about the entry behind them.
 #[derive(Default)]
 struct Extensions {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
-    records: Vec<(Vec<u8>, Vec<u8>)>,
+    records: Records,
 }
 
 impl<R: Read> TarReader<R> {

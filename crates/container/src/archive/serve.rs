@@ -1,7 +1,7 @@
 //! One operation on a container's files, over one connection.
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::thread;
 
@@ -116,7 +116,7 @@ fn pack_root<W: Write>(
         .resolve(std::path::Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)
         .map_err(ArchiveError::at("open", b"/"))?;
     let mut packer = Packer::new(sender, view);
-    packer.folder(&folder, path)?;
+    packer.folder(folder.as_fd(), path)?;
     packer.tar.finish().map(drop).map_err(ArchiveError::Stream)
 }
 
@@ -126,15 +126,15 @@ fn read<W: Write>(place: Place, base: &str, sender: &mut FrameSender<W>) -> Resu
     // `/` and `.` are put before the names as they are.
     let top = if base == "." { b"./" } else { top };
     match place {
-        Place::Folder(folder) => packer.folder(&folder, top)?,
+        Place::Folder(folder) => packer.folder(folder.as_fd(), top)?,
         Place::Named { folder, name, .. } => {
-            use std::os::fd::AsFd;
             let stat = rustix::fs::statat(&folder, &name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
             let stat = stat.map_err(ArchiveError::at("look at", name.as_bytes()))?;
             if super::entry::is_folder(&stat) {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let opened = rustix::fs::openat(&folder, &name, flags, rustix::fs::Mode::empty());
-                packer.folder(&opened.map_err(ArchiveError::at("open", name.as_bytes()))?, top)?;
+                let opened = opened.map_err(ArchiveError::at("open", name.as_bytes()))?;
+                packer.folder(opened.as_fd(), top)?;
             } else {
                 packer.node(folder.as_fd(), &name, top)?;
             }
