@@ -310,9 +310,6 @@ fn time(text: &str) -> Result<Time, ArchiveError> {
     Ok(Time { seconds, nanoseconds: u32::try_from(total.rem_euclid(1_000_000_000)).unwrap_or(0) })
 }
 
-/// Keys and values.
-type Records = Vec<(Vec<u8>, Vec<u8>)>;
-
 /// Splits `LENGTH KEY=VALUE\n` records by their lengths, since a value may hold line feeds.
 fn parse_records(mut bytes: &[u8]) -> Result<Records, ArchiveError> {
     const BAD: ArchiveError = ArchiveError::Format("a PAX header is malformed");

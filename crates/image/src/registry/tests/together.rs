@@ -41,7 +41,7 @@ async fn images_that_share_a_layer_fetch_it_once_and_keep_it() {
     let (first, second) = tokio::join!(client.pull(&name_one), client.pull(&name_two));
     assert_eq!((first.unwrap().id, second.unwrap().id), (one.id.clone(), two.id));
     assert_eq!(server.count("GET", one.layers[0].as_str()), 1);
-    client.store.remove(one.id.as_ref(), true, &|_| Vec::new()).unwrap();
+    client.store.remove(one.id.as_str(), true, &|_| Vec::new()).unwrap();
     let (pulled, told) = client.pull_told(&name_one).await;
     assert_eq!(pulled.unwrap().id, one.id);
     let exists = PullEvent::Layer { blob: one.layers[0].clone(), step: LayerStep::Exists };
@@ -73,7 +73,7 @@ async fn a_client_that_goes_away_ends_its_pull_and_nobody_elses() {
     assert!(gone.is_err(), "it was dropped while the layer came");
     assert_eq!(stays.unwrap().id, made.id);
     assert_eq!(server.count("GET", made.layers[0].as_str()), 1);
-    client.store.remove(made.id.as_ref(), true, &|_| Vec::new()).unwrap();
+    client.store.remove(made.id.as_str(), true, &|_| Vec::new()).unwrap();
     let alone = tokio::time::timeout(Duration::from_millis(100), client.pull(&name)).await;
     assert!(alone.is_err());
     client.settled(&[]).await;
