@@ -81,6 +81,13 @@ impl Image {
         self.created.as_deref().and_then(Timestamp::from_rfc3339).map_or(0, |created| created.seconds)
     }
 
+    /// The same to the nanosecond: seconds since the epoch, and what is beyond them.
+    #[must_use]
+    pub fn created_at(&self) -> (i64, u32) {
+        let created = self.created.as_deref().and_then(Timestamp::from_rfc3339);
+        created.map_or((0, 0), |created| (created.seconds, created.nanoseconds))
+    }
+
     /// The digest of every stack of layers from the lowest one up, in the order of `diff_ids`.
     ///
     /// Source: OCI image-spec, config.md#layer-chainid.

@@ -155,6 +155,8 @@ pub struct ImageSummary {
     pub repo_digests: Vec<String>,
     /// Seconds since the epoch; 0 if the configuration does not say.
     pub created_unix: i64,
+    /// Nanoseconds beyond that second.
+    pub created_ns: u32,
     /// Length of all regular files of all layers.
     pub size_bytes: u64,
     /// The configuration's labels.
@@ -339,7 +341,9 @@ impl ImageStore {
     pub fn list(&self) -> Vec<ImageSummary> {
         let index = self.index();
         let mut list: Vec<_> = index.attached().map(|image| summary(image, &index.names_of(&image.id))).collect();
-        list.sort_by(|a, b| b.created_unix.cmp(&a.created_unix).then_with(|| a.id.cmp(&b.id)));
+        list.sort_by(|a, b| {
+            (b.created_unix, b.created_ns).cmp(&(a.created_unix, a.created_ns)).then_with(|| a.id.cmp(&b.id))
+        });
         list
     }
 
@@ -488,6 +492,7 @@ fn summary(image: &Image, names: &[Reference]) -> ImageSummary {
         repo_tags,
         repo_digests,
         created_unix: image.created_unix(),
+        created_ns: image.created_at().1,
         size_bytes: image.size_bytes,
         labels: image.config.labels_of_config().cloned().unwrap_or_default(),
     }

@@ -61,7 +61,11 @@ impl HostCgroup {
             match enter(&hierarchy, &folder, pid, limits) {
                 Ok(()) => folders.push(folder),
                 Err(error) => {
-                    tracing::warn!(folder = %folder.display(), %error, "cannot put the VM into its cgroup");
+                    // A VM that has ended by now is no fault, and what was made for it must not stay.
+                    if error.raw_os_error() != Some(libc::ESRCH) {
+                        tracing::warn!(folder = %folder.display(), %error, "cannot put the VM into its cgroup");
+                    }
+                    drop(Self { folders: vec![folder] });
                 }
             }
         }

@@ -1,12 +1,14 @@
 //! A utility VM: a machine forked from a template, its connection to the guest, and what is bound to its slots.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::ErrorKind;
 use proto::control::{Accelerator, BackendChoice, TemplateSummary, UtilityVmReport, UtilityVmRequest};
 use proto::gcs::wire::LayerDevice;
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 use crate::backend;
 use crate::builder::Builder;
@@ -130,7 +132,8 @@ pub struct UtilityVm {
     guest: GuestConnection,
     report: UtilityVmReport,
     layers: Vec<LayerDevice>,
-    cgroup: Arc<Mutex<Option<HostCgroup>>>,
+    /// Comes while the VM is started; there until the VM has ended.
+    cgroup: Mutex<Option<JoinHandle<HostCgroup>>>,
 }
 
 impl std::fmt::Debug for UtilityVm {
@@ -177,7 +180,7 @@ impl UtilityVm {
             standby_us: None,
         };
         tracing::info!(template = %report.template, fork_us = report.fork_us, "forked a utility VM");
-        Ok(Self { machine, guest, report, layers: layer_devices(&slots), cgroup })
+        Ok(Self { machine, guest, report, layers: layer_devices(&slots), cgroup: Mutex::new(cgroup) })
     }
 
     /// Gives a utility VM that has rehearsed and was renewed to a container: other disks behind its slots, entropy, clock
@@ -195,7 +198,7 @@ impl UtilityVm {
         if !plain || prepared.key.id() != self.report.template {
             return Err(UvmError::Unfit);
         }
-        self.cgroup = attach(&request, &prepared, &self.report.vmm_pids);
+        self.cgroup = Mutex::new(attach(&request, &prepared, &self.report.vmm_pids));
         let slots = request.slots();
         let steps = async {
             self.machine.rebind(&slots).await?;
@@ -257,11 +260,15 @@ impl UtilityVm {
         self.machine.kill();
     }
 
-    /// Answers when it has ended, from any number of tasks, always the same.
+    /// Answers when it has ended and its cgroup is gone, from any number of tasks, always the same.
     pub async fn wait(&self) -> VmExit {
         let exit = self.machine.wait().await;
-        // Its cgroup is empty now.
-        drop(self.cgroup.lock().unwrap_or_else(PoisonError::into_inner).take());
+        // Its cgroup is empty now, if it is there already: a VM may have ended before it was put into one.
+        if let Some(cgroup) = self.cgroup.lock().await.take()
+            && let Err(error) = cgroup.await
+        {
+            tracing::warn!(%error, "a utility VM's cgroup may be left");
+        }
         exit
     }
 
@@ -302,17 +309,10 @@ impl Prepared {
 }
 
 /// Puts the VMM into its cgroup beside the fork, since that takes 10 to 15 ms.
-fn attach(request: &StartRequest<'_>, prepared: &Prepared, pids: &[u32]) -> Arc<Mutex<Option<HostCgroup>>> {
-    let slot = Arc::new(Mutex::new(None));
-    if let (Some(path), Some(&pid)) = (request.cgroup.clone(), pids.first()) {
-        let limits = Limits { memory_bytes: prepared.machine.memory_bytes(), cpus_milli: prepared.cpus_milli };
-        let target = Arc::clone(&slot);
-        tokio::task::spawn_blocking(move || {
-            let cgroup = HostCgroup::attach(&path, pid, limits);
-            *target.lock().unwrap_or_else(PoisonError::into_inner) = Some(cgroup);
-        });
-    }
-    slot
+fn attach(request: &StartRequest<'_>, prepared: &Prepared, pids: &[u32]) -> Option<JoinHandle<HostCgroup>> {
+    let (path, &pid) = request.cgroup.clone().zip(pids.first())?;
+    let limits = Limits { memory_bytes: prepared.machine.memory_bytes(), cpus_milli: prepared.cpus_milli };
+    Some(tokio::task::spawn_blocking(move || HostCgroup::attach(&path, pid, limits)))
 }
 
 /// Runs the fork and personalizes it.

@@ -65,16 +65,17 @@ fn container_counts(engine: &Engine) -> HashMap<Digest, u64> {
 struct Bounds<'a> {
     filters: &'a Filters,
     dangling: Option<bool>,
-    before: Option<i64>,
-    since: Option<i64>,
+    /// Seconds since the epoch, and nanoseconds beyond.
+    before: Option<(i64, u32)>,
+    since: Option<(i64, u32)>,
     until: Option<i64>,
 }
 
 impl<'a> Bounds<'a> {
     fn read(store: &ImageStore, filters: &'a Filters) -> ApiResult<Self> {
-        let created = |key: &str| -> ApiResult<Option<i64>> {
+        let created = |key: &str| -> ApiResult<Option<(i64, u32)>> {
             let image = filters.values(key).next().map(|name| store.resolve(name)).transpose();
-            Ok(image.map_err(|error| not_resolved(&error))?.map(|image| image.created_unix()))
+            Ok(image.map_err(|error| not_resolved(&error))?.map(|image| image.created_at()))
         };
         Ok(Self {
             filters,
@@ -87,8 +88,8 @@ impl<'a> Bounds<'a> {
 
     fn hold(&self, image: &ImageSummary) -> bool {
         self.dangling.is_none_or(|wanted| image.repo_tags.is_empty() == wanted)
-            && self.before.is_none_or(|bound| image.created_unix < bound)
-            && self.since.is_none_or(|bound| image.created_unix > bound)
+            && self.before.is_none_or(|bound| (image.created_unix, image.created_ns) < bound)
+            && self.since.is_none_or(|bound| (image.created_unix, image.created_ns) > bound)
             && self.until.is_none_or(|bound| image.created_unix < bound)
             && self.filters.fits_labels("label", |name| image.labels.get(name).map(String::as_str))
     }
@@ -159,6 +160,7 @@ mod tests {
             repo_tags: tags.iter().map(ToString::to_string).collect(),
             repo_digests: Vec::new(),
             created_unix: 100,
+            created_ns: 5,
             size_bytes: 5,
             labels: [("a".to_owned(), "b".to_owned())].into(),
         }
@@ -202,7 +204,9 @@ mod tests {
     fn bounds_leave_the_named_image_itself_out() {
         let none = filters(r#"{"label":["a=b"]}"#);
         let with = |before, since| Bounds { filters: &none, dangling: None, before, since, until: None };
-        assert!(with(Some(101), Some(99)).hold(&image(&[])));
-        assert!(!with(Some(100), None).hold(&image(&[])) && !with(None, Some(100)).hold(&image(&[])));
+        assert!(with(Some((101, 0)), Some((99, 9))).hold(&image(&[])));
+        assert!(with(Some((100, 6)), Some((100, 4))).hold(&image(&[])), "within one second");
+        let itself = Some((100, 5));
+        assert!(!with(itself, None).hold(&image(&[])) && !with(None, itself).hold(&image(&[])));
     }
 }
