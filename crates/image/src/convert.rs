@@ -235,7 +235,7 @@ impl Conversion {
             }
             Location::Name { folder, name } => {
                 let (leaf, place) = self.write_leaf(entry, &facts, content, refuse)?;
-                self.tree.put_leaf(folder, &name, leaf).map_err(refuse)?;
+                self.tree.put_leaf(folder, &name, &leaf).map_err(refuse)?;
                 Ok(place)
             }
         }

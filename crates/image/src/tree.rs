@@ -282,7 +282,7 @@ impl Tree {
     }
 
     /// Gives a name to a new leaf.
-    pub fn put_leaf(&mut self, folder: usize, name: &[u8], leaf: Leaf) -> Result<(), EntryFault> {
+    pub fn put_leaf(&mut self, folder: usize, name: &[u8], leaf: &Leaf) -> Result<(), EntryFault> {
         let target = leaf.target.as_deref().unwrap_or_default();
         self.charge(LEAF_BYTES + target.len())?;
         let target_bytes = u16::try_from(target.len()).map_err(|_| EntryFault::SymlinkTarget)?;

@@ -120,7 +120,7 @@ fn symbolic_links_are_followed_inside_the_layer_only() {
     let mut put_link = |at: &str, target: &str| {
         let Ok(Place::Name { folder, name }) = tree.locate(at.as_bytes()) else { panic!("{at}") };
         let leaf = Leaf { inode: 0, file_type: FileType::Symlink, target: Some(target.as_bytes().into()) };
-        tree.put_leaf(folder, &name, leaf).unwrap();
+        tree.put_leaf(folder, &name, &leaf).unwrap();
     };
     put_link("a/up", "../../../x");
     put_link("a/absolute", "/y/z");
@@ -152,7 +152,7 @@ fn whiteouts_mean_the_same_in_any_order() {
             match tree.locate(entries[index].path).unwrap() {
                 Place::Whiteout { folder, name } => tree.hide(folder, &name).unwrap(),
                 Place::Name { folder, name } => {
-                    tree.put_leaf(folder, &name, Leaf { inode: 0, file_type: FileType::Regular, target: None })
+                    tree.put_leaf(folder, &name, &Leaf { inode: 0, file_type: FileType::Regular, target: None })
                         .unwrap();
                 }
                 other => panic!("{other:?}"),

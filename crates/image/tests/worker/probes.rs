@@ -33,7 +33,8 @@ impl Means {
 
 type Try = fn(&mut Means) -> Result<i64, i32>;
 
-const AT_FDCWD: u64 = libc::AT_FDCWD as u64;
+/// The folder that relative paths begin at, as the register holds it.
+const AT_FDCWD: u64 = (libc::AT_FDCWD as i64).cast_unsigned();
 
 /// One system call each.
 pub const PROBES: &[(&str, Probe)] = &[
