@@ -33,6 +33,7 @@ impl Means {
 
 type Try = fn(&mut Means) -> Result<i64, i32>;
 
+/// The folder that relative paths begin at, as the register holds it.
 const AT_FDCWD: u64 = (libc::AT_FDCWD as i64).cast_unsigned();
 
 /// One system call each.
