@@ -16,7 +16,7 @@ demo: build            ## one image behind both walls on a temporary engine, wit
 	scripts/demo
 
 test: setup-build setup-run setup-test boot   ## unit, contract and e2e tests
-	$(CARGO) xtask test
+	$(CARGO) xtask test --failpoints
 
 build: setup-build boot   ## release binaries in target/release, guest image in target/boot
 	$(CARGO) build --release $(PACKAGES)

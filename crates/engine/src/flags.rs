@@ -183,8 +183,9 @@ impl Flags {
             LogLevel::Warn => "warn",
             LogLevel::Error | LogLevel::Fatal => "error",
         };
-        let filter = tracing_subscriber::EnvFilter::try_from_env("BULKHEAD_LOG")
-            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("warn,bulkheadd={level}")));
+        let filter = tracing_subscriber::EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| {
+            tracing_subscriber::EnvFilter::new(format!("warn,bulkheadd={level},bulkhead_image={level}"))
+        });
         let colours = std::io::stderr().is_terminal();
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     }

@@ -105,13 +105,14 @@ pub async fn write(
     query: Query,
     request: Request,
 ) -> ApiResult<StatusCode> {
+    // Before anything is refused: an answer that comes while the client still sends is lost on it.
+    let body = reader::of_body(request.into_body());
     let (container, path) = (engine.containers.find(&id)?, path(&query)?);
     if container.record().host_flag("ReadonlyRootfs") {
         return Err(ApiError::new(ErrorKind::PermissionDenied, "container rootfs is marked read-only"));
     }
     let operation = Operation::begin(&engine, &container).await?;
     let wanted = FilesRequest::Write { path: path.clone(), keep_kinds: query.flag("noOverwriteDirNonDir") };
-    let body = reader::of_body(request.into_body());
     let written = tokio::task::spawn_blocking(move || {
         // Before anything of it comes near the container, whose programs are never asked for this.
         let tar = image::decompressed(body)

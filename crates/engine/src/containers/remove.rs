@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -14,6 +15,9 @@ use crate::container::record::{FILE_NAME, Phase};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::query::Query;
+
+/// How long a removal waits for an operation on the container's files, which may be ending just now.
+const COPYING: Duration = Duration::from_secs(10);
 
 /// Removes a container.
 ///
@@ -70,8 +74,12 @@ async fn take_down(engine: &Arc<Engine>, container: &Arc<Container>, force: bool
 /// When: its lifecycle is held.
 ///
 /// # Errors
-/// 500 when its files cannot be removed; it is still there then, and may be removed again.
+/// 409 when its files are being copied, and that does not end; 500 when its files cannot be removed; it is still there then, and may be removed again.
 pub async fn discard(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
+    // Whoever copies files has the changes mounted, or a utility VM on the disk.
+    let Ok(_files) = tokio::time::timeout(COPYING, container.files.write()).await else {
+        return Err(ApiError::conflict(format!("container {} is in use: its files are being copied", container.id)));
+    };
     if engine.bundle(&container.id).exists() {
         shim::delete_leftovers(engine, &container.id).await;
     }

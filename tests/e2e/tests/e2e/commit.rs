@@ -118,7 +118,8 @@ fn check_bound(wall: Wall) {
     let bound = ["--storage-opt", "size=64M"];
     let said = host.run(&bound, &["sh", "-c", "dd if=/dev/zero of=/big bs=1M count=100"]);
     assert!(said.err.to_lowercase().contains("no space left"), "{said}");
-    let id = host.run_detached(&bound, &["sh", "-c", "echo kept > /kept; sync; exec sleep 1000"]);
+    let id = host.run_detached(&bound, &["sh", "-c", "echo kept > /kept; sync; echo up; exec sleep 1000"]);
+    host.wait_log(&id, "up");
     let options = &host.inspect(&id)["HostConfig"]["StorageOpt"]["size"];
     assert_eq!(options.as_str(), Some("64M"));
     assert_eq!(host.docker(&["kill", &id]).code, 0);

@@ -73,7 +73,7 @@ fn what_is_planned_answers_not_implemented() {
         "POST /v1.41/build HTTP/1.1",
         "POST /v1.41/volumes/create HTTP/1.1",
         "POST /v1.41/networks/create HTTP/1.1",
-        "GET /v1.41/containers/x/changes HTTP/1.1",
+        "GET /v1.41/containers/x/attach/ws HTTP/1.1",
     ] {
         let answer = request(&host, head);
         let code = answer.split(' ').nth(1).unwrap_or_default();

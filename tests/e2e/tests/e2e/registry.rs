@@ -1,6 +1,7 @@
 //! Registries: push, pull, log in, certificates, mirrors, many clients at once.
 
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bulkhead_e2e::archive::{Tar, busybox_rootfs, saved_image};
 use bulkhead_e2e::registry::{ACCOUNT, Registry, RegistryOptions};
@@ -158,10 +159,9 @@ fn a_mirror_serves_the_hubs_images() {
     );
 }
 
-#[test]
-fn fifty_clients_fetch_each_blob_once() {
-    let Some(registry) = registry(RegistryOptions::default()) else { return };
-    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+/// An image of five layers in the registry: its name there.
+fn pushed_five(registry: &Registry) -> Option<String> {
+    let host = TestHost::start_own(Wall::Process)?;
     let noise: Vec<u8> = (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let mut layers = vec![busybox_rootfs()];
     layers.extend((1..5).map(|n| Tar::new().file(&format!("noise{n}"), 0o644, &noise[n..]).bytes()));
@@ -169,10 +169,14 @@ fn fifty_clients_fetch_each_blob_once() {
     let name = registry.name("five:1");
     push(&host, "five:1", &name);
     assert_eq!(registry.fetched_blobs(), [], "a push fetches nothing");
-    let Some(fresh) = empty_host(Wall::Process, &[]) else { return };
+    Some(name)
+}
+
+/// Fifty clients that pull it at once.
+fn pull_by_fifty(host: &TestHost, name: &str) {
     let pulls: Vec<Child> = (0..50)
         .map(|_| {
-            let mut command = fresh.docker_command(&["pull", "-q", &name]);
+            let mut command = host.docker_command(&["pull", "-q", name]);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
         })
         .collect();
@@ -180,9 +184,49 @@ fn fifty_clients_fetch_each_blob_once() {
         let output = pull.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+#[test]
+fn fifty_clients_fetch_each_blob_once() {
+    let Some(registry) = registry(RegistryOptions::default()) else { return };
+    let Some(name) = pushed_five(&registry) else { return };
+    let Some(fresh) = empty_host(Wall::Process, &[]) else { return };
+    pull_by_fifty(&fresh, &name);
     let fetched = registry.fetched_blobs();
     assert_eq!(fetched.len(), 6, "five layers and the configuration: {fetched:?}");
     assert!(fetched.iter().all(|(_, count)| *count == 1), "{fetched:?}");
     let run = fresh.docker(&fresh.words_for(&name, "run", &["--rm"], &["ls", "/noise4"])).ok();
     assert_eq!(run, "/noise4");
+}
+
+#[test]
+fn fifty_clients_lose_nothing_to_removals_and_prunings() {
+    let Some(registry) = registry(RegistryOptions::default()) else { return };
+    let Some(name) = pushed_five(&registry) else { return };
+    let Some(fresh) = empty_host(Wall::Process, &[]) else { return };
+    // Shares its base with what is pulled, and is removed again and again.
+    let other = saved_image("other:1", &[busybox_rootfs(), Tar::new().file("own", 0o644, b"other").bytes()]);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let removals = scope.spawn(|| {
+            let mut rounds = 0;
+            while !over.load(Ordering::Relaxed) {
+                fresh.docker_input(&["load", "-q"], &other).ok();
+                fresh.docker(&["rmi", "-f", "other:1"]).ok();
+                fresh.docker(&["image", "prune", "-f"]).ok();
+                rounds += 1;
+            }
+            rounds
+        });
+        pull_by_fifty(&fresh, &name);
+        over.store(true, Ordering::Relaxed);
+        assert!(removals.join().unwrap() > 0);
+    });
+    // The base may have been there when it was wanted.
+    let fetched = registry.fetched_blobs();
+    assert!((5..=6).contains(&fetched.len()) && fetched.iter().all(|(_, count)| *count == 1), "{fetched:?}");
+    let look = "ls /noise1 /noise2 /noise3 /noise4; cat /noise* | sha256sum";
+    let run = fresh.docker(&fresh.words_for(&name, "run", &["--rm"], &["sh", "-c", look])).ok();
+    assert_eq!(run.lines().count(), 5, "{run}");
+    assert!(fresh.bulkhead(&["system", "check"]).code == 0);
 }
