@@ -125,7 +125,11 @@ async fn reconnect(engine: &Arc<Engine>, container: &Arc<Container>, started_at:
     container.streams.open_stdin(ends.stdin);
     let (streams, stopping) = (Arc::clone(&container.streams), engine.stopping.clone());
     let copying = engine.copying.spawn(async move { pump(ends.outputs, &streams, log, &stopping, true).await });
-    let paused = state.status.enum_value() == Ok(TaskStatus::PAUSED);
+    let mut paused = state.status.enum_value() == Ok(TaskStatus::PAUSED);
+    if paused && !container.record().phase.is_paused() {
+        // Nobody asked for it: the last engine had begun a commit.
+        paused = task.resume().await.is_err();
+    }
     if let Phase::Running { paused: recorded, .. } = &mut container.record().phase {
         *recorded = paused;
     }

@@ -345,10 +345,11 @@ pub fn mount_root(
     Ok((rootfs, scratch, layers))
 }
 
-/// ext4's options for the scratch, not known before Linux 5.13. Without them the kernel starts a thread, `ext4lazyinit`, which
+/// ext4's options for the scratch, not known before Linux 5.13. What is freed goes back to the host, whose file is sparse. Without
+/// the others the kernel starts a thread, `ext4lazyinit`, which
 /// reads ahead the maps of free blocks of the whole disk, and then writes zeros where mkfs has written no inodes. A container
 /// reads the few maps that it needs, and mkfs has left nothing to zero: it has taken the host's sparse file for zeros.
-const SCRATCH_OPTIONS: &CStr = c"no_prefetch_block_bitmaps,noinit_itable";
+const SCRATCH_OPTIONS: &CStr = c"discard,no_prefetch_block_bitmaps,noinit_itable";
 
 /// The mounted scratch disk; unmounted on drop.
 pub struct Scratch(PathBuf);

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::changes::{self, ChangeError};
 use crate::config::{self, ConfigError, Image};
 use crate::convert::LayerError;
+use crate::failpoint;
 use crate::reference::Reference;
 use crate::store::{AddLayerError, Batch, ImageStore, StoreError};
 use crate::timestamp::Timestamp;
@@ -120,7 +121,9 @@ impl ImageStore {
         let parsed = config::parse(config_json.as_bytes())?;
         let names: Vec<Reference> = options.reference.iter().cloned().collect();
         batch.add_image(config_json, &parsed, &names);
+        failpoint::reach("container-commit.converted");
         batch.commit()?;
+        failpoint::reach("container-commit.committed");
         Ok(parsed.id)
     }
 }

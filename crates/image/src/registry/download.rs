@@ -10,6 +10,7 @@ use super::document::Descriptor;
 use super::error::RegistryError;
 use super::session::{Ask, Session, is_passing};
 use super::transport::{Answer, TransportError, empty};
+use crate::failpoint;
 use proto::Digest;
 
 /// Where the bytes of a blob go, in order, each once.
@@ -103,6 +104,7 @@ impl Download<'_> {
             let skipped = usize::try_from(skip).map_or(piece.len(), |skip| skip.min(piece.len()));
             skip -= skipped as u64;
             self.take(&piece[skipped..], sink).map_err(Trouble::Final)?;
+            failpoint::reach("pull.piece");
         }
         if self.received < self.blob.size {
             let (received, size) = (self.received, self.blob.size);

@@ -20,6 +20,7 @@ use super::session::Session;
 use super::spool::{SpoolWriter, spool};
 use crate::compression::{Compression, digest_of};
 use crate::config::{self, ParsedConfig};
+use crate::failpoint;
 use crate::limits::MAX_JSON_BYTES;
 use crate::reference::Reference;
 use crate::store::{AddLayerError, Batch, ImageStore, LayerPin, StagedLayer};
@@ -151,6 +152,7 @@ impl RegistryClient {
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
         let Resolved { digest, manifest } = resolve(&session, name, &platform).await?;
         let version = name.digest().map_or_else(|| name.tag().unwrap_or("latest").to_owned(), Digest::to_string);
+        failpoint::reach("pull.resolved");
         tell(PullEvent::Pulling { path: name.path().to_owned(), version });
         let known = self.store.image(&manifest.config.digest);
         let (config_json, _flight) = match &known {
@@ -159,10 +161,12 @@ impl RegistryClient {
         };
         let parsed = config::parse(config_json.as_bytes())?;
         check_fit(&parsed, manifest.layers.len(), options.platform.as_ref())?;
+        failpoint::reach("pull.configured");
         let held = match known.as_ref().and_then(|_| self.pin_all(&parsed.diff_ids)) {
             Some(pins) => pins,
             None => self.layers(&session, &manifest.layers, &parsed.diff_ids, tell).await?,
         };
+        failpoint::reach("pull.layers");
         let names = names_for(name, &digest)?;
         let before = self.store.resolve(&names[0].to_string()).ok().map(|image| image.id);
         let id = parsed.id.clone();
@@ -288,9 +292,11 @@ impl RegistryClient {
                 batch.adopt(staged.ok_or_else(|| LocalError::GivenUp { why: why() })?);
             }
             batch.add_image(config_json.to_string(), &parsed, &names);
+            failpoint::reach("pull.adopted");
             for moved in batch.commit()? {
                 tracing::debug!(name = %moved.name, from = %moved.from, "a name moved to the image that was pulled");
             }
+            failpoint::reach("pull.committed");
             if let Err(error) = known.remember(&blobs) {
                 tracing::warn!(%error, "cannot remember the registry's blobs; a push will send them again");
             }

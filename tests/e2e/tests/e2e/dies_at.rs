@@ -2,6 +2,7 @@
 //! is left of what was under way. The points are those of `image::failpoint` (docs/design/0009).
 
 use bulkhead_e2e::archive::{Tar, busybox_rootfs, saved_image};
+use bulkhead_e2e::registry::RegistryOptions;
 use bulkhead_e2e::{Need, TestHost, Wall, skip};
 
 /// A host whose engine has not been started, if there is an engine that can be told where to die.
@@ -193,6 +194,66 @@ fn a_check_and_a_repair() {
         assert_eq!(host.docker_input(&["load", "-q"], &archive).code, 0);
         check_whole(&host, point);
     }
+}
+
+#[test]
+fn a_pull() {
+    let Some(mut host) = prepare() else { return };
+    let Some(registry) = crate::registry::registry(RegistryOptions::default()) else { return };
+    let points = [
+        "pull.resolved",
+        "pull.configured",
+        "pull.piece",
+        "pull.piece:3",
+        "convert.begin",
+        "convert.written",
+        "convert.synced:2",
+        "pull.layers",
+        "pull.adopted",
+        "commit.kept-one",
+        "records.written",
+        "pull.committed",
+    ];
+    let set_up = |host: &TestHost, name: &str| {
+        load(host, name);
+        crate::registry::push(host, name, &registry.name(name));
+        assert_eq!(host.docker(&["rmi", "-f", name, &registry.name(name)]).code, 0);
+    };
+    let operate = |host: &TestHost, name: &str| host.docker(&["pull", "-q", &registry.name(name)]).code;
+    let runs = |host: &TestHost, name: &str| {
+        let pulled = registry.name(name);
+        exists(host, &pulled)
+            && host.docker(&host.words_for(&pulled, "run", &["--rm"], &["cat", "/second"])).ok() == name
+    };
+    die_in(&mut host, &points, set_up, operate, runs);
+}
+
+#[test]
+fn a_commit_of_a_container() {
+    let Some(mut host) = prepare() else { return };
+    let container = |name: &str| name.replace(':', "-");
+    let set_up = |host: &TestHost, name: &str| {
+        let script = format!("echo {name} > /own; echo up; exec sleep 1000");
+        let id = host.run_detached(&["--name", &container(name)], &["sh", "-c", &script]);
+        host.wait_log(&id, "up");
+    };
+    let operate = |host: &TestHost, name: &str| {
+        // The last engine's death must not leave it standing still.
+        assert_eq!(host.docker(&["exec", &container(name), "true"]).code, 0);
+        host.docker(&["commit", &container(name), name]).code
+    };
+    let runs = |host: &TestHost, name: &str| {
+        assert_eq!(host.docker(&["exec", &container(name), "cat", "/own"]).ok(), name);
+        exists(host, name) && host.docker(&host.words_for(name, "run", &["--rm"], &["cat", "/own"])).ok() == name
+    };
+    let points = [
+        "convert.begin",
+        "convert.written",
+        "container-commit.converted",
+        "commit.kept-one",
+        "container-commit.committed",
+    ];
+    die_in(&mut host, &points, set_up, operate, runs);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use bulkhead_e2e::registry::{ACCOUNT, Registry, RegistryOptions};
 use bulkhead_e2e::{HostOptions, IMAGE, Need, TestHost, Wall, skip};
 
 /// A registry, or nothing where this machine has none.
-fn registry(options: RegistryOptions) -> Option<Registry> {
+pub fn registry(options: RegistryOptions) -> Option<Registry> {
     if let Some(reason) = Need::Registry.missing() {
         skip(&reason);
         return None;
@@ -26,7 +26,7 @@ fn pushed_digest(told: &str) -> String {
     told[at + "digest: ".len()..].split(' ').next().unwrap().to_owned()
 }
 
-fn push(host: &TestHost, image: &str, name: &str) -> String {
+pub fn push(host: &TestHost, image: &str, name: &str) -> String {
     host.docker(&["tag", image, name]).ok();
     pushed_digest(&host.docker(&["push", name]).ok())
 }

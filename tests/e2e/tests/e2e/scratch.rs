@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bulkhead_e2e::{TestHost, Wall};
 
@@ -18,6 +19,14 @@ fn a_hyperv_containers_changes_are_in_one_sparse_disk_file() {
     assert_eq!(host.docker(&["exec", &id, "sh", "-c", "head -c 5000000 /dev/urandom > /big && sync"]).code, 0);
     let grown = file.metadata().unwrap().blocks() * 512;
     assert!(grown > before.blocks() * 512 + 4_000_000, "{grown} bytes used");
+    assert_eq!(host.docker(&["exec", &id, "sh", "-c", "rm /big && sync"]).code, 0);
+    // What is freed goes back to the host with the journal's next commits.
+    let shrunk = || file.metadata().unwrap().blocks() * 512 < grown - 4_000_000;
+    assert!(
+        bulkhead_e2e::eventually(Duration::from_secs(20), shrunk),
+        "{} bytes used",
+        file.metadata().unwrap().blocks() * 512
+    );
     assert_eq!(host.docker(&["rm", "-f", &id]).code, 0);
     assert!(!file.exists());
 }
