@@ -230,3 +230,24 @@ fn fifty_clients_lose_nothing_to_removals_and_prunings() {
     assert_eq!(run.lines().count(), 5, "{run}");
     assert!(fresh.bulkhead(&["system", "check"]).code == 0);
 }
+
+#[test]
+fn a_damaged_layer_is_fetched_again() {
+    let Some(registry) = registry(RegistryOptions::default()) else { return };
+    let Some(name) = pushed_five(&registry) else { return };
+    let Some(fresh) = empty_host(Wall::Process, &[]) else { return };
+    assert_eq!(fresh.docker(&["pull", "-q", &name]).code, 0);
+    let before = registry.fetched_blobs();
+    let top = fresh.docker(&["image", "inspect", "--format", "{{index .RootFS.Layers 4}}", &name]).ok();
+    let file = fresh.data_root().join(format!("images/layers/{}.erofs", top.strip_prefix("sha256:").unwrap()));
+    std::fs::write(&file, "damaged").unwrap();
+    let found = fresh.bulkhead(&["system", "check"]);
+    assert!(found.code == 1 && found.text().contains("fetches it again"), "{found}");
+    let repaired = fresh.bulkhead(&["system", "check", "--repair"]);
+    assert!(repaired.text().contains("fetched again from"), "{repaired}");
+    assert_eq!(fresh.bulkhead(&["system", "check"]).code, 0);
+    let run = fresh.docker(&fresh.words_for(&name, "run", &["--rm"], &["ls", "/noise4"])).ok();
+    assert_eq!(run, "/noise4");
+    let count = |blobs: &[(String, usize)]| blobs.iter().map(|(_, count)| count).sum::<usize>();
+    assert_eq!(count(&registry.fetched_blobs()), count(&before) + 1, "only what is damaged");
+}
