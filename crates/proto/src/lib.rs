@@ -10,10 +10,12 @@ pub mod files;
 pub mod gcs;
 mod id;
 mod isolation;
+mod kernel_paths;
 mod process;
 mod status;
 
 pub use id::{ContainerId, Digest, ExecId, InvalidId, TemplateId};
 pub use isolation::{Isolation, UnknownIsolation};
+pub use kernel_paths::{MASKED_PATHS, READ_ONLY_PATHS};
 pub use process::ProcessDetails;
 pub use status::{ErrorKind, Status};

@@ -52,25 +52,6 @@ pub const MOUNTS: [PlainMount; 7] = [
 /// The folders of the root that the mounts are on.
 pub const MOUNTED_FOLDERS: [&str; 3] = ["proc", "dev", "sys"];
 
-/// What is hidden, where the kernel has it.
-pub const MASKED: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-/// What cannot be written to.
-pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 /// The devices in /dev, character devices for everybody: name, major, minor.
 pub const DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];

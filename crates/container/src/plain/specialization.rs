@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxResources, Mount, Process, Spec};
+use proto::{MASKED_PATHS, READ_ONLY_PATHS};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::layout::{MASKED, MOUNTS, NAMESPACES, READ_ONLY};
+use super::layout::{MOUNTS, NAMESPACES};
 use crate::cgroup::devices;
 use crate::spec::{GROUPS_ANNOTATION, USER_ANNOTATION};
 
@@ -111,8 +112,8 @@ fn plain_linux(linux: Value) -> Option<LinuxResources> {
     let mut resources: LinuxResources = serde_json::from_value(linux.remove("resources")?).ok()?;
     linux.remove("cgroupsPath");
     let plain = namespaces? == NAMESPACES.into_iter().collect()
-        && masked == MASKED.iter().map(ToString::to_string).collect()
-        && read_only == READ_ONLY.iter().map(ToString::to_string).collect()
+        && masked == MASKED_PATHS.iter().map(ToString::to_string).collect()
+        && read_only == READ_ONLY_PATHS.iter().map(ToString::to_string).collect()
         && propagation.is_none_or(|propagation| propagation == "private" || propagation == "rprivate")
         && devices::are_plain(resources.devices().as_deref()?)
         && is_blank(&linux);
@@ -186,8 +187,8 @@ mod tests {
             "annotations": {USER_ANNOTATION: "app"},
             "linux": {
                 "namespaces": NAMESPACES.map(|kind| json!({"type": kind})),
-                "maskedPaths": MASKED,
-                "readonlyPaths": READ_ONLY,
+                "maskedPaths": MASKED_PATHS,
+                "readonlyPaths": READ_ONLY_PATHS,
                 "rootfsPropagation": "private",
                 "cgroupsPath": "/any",
                 "resources": {"devices": [{"allow": false, "access": "rwm"}], "pids": {"limit": 7}},

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use proto::{MASKED_PATHS, READ_ONLY_PATHS};
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
@@ -16,7 +17,7 @@ use rustix::process::{chdir, fchdir, pivot_root};
 
 use crate::confine::Failure;
 use crate::plain::BoundFile;
-use crate::plain::layout::{DEVICES, LINKS, MASKED, MOUNTED_FOLDERS, MOUNTS, PlainMount, READ_ONLY};
+use crate::plain::layout::{DEVICES, LINKS, MOUNTED_FOLDERS, MOUNTS, PlainMount};
 use crate::rootpath::Root;
 use crate::sys;
 
@@ -39,11 +40,11 @@ pub fn prepare(stage: &Path) -> Result<(), Failure> {
         made.map_err(|error| Failure::step(&format!("cannot mount {}", plain.destination), &error))?;
     }
     furnish_devices(&stage.join("dev")).map_err(|error| Failure::step("cannot furnish /dev", &error))?;
-    for path in READ_ONLY {
+    for path in READ_ONLY_PATHS {
         make_read_only(&staged(stage, path))
             .map_err(|error| Failure::step(&format!("cannot make {path} read-only"), &error))?;
     }
-    for path in MASKED {
+    for path in MASKED_PATHS {
         mask(&staged(stage, path), &stage.join("dev/null"))
             .map_err(|error| Failure::step(&format!("cannot mask {path}"), &error))?;
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use proto::Isolation;
+use proto::{Isolation, MASKED_PATHS, READ_ONLY_PATHS};
 
 use super::SpecError;
 
@@ -76,25 +76,6 @@ fn parse_bool(word: &str) -> Option<bool> {
     }
 }
 
-/// Files and folders that show the host, or its hardware. Source: moby `daemon/pkg/oci/defaults.go`.
-const MASKED: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-/// Files and folders by which the kernel can be changed. Source: as [`MASKED`].
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 /// Most processors whose thermal counters are looked for.
 const MAX_CPUS: usize = 8192;
 
@@ -104,7 +85,7 @@ pub(super) fn masked_paths(chosen: Option<&Vec<String>>, privileged: bool, isola
         return Vec::new();
     }
     chosen.cloned().unwrap_or_else(|| {
-        let mut paths: Vec<String> = MASKED.iter().map(ToString::to_string).collect();
+        let mut paths: Vec<String> = MASKED_PATHS.iter().map(ToString::to_string).collect();
         if isolation == Isolation::Process {
             paths.extend(thermal_counters(Path::new("/sys/devices/system/cpu")));
         }
@@ -117,7 +98,7 @@ pub(super) fn read_only_paths(chosen: Option<&Vec<String>>, privileged: bool) ->
     if privileged {
         return Vec::new();
     }
-    chosen.cloned().unwrap_or_else(|| READ_ONLY.iter().map(ToString::to_string).collect())
+    chosen.cloned().unwrap_or_else(|| READ_ONLY_PATHS.iter().map(ToString::to_string).collect())
 }
 
 /// The processors' thermal throttle counters, through which containers can observe each other. Source: moby GHSA-6fw5-f8r9-fgfm.

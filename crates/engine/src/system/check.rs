@@ -40,14 +40,14 @@ async fn fetch_again(engine: &Engine, findings: &[Finding]) -> Fetched {
             continue;
         }
         let outcome = match name.parse::<Reference>() {
-            Ok(reference) => engine.registries.pull(&reference, &PullOptions::default(), &|_| {}).await.map(drop),
-            // A name of the store's own.
-            Err(error) => {
-                fetched.insert(name.clone(), Some(chain(&error)));
-                continue;
-            }
+            Ok(reference) => engine
+                .registries
+                .pull(&reference, &PullOptions::default(), &|_| {})
+                .await
+                .map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
         };
-        fetched.insert(name.clone(), outcome.err().map(|error| chain(&error)));
+        fetched.insert(name.clone(), outcome.err());
     }
     fetched
 }
