@@ -1,9 +1,11 @@
 //! What the store knows, on disk: images, their names, their layers. All changes of one operation are one transaction.
 
 use std::path::Path;
+use std::{fs, io, panic};
 
 use proto::Digest;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::backends::InMemoryBackend;
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::failpoint;
@@ -27,6 +29,9 @@ pub enum RecordsError {
     /// The database failed.
     #[error("the image records cannot be read or written")]
     Database(#[source] Box<redb::Error>),
+    /// The database's file is not as the database left it.
+    #[error("the file of the image records is damaged")]
+    Altered,
     /// A record is not what was written.
     #[error("the image record of {key} is damaged")]
     Damaged {
@@ -112,6 +117,7 @@ pub(crate) struct Records {
 
 impl Records {
     pub fn open(path: &Path) -> Result<Self, RecordsError> {
+        verify(path)?;
         let database = Database::create(path)?;
         let transaction = database.begin_write()?;
         transaction.open_table(IMAGES)?;
@@ -194,6 +200,35 @@ impl Records {
         transaction.commit()?;
         failpoint::reach("records.committed");
         Ok(())
+    }
+}
+
+/// Reads a copy of the database in memory, every page of it against its checksum, so that a damaged file is refused before
+/// anything is written to it. The database takes a file that was closed in order to be as it wrote it, and panics at some
+/// damage: that is caught here, where nothing but the copy is lost with it.
+///
+/// # Errors
+/// [`RecordsError::Altered`] or what the database says; [`RecordsError::Database`] too for a file that cannot be read.
+pub(crate) fn verify(path: &Path) -> Result<(), RecordsError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(redb::Error::Io(error).into()),
+    };
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let whole = panic::catch_unwind(|| -> Result<bool, redb::Error> {
+        let copy = InMemoryBackend::new();
+        copy.set_len(bytes.len() as u64)?;
+        copy.write(0, &bytes)?;
+        let mut database = Database::builder().create_with_backend(copy)?;
+        Ok(database.check_integrity()?)
+    });
+    match whole {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Err(error)) => Err(error.into()),
+        Ok(Ok(false)) | Err(_) => Err(RecordsError::Altered),
     }
 }
 

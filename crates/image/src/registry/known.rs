@@ -2,13 +2,15 @@
 //!
 //! A cache in a database of its own: what it says is asked of the registry again, and losing it costs time only.
 
+use std::error::Error;
+use std::fs;
 use std::path::Path;
 
 use proto::Digest;
 use redb::{Database, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::records::RecordsError;
+use crate::records::{self, RecordsError};
 
 /// diffID -> list of [`KnownBlob`] as JSON.
 const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
@@ -30,6 +32,10 @@ pub(super) struct KnownBlobs(Database);
 
 impl KnownBlobs {
     pub fn open(path: &Path) -> Result<Self, RecordsError> {
+        if let Err(error) = records::verify(path) {
+            tracing::warn!(error = &error as &dyn Error, "the cache of known blobs is damaged and begun anew");
+            fs::remove_file(path).map_err(redb::Error::Io)?;
+        }
         let database = Database::create(path)?;
         let transaction = database.begin_write()?;
         transaction.open_table(BLOBS)?;
@@ -97,5 +103,16 @@ mod tests {
         let known = KnownBlobs::open(&path).unwrap();
         assert_eq!(known.of(&layer).unwrap(), [blob("a"), blob("b")]);
         assert_eq!(known.of(&digest_of(b"other")).unwrap(), []);
+    }
+
+    #[test]
+    fn a_damaged_cache_is_begun_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("known.redb");
+        drop(KnownBlobs::open(&path).unwrap());
+        let length = path.metadata().unwrap().len();
+        fs::File::options().write(true).open(&path).unwrap().set_len(length / 2).unwrap();
+        let known = KnownBlobs::open(&path).unwrap();
+        assert_eq!(known.of(&digest_of(b"layer")).unwrap(), []);
     }
 }
