@@ -6,8 +6,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARIES := bulkheadd bulkhead containerd-shim-bulkhead-v2
 PACKAGES := -p bulkhead-engine -p bulkhead-shim -p bulkhead-cli
 
-.PHONY: help demo test build boot bench lab lab-test lint arch install uninstall setup-build setup-run setup-test setup-bench \
-        setup-lab
+.PHONY: help demo test build boot bench conformance lab lab-test lint arch install uninstall setup-build setup-run setup-test \
+        setup-bench setup-conformance setup-lab
 
 help:                  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -26,6 +26,9 @@ boot: setup-build setup-run   ## the guest image only
 
 bench: build setup-bench   ## beside Docker and runc on this machine; prints ratios
 	$(CARGO) run --release -p bulkhead-bench -- $(BENCH_ARGS)
+
+conformance: setup-build setup-run setup-test setup-conformance boot   ## the suites of Docker's SDKs, beside dockerd
+	$(CARGO) xtask conformance $(CONFORMANCE_ARGS)
 
 lab: setup-build setup-run setup-lab boot   ## a shell on an emulated machine with KVM and cgroup version 2
 	$(CARGO) xtask lab
@@ -53,5 +56,5 @@ uninstall:             ## takes away what install put there
 	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%)
 	rm -rf $(DESTDIR)$(PREFIX)/lib/bulkhead
 
-setup-build setup-run setup-test setup-bench setup-lab:
+setup-build setup-run setup-test setup-bench setup-conformance setup-lab:
 	@scripts/setup $(@:setup-%=%)

@@ -3,6 +3,7 @@
 
 mod arch;
 mod boot;
+mod conformance;
 mod lab;
 mod setup;
 mod suite;
@@ -30,6 +31,8 @@ enum Task {
     Setup(setup::SetupArgs),
     /// Runs a shell, a command or tests on an emulated machine with KVM and cgroup version 2.
     Lab(lab::LabArgs),
+    /// Runs test suites of others against this engine, beside Docker's own daemon.
+    Conformance(conformance::ConformanceArgs),
     /// Runs the unit, contract and e2e tests; counts what was skipped and why.
     Test(suite::TestArgs),
 }
@@ -51,6 +54,7 @@ fn run() -> anyhow::Result<()> {
         Task::Arch => arch::run(),
         Task::Setup(args) => setup::run(&args),
         Task::Lab(args) => lab::run(&args),
+        Task::Conformance(args) => conformance::run(&args),
         Task::Test(args) => suite::run(&args),
     }
 }

@@ -7,7 +7,7 @@ use crate::workspace;
 /// What the machine is to be prepared for.
 #[derive(clap::Args)]
 pub struct SetupArgs {
-    /// Any of build, run, test, bench, lab.
+    /// Any of build, run, test, bench, conformance, lab.
     #[arg(default_values_t = ["build".to_owned(), "run".to_owned()])]
     purposes: Vec<String>,
 }

@@ -24,7 +24,7 @@ const ALLOWED: &[(&str, u8, &[&str])] = &[
     ("cli", 3, &["proto"]),
     ("e2e", 4, &["proto"]),
     ("bench", 5, &["proto", "container", "e2e"]),
-    ("xtask", 4, &["proto"]),
+    ("xtask", 5, &["proto", "e2e"]),
 ];
 
 /// A crate of the workspace.
