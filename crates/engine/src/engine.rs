@@ -1,7 +1,7 @@
 //! The state that every request works on.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context;
 use image::ImageStore;
@@ -12,13 +12,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::container::store::ContainerStore;
 use crate::events::EventBus;
-use crate::flags::Settings;
+use crate::flags::{Changeable, Settings};
 use crate::standby::{Standby, rehearsal};
 
 /// One engine on one data root. Handlers take it as `State<Arc<Engine>>`.
 pub struct Engine {
     /// What the flags resolved to.
     pub settings: Settings,
+    /// See [`Engine::changeable`].
+    changeable: RwLock<Arc<Changeable>>,
     /// The images of this data root. Synchronous: call it inside `spawn_blocking`.
     pub images: Arc<ImageStore>,
     /// The registries that images come from and go to.
@@ -62,10 +64,22 @@ impl Engine {
             containers: ContainerStore::default(),
             events: EventBus::default(),
             standby: Standby::new(settings.standby_vms != Some(0) && rehearsal::AVAILABLE),
+            changeable: RwLock::new(Arc::new(settings.changeable.clone())),
             stopping: CancellationToken::new(),
             copying: TaskTracker::new(),
             settings,
         })
+    }
+
+    /// What the last reload has set.
+    #[must_use]
+    pub fn changeable(&self) -> Arc<Changeable> {
+        Arc::clone(&self.changeable.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes over what a reload has changed.
+    pub fn change(&self, changeable: Changeable) {
+        *self.changeable.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(changeable);
     }
 
     /// The folder with one folder per container: what is kept of it.

@@ -1,6 +1,5 @@
 //! The command line, and what is resolved from it.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -10,7 +9,7 @@ use proto::Isolation;
 use proto::control::BackendChoice;
 
 /// The engine of Bulkhead, with dockerd's flags where it has them.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(
     name = "bulkheadd",
     version,
@@ -91,6 +90,26 @@ pub struct Flags {
     #[arg(long, default_value = "/bulkhead", value_name = "CGROUP")]
     pub cgroup_parent: String,
 
+    /// Group that may use the sockets beside root [default: bulkhead, if there is such a group]
+    #[arg(short = 'G', long, value_name = "GROUP")]
+    pub group: Option<String>,
+
+    /// Label NAME=VALUE of the engine (repeatable)
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    pub labels: Vec<String>,
+
+    /// Configuration file, TOML, or JSON if its name ends so [default: /etc/bulkhead/bulkheadd.toml, if it is there]
+    #[arg(long, visible_alias = "config-file", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Check command line and configuration file, and end
+    #[arg(long, visible_alias = "validate")]
+    pub check_config: bool,
+
+    /// Print something that goes with this program, and end
+    #[arg(long, value_name = "WHAT", hide = true)]
+    pub print: Option<Print>,
+
     /// How long a utility VM may take to personalize, in milliseconds
     #[arg(long, default_value_t = 2000, value_name = "MS", hide = true)]
     pub personalize_timeout_ms: u64,
@@ -101,6 +120,23 @@ fn standby_vms(text: &str) -> Result<u32, String> {
         Ok(number @ 0..=1) => Ok(number),
         _ => Err("this version keeps 0 (none) or 1 utility VM standing by".to_owned()),
     }
+}
+
+/// Source: docker/cli `opts.ValidateLabel`.
+fn label(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err(format!("bad attribute format: {text}")),
+    }
+}
+
+/// What `--print` can print; installations are made with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Print {
+    /// A configuration file with every key, explained and commented out.
+    Config,
+    /// The manual page, in roff.
+    Man,
 }
 
 /// Log levels by dockerd's names.
@@ -169,25 +205,24 @@ pub struct Settings {
     pub cgroup_parent: String,
     /// Bound on a utility VM's personalization.
     pub personalize_timeout_ms: u64,
+    /// What a reload may change, as it is at the start.
+    pub changeable: Changeable,
+}
+
+/// What a running engine takes over from a changed configuration, beside registries and the log's level.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changeable {
     /// `-D` was given or the log level is debug.
     pub debug: bool,
+    /// `NAME=VALUE`.
+    pub labels: Vec<String>,
 }
 
 impl Flags {
-    /// Sends the log to standard error at the level asked for; `BULKHEAD_LOG` (a filter) overrides it.
-    pub fn install_log(&self) {
-        let level = match self.log_level {
-            _ if self.debug => "debug",
-            LogLevel::Debug => "debug",
-            LogLevel::Info => "info",
-            LogLevel::Warn => "warn",
-            LogLevel::Error | LogLevel::Fatal => "error",
-        };
-        let filter = tracing_subscriber::EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| {
-            tracing_subscriber::EnvFilter::new(format!("warn,bulkheadd={level},bulkhead_image={level}"))
-        });
-        let colours = std::io::stderr().is_terminal();
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    /// What a reload may change.
+    #[must_use]
+    pub fn changeable(&self) -> Changeable {
+        Changeable { debug: self.debug || self.log_level == LogLevel::Debug, labels: self.labels.clone() }
     }
 
     /// Fills in every default.
@@ -225,7 +260,7 @@ impl Flags {
             },
             cgroup_parent: format!("/{}", self.cgroup_parent.trim_matches('/')),
             personalize_timeout_ms: self.personalize_timeout_ms,
-            debug: self.debug || self.log_level == LogLevel::Debug,
+            changeable: self.changeable(),
             data_root,
         })
     }

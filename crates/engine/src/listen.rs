@@ -10,6 +10,8 @@ use anyhow::{Context, bail};
 
 /// Served when no `-H` is given.
 const DEFAULT_HOST: &str = "unix:///run/bulkhead.sock";
+/// May use the sockets when no `--group` is given.
+const DEFAULT_GROUP: &str = "bulkhead";
 /// Longest path that fits a socket address, with its final NUL. Source: unix(7).
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -37,21 +39,32 @@ impl Drop for Socket {
 ///
 /// # Errors
 /// One line naming the address: an unknown form, a live engine behind it, a folder that cannot be written.
-pub fn open_all(hosts: &[String], passed: Vec<OwnedFd>) -> anyhow::Result<Vec<Socket>> {
+pub fn open_all(hosts: &[String], passed: Vec<OwnedFd>, group: Option<&str>) -> anyhow::Result<Vec<Socket>> {
+    check(hosts)?;
+    let group = group_id_of(group)?;
     let default = [DEFAULT_HOST.to_owned()];
     let hosts = if hosts.is_empty() { &default[..] } else { hosts };
     let mut passed = Some(passed);
     let mut sockets = Vec::new();
     for host in hosts {
         if let Some(path) = host.strip_prefix("unix://") {
-            sockets.push(bind(Path::new(path), host)?);
-        } else if host.starts_with("fd://") {
-            sockets.extend(take_passed(passed.take().unwrap_or_default(), host)?);
+            sockets.push(bind(Path::new(path), host, group)?);
         } else {
-            bail!("cannot serve {host:?}: only unix://PATH and fd:// are supported");
+            sockets.extend(take_passed(passed.take().unwrap_or_default(), host)?);
         }
     }
     Ok(sockets)
+}
+
+/// Checks the form of every address.
+///
+/// # Errors
+/// One line naming the first that is neither `unix://PATH` nor `fd://`.
+pub fn check(hosts: &[String]) -> anyhow::Result<()> {
+    match hosts.iter().find(|host| !host.starts_with("unix://") && !host.starts_with("fd://")) {
+        Some(host) => bail!("cannot serve {host:?}: only unix://PATH and fd:// are supported"),
+        None => Ok(()),
+    }
 }
 
 fn take_passed(passed: Vec<OwnedFd>, host: &str) -> anyhow::Result<Vec<Socket>> {
@@ -68,8 +81,8 @@ fn take_passed(passed: Vec<OwnedFd>, host: &str) -> anyhow::Result<Vec<Socket>> 
     passed.into_iter().map(take).collect()
 }
 
-/// Binds a socket file that only root and the group `docker` may use.
-fn bind(path: &Path, host: &str) -> anyhow::Result<Socket> {
+/// Binds a socket file that only root and a group may use.
+fn bind(path: &Path, host: &str, group: Option<u32>) -> anyhow::Result<Socket> {
     if !path.is_absolute() {
         bail!("cannot serve {host}: the socket's path must be absolute");
     }
@@ -92,7 +105,7 @@ fn bind(path: &Path, host: &str) -> anyhow::Result<Socket> {
     };
     let listener = listener.with_context(|| format!("cannot serve {host}"))?;
     let socket = Socket { listener, address: host.to_owned(), path: Some(path.to_owned()) };
-    open_to_docker_group(path).with_context(|| format!("cannot set who may use {host}"))?;
+    open_to_group(path, group).with_context(|| format!("cannot set who may use {host}"))?;
     socket.listener.set_nonblocking(true).with_context(|| format!("cannot serve {host}"))?;
     Ok(socket)
 }
@@ -120,12 +133,21 @@ fn remove_stale(path: &Path, host: &str) -> anyhow::Result<()> {
     }
 }
 
-fn open_to_docker_group(path: &Path) -> io::Result<()> {
+/// The number of the group that may use the sockets: the one that was asked for, or [`DEFAULT_GROUP`] if it is there.
+fn group_id_of(group: Option<&str>) -> anyhow::Result<Option<u32>> {
     let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    if let Some(gid) = group_id(&groups, "docker")
-        && let Err(error) = std::os::unix::fs::chown(path, None, Some(gid))
-    {
-        tracing::warn!(%error, "cannot give the socket to the group docker");
+    match group {
+        None => Ok(group_id(&groups, DEFAULT_GROUP)),
+        Some(name) => match group_id(&groups, name).or_else(|| name.parse().ok()) {
+            Some(id) => Ok(Some(id)),
+            None => bail!("there is no group {name:?} (--group)"),
+        },
+    }
+}
+
+fn open_to_group(path: &Path, group: Option<u32>) -> io::Result<()> {
+    if let Some(gid) = group {
+        std::os::unix::fs::chown(path, None, Some(gid))?;
     }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
 }
@@ -147,14 +169,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/folder/s");
         let host = format!("unix://{}", path.display());
-        let first = bind(&path, &host).unwrap();
+        let first = bind(&path, &host, None).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        let error = format!("{:#}", bind(&path, &host).unwrap_err());
+        let error = format!("{:#}", bind(&path, &host, None).unwrap_err());
         assert!(error.contains("a live engine has this socket"), "{error}");
         drop(first);
         assert!(!path.exists());
         drop(UnixListener::bind(&path).unwrap());
-        bind(&path, &host).unwrap();
+        bind(&path, &host, None).unwrap();
     }
 
     #[test]
@@ -170,7 +192,7 @@ mod tests {
             (&file, "no socket"),
             ("fd://", "LISTEN_FDS"),
         ] {
-            let error = format!("{:#}", open_all(&[host.to_owned()], Vec::new()).unwrap_err());
+            let error = format!("{:#}", open_all(&[host.to_owned()], Vec::new(), None).unwrap_err());
             assert!(error.contains(text), "{host}: {error}");
         }
     }
@@ -179,5 +201,7 @@ mod tests {
     fn the_group_is_found_by_its_name() {
         assert_eq!(group_id("root:x:0:\ndockerx:x:7:\ndocker:x:998:me\n", "docker"), Some(998));
         assert_eq!(group_id("", "docker"), None);
+        assert_eq!((group_id_of(Some("root")).unwrap(), group_id_of(Some("77")).unwrap()), (Some(0), Some(77)));
+        assert!(group_id_of(Some("no-such-group")).is_err());
     }
 }

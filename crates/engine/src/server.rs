@@ -1,8 +1,6 @@
 //! The HTTP server: opens the engine, serves every socket, stops on a signal and leaves the containers running.
 
 use std::convert::Infallible;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +22,13 @@ use tower::ServiceExt;
 
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
-use crate::flags::{Flags, Settings};
+use crate::flags::Settings;
 use crate::listen::{self, Socket};
 use crate::lock::RootLock;
 use crate::query::Query;
+use crate::reload::Reloader;
 use crate::version::{self, ApiVersion};
-use crate::{containers, events, images, missing, recovery, sys, system};
+use crate::{containers, events, images, missing, notify, recovery, sys, system};
 
 /// How long requests that are under way may take once the engine was told to stop.
 const GRACE: Duration = Duration::from_secs(2);
@@ -43,17 +42,18 @@ pub const SERVER: &str = concat!("Bulkhead/", env!("CARGO_PKG_VERSION"), " (linu
 /// # Errors
 /// One line: a root that cannot be used or belongs to another engine, a socket that cannot be served, a store that
 /// cannot be opened.
-pub async fn run(flags: Flags) -> anyhow::Result<()> {
+pub async fn run(mut reloader: Reloader) -> anyhow::Result<()> {
     let passed = sys::take_passed_sockets();
+    let flags = reloader.current.flags.clone();
     let settings = flags.settings()?;
     let _locks = (
         RootLock::acquire(&settings.data_root, "--data-root")?,
         RootLock::acquire(&settings.exec_root, "--exec-root")?,
     );
     raise_descriptor_limit();
-    let sockets = listen::open_all(&flags.hosts, passed)?;
+    let sockets = listen::open_all(&flags.hosts, passed, flags.group.as_deref())?;
     let _pidfile = flags.pidfile.as_deref().map(Pidfile::write).transpose()?;
-    let mut stop = Stop::listen()?;
+    let mut signals = Signals::listen()?;
     let engine = open(settings).await?;
     recovery::recover(&engine).await.context("cannot take up the containers of the last run")?;
     let standby = containers::keep_standby(&engine);
@@ -64,7 +64,13 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     }
     tracker.close();
     announce(&sockets);
-    let signal = stop.received().await;
+    let signal = loop {
+        match signals.received().await {
+            Received::Reload => reloader.reload(&engine),
+            Received::Stop(signal) => break signal,
+        }
+    };
+    notify::tell(notify::State::Stopping);
     tracing::info!(signal, "stopping; running containers go on");
     engine.stopping.cancel();
     drop(sockets);
@@ -94,22 +100,34 @@ async fn open(settings: Settings) -> anyhow::Result<Arc<Engine>> {
     tokio::task::spawn_blocking(move || Engine::open(settings)).await?.map(Arc::new)
 }
 
-/// The signals that end the engine.
-struct Stop {
+/// The signals that the engine heeds.
+struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
-impl Stop {
+/// What a signal asks for.
+enum Received {
+    Reload,
+    Stop(&'static str),
+}
+
+impl Signals {
     fn listen() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
     }
 
-    async fn received(&mut self) -> &'static str {
+    async fn received(&mut self) -> Received {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Received::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Received::Stop("SIGINT"),
+            _ = self.hangup.recv() => Received::Reload,
         }
     }
 }
@@ -222,21 +240,7 @@ fn announce(sockets: &[Socket]) {
     for socket in sockets {
         tracing::info!("API listen on {}", socket.address);
     }
-    if let Some(address) = std::env::var_os("NOTIFY_SOCKET")
-        && let Err(error) = notify_ready(address.as_encoded_bytes())
-    {
-        tracing::warn!(%error, "cannot tell the service manager that the engine is ready");
-    }
-}
-
-/// Source: `sd_notify(3)`.
-fn notify_ready(address: &[u8]) -> std::io::Result<()> {
-    let address = match address.strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(String::from_utf8_lossy(address).as_ref())?,
-    };
-    UnixDatagram::unbound()?.send_to_addr(b"READY=1\n", &address)?;
-    Ok(())
+    notify::tell(notify::State::Ready);
 }
 
 /// The file with the engine's process id, removed on drop.
@@ -277,17 +281,6 @@ mod tests {
         assert_eq!(request.extensions().get(), Some(&ApiVersion::new(1, 40)));
         *request.uri_mut() = "/v9.1/info".parse().unwrap();
         assert_eq!(strip_version(&mut request).unwrap_err().http_status(), 400);
-    }
-
-    #[test]
-    fn a_service_manager_is_told() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("notify");
-        let socket = UnixDatagram::bind(&path).unwrap();
-        notify_ready(path.as_os_str().as_encoded_bytes()).unwrap();
-        let mut buffer = [0; 32];
-        let length = socket.recv(&mut buffer).unwrap();
-        assert_eq!(&buffer[..length], b"READY=1\n");
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod transport;
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Semaphore;
 
@@ -59,7 +59,7 @@ use transport::Transport;
 /// The registries, for one store. Shape: cheap to share. When: on a tokio runtime.
 pub struct RegistryClient {
     store: Arc<ImageStore>,
-    settings: RegistrySettings,
+    settings: RwLock<Arc<RegistrySettings>>,
     transport: Arc<Transport>,
     known: Arc<KnownBlobs>,
     /// Layers on their way, by what they are fetched as and should become.
@@ -82,12 +82,29 @@ impl RegistryClient {
             transport: Arc::new(Transport::new(&settings)),
             permits: Arc::new(Semaphore::new(settings.transfers.max(1))),
             store,
-            settings,
+            settings: RwLock::new(Arc::new(settings)),
             known: Arc::new(known),
             layers: Flights::default(),
             configs: Flights::default(),
             committing: Arc::default(),
         })
+    }
+
+    /// How registries are reached now.
+    #[must_use]
+    pub fn settings(&self) -> Arc<RegistrySettings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes other mirrors and insecure registries from the next request on; what is under way goes on as it began.
+    ///
+    /// # Errors
+    /// [`LocalError::Setting`]: one that cannot be; then nothing is changed.
+    pub fn set_lists(&self, mirrors: Vec<String>, insecure: Vec<String>) -> Result<(), LocalError> {
+        let changed = RegistrySettings { mirrors, insecure, ..RegistrySettings::clone(&self.settings()) };
+        changed.check()?;
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(changed);
+        Ok(())
     }
 
     /// The tags of a repository, in the registry's order.
@@ -142,7 +159,7 @@ impl RegistryClient {
         credentials: Option<&Credentials>,
     ) -> Result<Session, RegistryError> {
         let transport = Arc::clone(&self.transport);
-        Session::open(transport, self.settings.timing, endpoint, (name.path(), actions), credentials.cloned()).await
+        Session::open(transport, self.settings().timing, endpoint, (name.path(), actions), credentials.cloned()).await
     }
 
     /// The endpoints of a name's registry, to be tried in order: mirrors first, plain HTTP after TLS where it may be.
@@ -151,7 +168,7 @@ impl RegistryClient {
     }
 
     fn tries_at(&self, domain: &str, with_mirrors: bool) -> Result<Tries, RegistryError> {
-        let mut endpoints = self.settings.endpoints(domain)?;
+        let mut endpoints = self.settings().endpoints(domain)?;
         endpoints.retain(|endpoint| with_mirrors || !endpoint.mirror);
         Ok(Tries { domain: domain.to_owned(), left: endpoints.into(), mirror: false })
     }

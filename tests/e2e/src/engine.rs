@@ -73,6 +73,10 @@ impl EngineSettings {
         command.arg("--guest-image").arg(build.guest_image);
         command.args(["--log-level", "debug", "--cgroup-parent", &self.cgroup_parent]);
         command.arg("--template-store").arg(&self.template_store);
+        // The machine's own configuration is none of a test's business.
+        if !self.flags.iter().any(|flag| flag.starts_with("--config")) {
+            command.arg("--config=/dev/null");
+        }
         // The product's two seconds hold for an idle machine; tests share theirs with a compiler.
         if !self.flags.iter().any(|flag| flag.starts_with("--personalize-timeout-ms")) {
             command.arg("--personalize-timeout-ms=20000");

@@ -51,7 +51,7 @@ fn spawn_with(engine: &Engine, flags: &[&str], bundle: &Path, socket: &Path) -> 
     let listener = UnixListener::bind(socket)?;
     let mut args = vec!["-namespace", NAMESPACE];
     args.extend(flags);
-    if engine.settings.debug {
+    if engine.changeable().debug {
         args.push("-debug");
     }
     args.push("serve");

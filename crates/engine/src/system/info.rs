@@ -25,7 +25,7 @@ pub(super) async fn info(State(engine): State<Arc<Engine>>, Extension(probe): Ex
         about_host(),
         about_limits(&cgroups),
         about_isolation(&engine, &probe),
-        not_there(&engine.settings.registries),
+        not_there(&engine.registries.settings()),
     ] {
         if let Value::Object(part) = part {
             fields.extend(part);
@@ -50,7 +50,7 @@ fn about_engine(engine: &Engine) -> Value {
         ],
         "LoggingDriver": "json-file",
         "CgroupDriver": "cgroupfs",
-        "Debug": settings.debug,
+        "Debug": engine.changeable().debug,
         "NFd": host::open_descriptors(),
         "NGoroutines": 0,
         "NEventsListener": 0,
@@ -112,19 +112,21 @@ fn about_isolation(engine: &Engine, probe: &HostProbe) -> Value {
     let boundary = probe.accelerator.map(Accelerator::boundary);
     let available = probe.accelerator.is_some() && probe.missing.is_empty();
     let shim = json!({"path": engine.settings.shim});
+    let mut labels = engine.changeable().labels.clone();
+    labels.extend([
+        format!("dev.bulkhead.isolation.default={default}"),
+        format!("dev.bulkhead.hyperv.available={available}"),
+        format!(
+            "dev.bulkhead.hyperv.accelerator={}",
+            probe.accelerator.map_or("none (not available)", Accelerator::as_str)
+        ),
+        format!("dev.bulkhead.hyperv.boundary={}", boundary.unwrap_or("none (not available)")),
+    ]);
     json!({
         "Isolation": default,
         "Runtimes": {"process": shim, "hyperv": shim, "io.containerd.bulkhead.v2": shim},
         "DefaultRuntime": default,
-        "Labels": [
-            format!("dev.bulkhead.isolation.default={default}"),
-            format!("dev.bulkhead.hyperv.available={available}"),
-            format!(
-                "dev.bulkhead.hyperv.accelerator={}",
-                probe.accelerator.map_or("none (not available)", Accelerator::as_str)
-            ),
-            format!("dev.bulkhead.hyperv.boundary={}", boundary.unwrap_or("none (not available)")),
-        ],
+        "Labels": labels,
         "Bulkhead": {
             "DefaultIsolation": default,
             "BoundaryRequired": engine.settings.boundary_required,

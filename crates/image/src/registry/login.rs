@@ -34,7 +34,7 @@ impl RegistryClient {
     async fn log_in_at(&self, endpoint: Endpoint, credentials: &Credentials) -> Result<(), RegistryError> {
         let transport = Arc::clone(&self.transport);
         let given = Some(credentials.clone());
-        let session = Session::open(transport, self.settings.timing, endpoint, ("", "pull"), given).await?;
+        let session = Session::open(transport, self.settings().timing, endpoint, ("", "pull"), given).await?;
         let url = session.url("")?;
         let answer = session.ask(&Ask::bare(Method::GET, &url)).await?;
         if answer.status.is_success() { Ok(()) } else { Err(session.failure(answer, "the registry").await) }

@@ -235,7 +235,7 @@ impl RegistryClient {
             };
             tell(PullEvent::Layer { blob: layer.digest.clone(), step });
         }
-        for (layer, _) in missing.iter().skip(self.settings.transfers) {
+        for (layer, _) in missing.iter().skip(self.settings().transfers) {
             tell(PullEvent::Layer { blob: layer.digest.clone(), step: LayerStep::Waiting });
         }
         let mut obtained = Vec::new();

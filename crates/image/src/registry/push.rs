@@ -131,7 +131,7 @@ impl RegistryClient {
                 tell(PushEvent { diff_id: diff_id.clone(), step: PushStep::Preparing });
             }
         }
-        for diff_id in unique.iter().skip(self.settings.transfers) {
+        for diff_id in unique.iter().skip(self.settings().transfers) {
             tell(PushEvent { diff_id: (*diff_id).clone(), step: PushStep::Waiting });
         }
         let mut pushing = Vec::new();
@@ -139,7 +139,7 @@ impl RegistryClient {
             pushing.push(self.push_layer(session, name, diff_id, tell));
         }
         let blobs: Vec<KnownBlob> =
-            stream::iter(pushing).buffered(self.settings.transfers.max(1)).try_collect().await?;
+            stream::iter(pushing).buffered(self.settings().transfers.max(1)).try_collect().await?;
         let config = Descriptor::new(DOCKER_CONFIG, image.id.clone(), image.config_json.len() as u64);
         if !has_blob(session, &config.digest).await? {
             let bytes = Bytes::from(image.config_json.clone());

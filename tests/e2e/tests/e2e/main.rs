@@ -32,6 +32,7 @@ macro_rules! behind_both_walls {
 
 mod bad_input;
 mod commit;
+mod configuration;
 mod copy;
 mod crashes;
 mod defaults;
