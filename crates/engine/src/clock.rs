@@ -141,6 +141,32 @@ fn parse_duration(text: &str) -> Option<i64> {
     (!text.is_empty()).then_some(total)
 }
 
+/// As Go writes a duration: `1m30s`, `1.5s`, `250ms`.
+#[must_use]
+pub fn go_duration(duration: Duration) -> String {
+    let (whole, below) = (duration.as_secs(), duration.subsec_nanos());
+    let decimal = |value: u128, unit: u128| {
+        let fraction = format!("{:0width$}", value % unit, width = unit.ilog10() as usize);
+        let text = format!("{}.{fraction}", value / unit);
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    };
+    let nanos = duration.as_nanos();
+    match whole {
+        0 if below == 0 => "0s".into(),
+        0 if below < 1_000 => format!("{below}ns"),
+        0 if below < 1_000_000 => decimal(nanos, 1_000) + "µs",
+        0 => decimal(nanos, 1_000_000) + "ms",
+        _ => {
+            let seconds = decimal(u128::from(whole % 60) * 1_000_000_000 + u128::from(below), 1_000_000_000) + "s";
+            match (whole / 3600, whole / 60 % 60) {
+                (0, 0) => seconds,
+                (0, minutes) => format!("{minutes}m{seconds}"),
+                (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
+            }
+        }
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_rfc3339_nano())
@@ -195,6 +221,16 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        for (ms, text) in
+            [(0, "0s"), (250, "250ms"), (1500, "1.5s"), (90_000, "1m30s"), (3_600_000, "1h0m0s"), (2000, "2s")]
+        {
+            assert_eq!(go_duration(Duration::from_millis(ms)), text);
+        }
+        assert_eq!(go_duration(Duration::from_nanos(1_500)), "1.5µs");
+    }
 
     #[test]
     fn durations_are_gos() {

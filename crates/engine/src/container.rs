@@ -11,6 +11,7 @@
 //! clients do with containers is in [`crate::containers`].
 
 pub mod exec;
+pub mod health;
 pub mod record;
 pub mod store;
 

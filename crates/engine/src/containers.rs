@@ -14,6 +14,7 @@ mod exec;
 mod exec_start;
 mod export;
 mod files;
+mod health;
 mod inspect;
 mod kill;
 mod launch;

@@ -9,6 +9,7 @@ use proto::{ContainerId, Digest, Isolation};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::health::Health;
 use crate::clock::Timestamp;
 
 /// Name of the record's file in the container's folder.
@@ -189,6 +190,9 @@ pub struct Record {
     pub stopped_by_client: bool,
     /// What the last run's utility VM was.
     pub utility_vm: Option<UtilityVmReport>,
+    /// What its health check has found, if it has one and ever ran.
+    #[serde(default)]
+    pub health: Option<Health>,
 }
 
 impl Record {
@@ -306,6 +310,7 @@ pub mod tests {
             restarts: 0,
             stopped_by_client: false,
             utility_vm: None,
+            health: None,
         }
     }
 

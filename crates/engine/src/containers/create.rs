@@ -5,27 +5,33 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::StatusCode;
-use bollard::models::{ContainerConfig, HostConfig};
+use bollard::models::{ContainerConfig, HealthConfig, HostConfig};
 use image::{Image, ImageLease, Scratch, failpoint};
 use oci_spec::runtime::Spec;
 use proto::{ContainerId, Isolation};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::config::Requested;
 use super::{names, remove};
 use crate::clock::Timestamp;
+use crate::container::health;
 use crate::container::record::{Phase, Record};
 use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::query::Query;
 use crate::spec::{self, SpecInput};
+use crate::version::ApiVersion;
 use crate::{body, error};
 
 /// Size of a hyperv container's disk when the client says none, in bytes. It is sparse: it takes what is written.
 const DEFAULT_SCRATCH_BYTES: u64 = 10 << 30;
+
+/// Older clients do not know a health check's `StartInterval`, as dockerd has it.
+const START_INTERVAL_SINCE: ApiVersion = ApiVersion::new(1, 44);
 
 /// Makes a container.
 ///
@@ -33,11 +39,18 @@ const DEFAULT_SCRATCH_BYTES: u64 = 10 << 30;
 /// 400 and 501 as [`Requested::read`] and [`spec::build`] say, 404 for an unknown image, 409 for a name that is taken.
 pub async fn create(
     State(engine): State<Arc<Engine>>,
+    Extension(version): Extension<ApiVersion>,
     query: Query,
     request: Request,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
     check_platform(query.get("platform").unwrap_or_default())?;
-    let requested = Requested::read(body::json(request).await?, engine.settings.default_isolation)?;
+    let mut body: Value = body::json(request).await?;
+    if version < START_INTERVAL_SINCE
+        && let Some(health) = body.get_mut("Healthcheck").and_then(Value::as_object_mut)
+    {
+        health.remove("StartInterval");
+    }
+    let requested = Requested::read(body, engine.settings.default_isolation)?;
     let name = match query.get("name").map(|name| name.strip_prefix('/').unwrap_or(name)) {
         Some(name) if names::is_valid(name) => Some(name.to_owned()),
         Some(name) => return Err(names::invalid(name)),
@@ -73,19 +86,18 @@ fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiR
     let id = new_id()?;
     let mut config = requested.typed_config()?;
     let host = requested.typed_host()?;
+    config.healthcheck.as_ref().map_or(Ok(()), health::validate)?;
     let reference = config.image.clone().unwrap_or_default();
     // Until the container is known to use it, only the lease keeps a removal from freeing the image's layers.
     let (image, _lease) = lease(engine, &reference)?;
     if let Some(defaults) = image.config.config() {
         spec::merge_image(&mut config, defaults);
     }
+    health::merge(&mut config.healthcheck, health_of(&image).as_ref());
     if host.uts_mode.as_deref() != Some("host") && config.hostname.as_deref().unwrap_or_default().is_empty() {
         config.hostname = Some(id.as_str()[..12].to_owned());
     }
     requested.set_config(&config)?;
-    if config.healthcheck.is_some() {
-        requested.warnings.push("Health checks are not supported yet: the container's is ignored.".into());
-    }
     crate::container::log_options(&host)?;
     let name = name.map_or_else(|| names::draw(&engine.containers), Ok)?;
     let reserved = engine.containers.reserve(&name, &id)?;
@@ -113,6 +125,7 @@ fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiR
         restarts: 0,
         stopped_by_client: false,
         utility_vm: None,
+        health: None,
     };
     record.write(&folder.path).map_err(|error| ApiError::caused("cannot create the container", &error))?;
     failpoint::reach("create.recorded");
@@ -122,6 +135,13 @@ fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiR
     engine.containers.add(Arc::clone(&container), reserved);
     folder.keep();
     Ok(container)
+}
+
+/// The image's health check, which is Docker's addition to its configuration; one that cannot be read is none.
+fn health_of(image: &Image) -> Option<HealthConfig> {
+    let whole: Value = serde_json::from_slice(&image.config_json).ok()?;
+    let health = HealthConfig::deserialize(whole["config"].get("Healthcheck")?);
+    health.inspect_err(|error| tracing::warn!(image = %image.id, %error, "cannot read the image's health check")).ok()
 }
 
 /// 64 hexadecimal digits, of which the first twelve are no number, since a host name made of them must not be one.

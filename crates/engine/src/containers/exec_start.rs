@@ -56,7 +56,7 @@ pub async fn start(
     }
     exec.begin()?;
     let size = asked.console_size.as_deref().and_then(|size| Some((*size.get(1)?, *size.first()?)));
-    let starter = Starter { engine, container, exec, task: running.task, size };
+    let starter = Starter { engine, container, exec, task: running.task, size, keeps_output: true };
     if asked.detach {
         tokio::spawn(async move { starter.start(None).await.map(drop) }).await??;
         return Ok(StatusCode::OK.into_response());
@@ -76,12 +76,20 @@ pub async fn start(
     )
 }
 
-struct Starter {
-    engine: Arc<Engine>,
-    container: Arc<Container>,
-    exec: Arc<Exec>,
-    task: Task,
-    size: Option<(u32, u32)>,
+/// Starts a further process and watches over it.
+pub struct Starter {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// Where it is to run.
+    pub container: Arc<Container>,
+    /// The process.
+    pub exec: Arc<Exec>,
+    /// The container's shim.
+    pub task: Task,
+    /// First size of its terminal: columns and rows.
+    pub size: Option<(u32, u32)>,
+    /// What processes that it leaves behind write is still taken after its end.
+    pub keeps_output: bool,
 }
 
 impl Starter {
@@ -116,15 +124,28 @@ impl Starter {
         Some(Input { ends_stdin: !terminal, detach_keys: if terminal { keys } else { Vec::new() } })
     }
 
-    /// Starts the process and watches over it in the background.
-    async fn start(self, attachment: Option<Attachment>) -> ApiResult<Option<Attachment>> {
+    fn paths(&self) -> StdioPaths {
         let fifos = FifoSet {
             stdin: self.exec.config.attach_stdin.unwrap_or_default(),
             stdout: self.exec.config.attach_stdout.unwrap_or_default(),
             stderr: self.exec.config.attach_stderr.unwrap_or_default() && !self.exec.terminal(),
             terminal: self.exec.terminal(),
         };
-        let paths = fifos.paths(&self.engine.bundle(&self.container.id), &format!("{}-", &self.exec.id[..16]));
+        let name = self.exec.id.get(..16).unwrap_or(&self.exec.id);
+        fifos.paths(&self.engine.bundle(&self.container.id), &format!("{name}-"))
+    }
+
+    /// Removes the fifos that a process of this name has left behind. When: no such process runs.
+    pub fn remove_fifos(&self) {
+        fifo::remove(&self.paths());
+    }
+
+    /// Starts the process and watches over it in the background; its output ends with it.
+    ///
+    /// # Errors
+    /// 400 for the command's fault; the shim's. The process counts as ended then.
+    pub async fn start(self, attachment: Option<Attachment>) -> ApiResult<Option<Attachment>> {
+        let paths = self.paths();
         let started = self.try_start(&paths).await;
         match started {
             Ok(copying) => {
@@ -183,7 +204,7 @@ impl Starter {
         .await?
     }
 
-    async fn watch(self, copying: JoinHandle<()>, paths: StdioPaths) {
+    async fn watch(self, mut copying: JoinHandle<()>, paths: StdioPaths) {
         let exit = self.exit_or_input_end().await;
         let code = match exit {
             Ok(exit) => exit.code,
@@ -191,8 +212,11 @@ impl Starter {
             Err(_) => CODE_UNKNOWN,
         };
         // A process that it left behind may hold the output open.
-        if tokio::time::timeout(super::supervise::DRAIN, copying).await.is_err() {
-            tracing::debug!("an exec's output is still being taken");
+        if tokio::time::timeout(super::supervise::DRAIN, &mut copying).await.is_err() {
+            tracing::debug!("an exec's output is still open");
+            if !self.keeps_output {
+                copying.abort();
+            }
         }
         self.forget().await;
         fifo::remove(&paths);

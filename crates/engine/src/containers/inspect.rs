@@ -45,7 +45,7 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
         "Created": record.created.to_rfc3339_nano(),
         "Path": program,
         "Args": command,
-        "State": view::state(&record.phase),
+        "State": view::state(&record),
         "Image": record.image_id,
         "ResolvConfPath": path("resolv.conf"),
         "HostnamePath": path("hostname"),

@@ -6,7 +6,7 @@ use proto::{ErrorKind, Isolation};
 use tokio::task::JoinHandle;
 
 use super::bundle::{self, Bundle};
-use super::{shim, supervise};
+use super::{health, shim, supervise};
 use crate::clock::Timestamp;
 use crate::container::record::{Fault, Phase};
 use crate::container::{Container, Running};
@@ -98,6 +98,7 @@ async fn try_launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
     let started_at = Timestamp::now();
     note_utility_vm(container, &bundle).await;
     container.record().stopped_by_client = false;
+    health::begin(container)?;
     container.enter(Phase::Running { pid, started_at, paused: false }).await?;
     container.tell(|progress| progress.running = true);
     container.emit(&engine.events, "start", &[]);

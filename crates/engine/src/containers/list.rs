@@ -36,6 +36,8 @@ const FILTERS: &[&str] = &[
 ];
 const STATUSES: &[&str] = &["created", "running", "paused", "restarting", "removing", "exited", "dead"];
 
+const HEALTH: &[&str] = &["none", "starting", "healthy", "unhealthy"];
+
 /// Lists containers, the newest first.
 ///
 /// # Errors
@@ -77,7 +79,7 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
         "Ports": view::ports(&config),
         "Labels": record.config["Labels"].as_object().cloned().unwrap_or_default(),
         "State": record.phase.word(),
-        "Status": view::status_text(&record.phase),
+        "Status": view::status_text(&record),
         "HostConfig": {
             "NetworkMode": record.host_text("NetworkMode"),
             "Isolation": record.isolation,
@@ -122,6 +124,9 @@ impl<'a> Choice<'a> {
         {
             return Err(ApiError::invalid(format!("invalid filter 'isolation={word}'")));
         }
+        if let Some(word) = filters.values("health").find(|word| !HEALTH.contains(word)) {
+            return Err(ApiError::invalid(format!("Unrecognised filter value for health: {word}")));
+        }
         let code = |text: &str| text.parse().map_err(|_| ApiError::invalid(format!("invalid filter 'exited={text}'")));
         let created = |key: &str| -> ApiResult<Option<Timestamp>> {
             let container =
@@ -160,13 +165,18 @@ fn fits(filters: &Filters, record: &Record) -> bool {
         && filters.fits("name", name)
         && filters.fits_exactly("status", record.phase.word())
         && filters.fits("isolation", isolation)
-        && filters.fits("health", |word| word == "none")
+        && filters.fits_exactly("health", health_word(record))
         && filters.fits("is-task", |word| matches!(word, "0" | "false" | "False"))
         && filters.fits("network", |network| record.host_text("NetworkMode") == network)
         && filters.fits("volume", |_| false)
         && filters.fits("publish", |_| false)
         && filters.fits("expose", |port| exposes(record, port))
         && filters.fits_labels("label", |label| record.label(label))
+}
+
+/// Docker's word: of a container without a check `none`.
+fn health_word(record: &Record) -> &'static str {
+    record.health.as_ref().map_or("none", |health| health.status.word())
 }
 
 fn exposes(record: &Record, wanted: &str) -> bool {

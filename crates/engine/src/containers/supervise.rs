@@ -8,7 +8,7 @@ use proto::control::ExitReport;
 use tokio::task::JoinHandle;
 
 use super::launch::Run;
-use super::{remove, restart_policy, shim};
+use super::{health, remove, restart_policy, shim};
 use crate::clock::Timestamp;
 use crate::container::record::{Ended, Phase};
 use crate::container::{Container, Running};
@@ -26,6 +26,7 @@ pub fn watch(engine: &Arc<Engine>, container: &Arc<Container>, run: Run) {
 }
 
 async fn supervise(engine: &Arc<Engine>, container: &Arc<Container>, run: Run) {
+    let checking = health::watch(engine, container, &run.task, run.started_at);
     let exit = tokio::select! {
         exit = exit_or_input_end(container, &run.task) => exit,
         // The container goes on, and the next engine takes it up.
@@ -40,6 +41,7 @@ async fn supervise(engine: &Arc<Engine>, container: &Arc<Container>, run: Run) {
             shim::bury(engine, &container.id, &bundle).await
         }
     };
+    drop(checking);
     drain(run.copying).await;
     let _lifecycle = container.lifecycle.lock().await;
     finish(engine, container, Some(&run.task), run.started_at, report).await;
@@ -86,6 +88,7 @@ pub async fn finish(
     report: ExitReport,
 ) {
     container.set_running(None);
+    health::end(container);
     container.execs().values().for_each(|exec| exec.container_ended());
     let release = release(engine, container, task);
     let ((), ()) = tokio::join!(release, container.streams.end_run());

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::create::{SCRATCH, UPPER_DISK};
 use crate::clock::{Timestamp, ZERO_TIME};
+use crate::container::health::HealthStatus;
 use crate::container::record::{Phase, Record};
 use crate::container::{Container, kept};
 use crate::engine::Engine;
@@ -64,11 +65,12 @@ fn over(mut defaults: Value, given: &Value) -> Value {
 
 /// `State`.
 #[must_use]
-pub fn state(phase: &Phase) -> Value {
+pub fn state(record: &Record) -> Value {
+    let phase = &record.phase;
     let time = |time: Option<Timestamp>| time.map_or_else(|| ZERO_TIME.to_owned(), Timestamp::to_rfc3339_nano);
     let ended = phase.ended();
     let pid = if let Phase::Running { pid, .. } = phase { *pid } else { 0 };
-    json!({
+    let mut state = json!({
         "Status": phase.word(),
         "Running": phase.is_running() || matches!(phase, Phase::Restarting(_)),
         "Paused": phase.is_paused(),
@@ -80,7 +82,11 @@ pub fn state(phase: &Phase) -> Value {
         "Error": phase.error(),
         "StartedAt": time(phase.started_at()),
         "FinishedAt": time(ended.map(|ended| ended.finished_at)),
-    })
+    });
+    if let Some(health) = &record.health {
+        state["Health"] = health.shown();
+    }
+    state
 }
 
 /// Where a container's changes are on the host, and over what they lie.
@@ -175,12 +181,16 @@ pub fn ports(config: &ContainerConfig) -> Vec<Value> {
 
 /// `docker ps`' status, such as `Up 3 minutes` or `Exited (1) 2 hours ago`. Source: moby `container/state.go`.
 #[must_use]
-pub fn status_text(phase: &Phase) -> String {
+pub fn status_text(record: &Record) -> String {
     let since = |time: Timestamp| human_duration(time.elapsed().as_secs());
-    match phase {
+    match &record.phase {
         Phase::Created { .. } => "Created".into(),
         Phase::Running { started_at, paused: true, .. } => format!("Up {} (Paused)", since(*started_at)),
-        Phase::Running { started_at, .. } => format!("Up {}", since(*started_at)),
+        Phase::Running { started_at, .. } => match record.health.as_ref().map(|health| health.status) {
+            None => format!("Up {}", since(*started_at)),
+            Some(HealthStatus::Starting) => format!("Up {} (health: starting)", since(*started_at)),
+            Some(status) => format!("Up {} ({})", since(*started_at), status.word()),
+        },
         Phase::Restarting(ended) => format!("Restarting ({}) {} ago", ended.code, since(ended.finished_at)),
         Phase::Exited(ended) => format!("Exited ({}) {} ago", ended.code, since(ended.finished_at)),
     }
@@ -207,6 +217,7 @@ fn human_duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::health::Health;
     use crate::container::record::tests::record;
     use crate::container::record::{Ended, Fault};
 
@@ -222,7 +233,7 @@ mod tests {
     #[test]
     fn a_failed_start_shows_in_the_state() {
         let phase = Phase::Created { fault: Some(Fault { code: 127, error: "no".into() }) };
-        let state = state(&phase);
+        let state = state(&Record { phase, ..record("abc", "n") });
         assert_eq!(
             (&state["Status"], &state["ExitCode"], &state["Error"]),
             (&json!("created"), &json!(127), &json!("no"))
@@ -252,7 +263,12 @@ mod tests {
             error: String::new(),
             oom_killed: false,
         };
-        assert_eq!(status_text(&Phase::Exited(ended)), "Exited (3) Less than a second ago");
+        let mut record = Record { phase: Phase::Exited(ended), ..record("abc", "n") };
+        assert_eq!(status_text(&record), "Exited (3) Less than a second ago");
+        record.phase = Phase::Running { pid: 1, started_at: Timestamp::now(), paused: false };
+        record.health = Some(Health::starting(None));
+        assert_eq!(status_text(&record), "Up Less than a second (health: starting)");
+        assert_eq!(state(&record)["Health"]["Status"], "starting");
     }
 
     #[test]

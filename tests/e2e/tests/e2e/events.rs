@@ -34,7 +34,7 @@ behind_both_walls! {
 }
 
 /// A time a little in the future: an event of just now is not after it.
-fn now() -> String {
+pub(crate) fn now() -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     (since.as_secs() + 1).to_string()
 }
