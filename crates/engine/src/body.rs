@@ -4,6 +4,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
 use crate::error::{ApiError, ApiResult};
 
@@ -35,7 +36,22 @@ pub async fn optional_json<T: DeserializeOwned>(request: Request) -> ApiResult<O
             "unsupported Content-Type header ({given}): must be 'application/json'"
         )));
     }
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+    let mut reader = serde_json::Deserializer::from_slice(&bytes);
+    let value = typed(&mut reader)?;
+    reader.end().map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
+    Ok(Some(value))
+}
+
+/// Reads a value; an error says where in the document it is, such as `HostConfig.Memory`.
+///
+/// # Errors
+/// 400 when it has another form.
+pub fn typed<'de, T: Deserialize<'de>, D: Deserializer<'de>>(document: D) -> ApiResult<T> {
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        // Without a path there is nothing to add to the text.
+        let place = Some(error.path().to_string()).filter(|path| path != ".").map(|path| path + ": ");
+        ApiError::invalid(format!("invalid JSON: {}{}", place.unwrap_or_default(), error.inner()))
+    })
 }
 
 async fn read(body: Body) -> ApiResult<Bytes> {
@@ -68,6 +84,10 @@ mod tests {
             assert_eq!(error.http_status(), 400);
             assert!(error.message.contains(text), "{}", error.message);
         }
+        let error = json::<std::collections::BTreeMap<String, u8>>(request("application/json", "{\"a\":-1}"))
+            .await
+            .unwrap_err();
+        assert!(error.message.starts_with("invalid JSON: a: invalid value"), "{}", error.message);
         let deep = "[".repeat(10_000);
         assert_eq!(json::<Value>(request("application/json", &deep)).await.unwrap_err().http_status(), 400);
         let long = " ".repeat(MAX_JSON_BYTES + 1);

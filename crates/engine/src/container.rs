@@ -65,7 +65,7 @@ pub struct Container {
     pub dir: PathBuf,
     /// It has a terminal.
     pub terminal: bool,
-    /// Held while its phase changes.
+    /// Held while its phase changes: by [`Container::hold`], but for those who look themselves whether it was removed.
     pub lifecycle: tokio::sync::Mutex<()>,
     /// Shared by operations on its files while it runs, held alone by one while it does not, and by a start until its root
     /// is mounted: no two may mount its changes.
@@ -158,6 +158,18 @@ impl Container {
     /// Its further processes.
     pub fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Exec>>> {
         lock(&self.execs)
+    }
+
+    /// Takes the lifecycle of a container that is there. Who waited for it may find that another has removed the container.
+    ///
+    /// # Errors
+    /// 404 when it was removed.
+    pub async fn hold(&self) -> ApiResult<tokio::sync::MutexGuard<'_, ()>> {
+        let held = self.lifecycle.lock().await;
+        if self.progress.borrow().removed {
+            return Err(ApiError::not_found(format!("No such container: {}", self.id)));
+        }
+        Ok(held)
     }
 
     /// What waiters wait for.

@@ -100,8 +100,11 @@ impl From<tokio::task::JoinError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.http_status();
-        if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+        // Anything else is the client's affair, or a registry's; the log would be its to fill.
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(%status, "{}", self.message);
+        } else if status.is_client_error() || status.is_server_error() {
+            tracing::debug!(%status, "{}", self.message);
         }
         if status == StatusCode::NOT_MODIFIED {
             return status.into_response();

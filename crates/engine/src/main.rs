@@ -23,6 +23,7 @@ mod events;
 mod filters;
 mod flags;
 mod images;
+mod leftover;
 mod listen;
 mod lock;
 mod log;

@@ -23,6 +23,7 @@ use tower::ServiceExt;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::flags::Settings;
+use crate::leftover::Leftover;
 use crate::listen::{self, Socket};
 use crate::lock::RootLock;
 use crate::query::Query;
@@ -204,15 +205,27 @@ async fn connection(stream: UnixStream, router: Router, stopping: CancellationTo
 }
 
 /// Splits the version off the path, lets the router answer, and puts the headers on that every response carries.
-async fn answer(router: Router, mut request: Request) -> Response {
+async fn answer(router: Router, request: Request) -> Response {
     tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
+    let waits_for_leave = request.headers().contains_key(header::EXPECT);
+    let (parts, body) = request.into_parts();
+    let (body, leftover) = Leftover::of(body);
+    let mut request = Request::from_parts(parts, body);
     let mut response = match strip_version(&mut request) {
         Ok(()) => match router.oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
         },
-        Err(error) => error.into_response(),
+        Err(error) => {
+            drop(request);
+            error.into_response()
+        }
     };
+    // A client that waits for leave to send its body has not sent it; to read it would be to give leave.
+    let failed = response.status().is_client_error() || response.status().is_server_error();
+    if failed && (waits_for_leave || !leftover.drain().await) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let headers = response.headers_mut();
     let version = HeaderValue::from_str(&version::MAX.to_string()).unwrap_or(HeaderValue::from_static("1.51"));
     headers.insert("api-version", version);

@@ -71,7 +71,10 @@ impl EngineSettings {
             }
         };
         command.arg("--guest-image").arg(build.guest_image);
-        command.args(["--log-level", "debug", "--cgroup-parent", &self.cgroup_parent]);
+        command.args(["--cgroup-parent", &self.cgroup_parent]);
+        if !self.flags.iter().any(|flag| flag.starts_with("--log-level")) {
+            command.arg("--log-level=debug");
+        }
         command.arg("--template-store").arg(&self.template_store);
         // The machine's own configuration is none of a test's business.
         if !self.flags.iter().any(|flag| flag.starts_with("--config")) {

@@ -122,3 +122,23 @@ pub fn has_every_capability() -> bool {
     let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap_or_default();
     number(bounding, 16) == u64::MAX >> (63 - last.min(63))
 }
+
+/// Memory of a process that is in RAM, in bytes; 0 when it has gone.
+#[must_use]
+pub fn resident_bytes(pid: i32) -> u64 {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The most that [`resident_bytes`] ever was.
+#[must_use]
+pub fn peak_bytes(pid: i32) -> u64 {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// A line of `/proc/PID/status`, which counts in KiB.
+fn status_bytes(pid: i32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let value =
+        status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    value.unwrap_or(0) << 10
+}

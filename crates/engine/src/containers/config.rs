@@ -2,9 +2,9 @@
 
 use bollard::models::{ContainerConfig, HostConfig, RestartPolicyNameEnum};
 use proto::Isolation;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::body;
 use crate::error::{ApiError, ApiResult};
 
 /// The body of `POST /containers/create`, taken apart. Shape: `config` and `host` are objects as the client sent them;
@@ -54,7 +54,7 @@ impl Requested {
     /// # Errors
     /// 400 when it has another form.
     pub fn typed_config(&self) -> ApiResult<ContainerConfig> {
-        ContainerConfig::deserialize(&self.config).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+        body::typed(&self.config)
     }
 
     /// `host` with types.
@@ -62,7 +62,7 @@ impl Requested {
     /// # Errors
     /// 400 when it has another form.
     pub fn typed_host(&self) -> ApiResult<HostConfig> {
-        HostConfig::deserialize(&self.host).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+        body::typed(&self.host)
     }
 
     /// Puts the typed configuration, with the image's merged in, over what the client sent.

@@ -63,10 +63,7 @@ impl Operation {
     /// # Errors
     /// 404 when it was removed; 409 when it is a paused hyperv container, whose guest cannot answer; 500 when nobody serves.
     pub async fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<Self> {
-        let _lifecycle = container.lifecycle.lock().await;
-        if container.progress().borrow().removed {
-            return Err(ApiError::not_found(format!("No such container: {}", container.id)));
-        }
+        let _lifecycle = container.hold().await?;
         let running = container.running().ok().filter(|_| container.record().phase.is_running());
         let files = Arc::clone(&container.files);
         let guard = match running {

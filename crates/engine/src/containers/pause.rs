@@ -17,7 +17,7 @@ use crate::error::{ApiError, ApiResult};
 pub async fn pause(State(engine): State<Arc<Engine>>, Path(id): Path<String>) -> ApiResult<StatusCode> {
     let container = engine.containers.find(&id)?;
     let failed = |error: ApiError| error.context(format!("cannot pause container {}", container.id));
-    let _lifecycle = container.lifecycle.lock().await;
+    let _lifecycle = container.hold().await?;
     let running = container.running().map_err(failed)?;
     if container.record().phase.is_paused() {
         return Err(ApiError::conflict(format!("Container {} is already paused", container.id)));
@@ -34,7 +34,7 @@ pub async fn pause(State(engine): State<Arc<Engine>>, Path(id): Path<String>) ->
 /// 404; 409 when it is not paused.
 pub async fn unpause(State(engine): State<Arc<Engine>>, Path(id): Path<String>) -> ApiResult<StatusCode> {
     let container = engine.containers.find(&id)?;
-    let _lifecycle = container.lifecycle.lock().await;
+    let _lifecycle = container.hold().await?;
     if !container.record().phase.is_paused() {
         return Err(ApiError::conflict(format!("Container {} is not paused", container.id)));
     }

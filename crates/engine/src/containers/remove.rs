@@ -35,10 +35,7 @@ pub async fn remove(State(engine): State<Arc<Engine>>, Path(id): Path<String>, q
 
 async fn take_down(engine: &Arc<Engine>, container: &Arc<Container>, force: bool) -> ApiResult<()> {
     loop {
-        let lifecycle = container.lifecycle.lock().await;
-        if container.progress().borrow().removed {
-            return Err(ApiError::not_found(format!("No such container: {}", container.id)));
-        }
+        let lifecycle = container.hold().await?;
         let phase = container.record().phase.clone();
         let advice = match phase {
             Phase::Running { paused: true, .. } => "container is paused and must be unpaused first",

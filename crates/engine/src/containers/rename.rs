@@ -23,7 +23,7 @@ pub async fn rename(State(engine): State<Arc<Engine>>, Path(id): Path<String>, q
     if !names::is_valid(name) {
         return Err(names::invalid(name));
     }
-    let _lifecycle = container.lifecycle.lock().await;
+    let _lifecycle = container.hold().await?;
     let old = container.name();
     if old == name {
         return Err(ApiError::invalid("Renaming a container with the same name as its current name"));

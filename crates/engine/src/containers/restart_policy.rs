@@ -52,7 +52,8 @@ fn pause(restarts: u32) -> Duration {
 }
 
 async fn start_again(engine: &Arc<Engine>, container: &Arc<Container>) {
-    let _lifecycle = container.lifecycle.lock().await;
+    // One that was removed meanwhile stays removed.
+    let Ok(_lifecycle) = container.hold().await else { return };
     if !matches!(container.record().phase, Phase::Restarting(_)) {
         return;
     }

@@ -23,10 +23,7 @@ pub async fn start(State(engine): State<Arc<Engine>>, Path(id): Path<String>) ->
 }
 
 async fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
-    let lifecycle = container.lifecycle.lock().await;
-    if container.progress().borrow().removed {
-        return Err(ApiError::not_found(format!("No such container: {}", container.id)));
-    }
+    let lifecycle = container.hold().await?;
     let phase = container.record().phase.clone();
     if phase.is_paused() {
         return Err(ApiError::conflict("cannot start a paused container, try unpause instead"));

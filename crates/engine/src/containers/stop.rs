@@ -70,10 +70,7 @@ pub async fn restart(State(engine): State<Arc<Engine>>, Path(id): Path<String>, 
             end(&engine, &again, patience).await?;
             again.emit(&engine.events, "stop", &[]);
         }
-        let _lifecycle = again.lifecycle.lock().await;
-        if again.progress().borrow().removed {
-            return Err(ApiError::not_found(format!("No such container: {}", again.id)));
-        }
+        let _lifecycle = again.hold().await?;
         if !again.record().phase.is_running() {
             again.record().restarts = 0;
             launch::launch(&engine, &again).await?;
@@ -88,7 +85,7 @@ pub async fn restart(State(engine): State<Arc<Engine>>, Path(id): Path<String>, 
 
 /// A container that is about to be started again is not; true if it was.
 async fn cancel_restart(container: &Arc<Container>) -> ApiResult<bool> {
-    let _lifecycle = container.lifecycle.lock().await;
+    let _lifecycle = container.hold().await?;
     let Phase::Restarting(ended) = container.record().phase.clone() else { return Ok(false) };
     container.record().stopped_by_client = true;
     container.enter(Phase::Exited(ended)).await?;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use bollard::models::HostConfig;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::bundle;
@@ -42,10 +41,10 @@ pub async fn update(
 ) -> ApiResult<Json<Value>> {
     let container = engine.containers.find(&id)?;
     let wanted: Value = body::json(request).await?;
-    let _lifecycle = container.lifecycle.lock().await;
+    let _lifecycle = container.hold().await?;
     let before = container.record().host.clone();
     let after = merge(&before, &wanted)?;
-    HostConfig::deserialize(&after).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
+    body::typed::<HostConfig, _>(&after)?;
     container.record().host = after;
     if let Err(error) = apply(&engine, &container).await {
         container.record().host = before;

@@ -41,6 +41,7 @@ mod events;
 mod exec;
 mod exit_codes;
 mod forks;
+mod fuzz;
 mod health;
 mod image_verbs;
 mod images;
