@@ -32,7 +32,8 @@ pub async fn changes(State(engine): State<Arc<Engine>>, Path(id): Path<String>) 
     let mut lines = lines.await??;
     lines.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     let lines: Vec<Value> = lines.into_iter().map(|line| json!({ "Path": line.path, "Kind": line.kind })).collect();
-    Ok(Json(lines.into()))
+    // A list without elements is null, as dockerd has it; clients tell the two apart.
+    Ok(Json(if lines.is_empty() { Value::Null } else { lines.into() }))
 }
 
 fn read(stream: &mut impl Read) -> ApiResult<Vec<ChangeLine>> {

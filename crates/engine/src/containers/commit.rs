@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use image::{CommitOptions, Reference};
 use proto::files::FilesRequest;
-use proto::{Digest, Isolation};
+use proto::{Digest, ErrorKind, Isolation};
 use serde_json::{Value, json};
 
 use super::files::{Operation, own_paths};
@@ -44,7 +44,7 @@ pub async fn commit(
     let operation = Operation::begin(&engine, &container).await?;
     let is_guest = container.isolation == Isolation::Hyperv;
     let paused = match operation.running().filter(|_| pause && !is_guest && !container.record().phase.is_paused()) {
-        Some(running) => Some(Paused::pause(running.clone()).await?),
+        Some(running) => Paused::pause(running.clone()).await?,
         None => None,
     };
     let wanted = FilesRequest::Layer { own, freeze: pause && is_guest };
@@ -85,9 +85,16 @@ async fn make(
 struct Paused(Running);
 
 impl Paused {
-    async fn pause(running: Running) -> ApiResult<Self> {
-        running.task.pause().await.map_err(|status| ApiError::from(status).context("cannot pause the container"))?;
-        Ok(Self(running))
+    /// None when the container has ended meanwhile: nothing of it moves then.
+    async fn pause(running: Running) -> ApiResult<Option<Self>> {
+        match running.task.pause().await {
+            Ok(()) => Ok(Some(Self(running))),
+            Err(status) if matches!(status.kind, ErrorKind::FailedPrecondition | ErrorKind::NotFound) => {
+                tracing::debug!(error = %status, "a container ends while it is committed");
+                Ok(None)
+            }
+            Err(status) => Err(ApiError::from(status).context("cannot pause the container")),
+        }
     }
 
     async fn resume(self) {

@@ -61,7 +61,8 @@ pub async fn start(
         tokio::spawn(async move { starter.start(None).await.map(drop) }).await??;
         return Ok(StatusCode::OK.into_response());
     }
-    let framing = Framing::of_terminal(asked.tty || starter.exec.terminal());
+    // As dockerd does it: the one who starts it says how it is to be framed, whatever the process has.
+    let framing = Framing::of_terminal(asked.tty);
     let content_type = framing.content_type(version);
     let refused = Arc::clone(&starter.exec);
     hijack.answer(

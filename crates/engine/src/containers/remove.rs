@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::StatusCode;
 use image::ImageUse;
 use proto::Digest;
@@ -15,6 +15,7 @@ use crate::container::record::{FILE_NAME, Phase};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::query::Query;
+use crate::version::ApiVersion;
 
 /// How long a removal waits for an operation on the container's files, which may be ending just now.
 const COPYING: Duration = Duration::from_secs(10);
@@ -23,33 +24,35 @@ const COPYING: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// 404; 409 when it runs and is not to be killed.
-pub async fn remove(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
+pub async fn remove(
+    State(engine): State<Arc<Engine>>,
+    Path(id): Path<String>,
+    Extension(version): Extension<ApiVersion>,
+    query: Query,
+) -> ApiResult<StatusCode> {
     if query.flag("link") {
         return Err(ApiError::not_implemented("removing links: not supported by this version of Bulkhead"));
     }
     let container = engine.containers.find(&id)?;
     let force = query.flag("force");
-    tokio::spawn(async move { take_down(&engine, &container, force).await }).await??;
+    tokio::spawn(async move { take_down(&engine, &container, force, version).await }).await??;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn take_down(engine: &Arc<Engine>, container: &Arc<Container>, force: bool) -> ApiResult<()> {
+async fn take_down(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    force: bool,
+    version: ApiVersion,
+) -> ApiResult<()> {
     loop {
         let lifecycle = container.hold().await?;
         let phase = container.record().phase.clone();
-        let advice = match phase {
-            Phase::Running { paused: true, .. } => "container is paused and must be unpaused first",
-            Phase::Running { .. } => "container is running: stop the container before removing or force remove",
-            Phase::Restarting(_) if !force => {
-                "container is restarting: stop the container before removing or force remove"
-            }
-            Phase::Restarting(_) | Phase::Created { .. } | Phase::Exited(_) => return discard(engine, container).await,
-        };
+        if matches!(phase, Phase::Created { .. } | Phase::Exited(_)) || force && matches!(phase, Phase::Restarting(_)) {
+            return discard(engine, container).await;
+        }
         if !force {
-            return Err(ApiError::conflict(format!(
-                "cannot remove container {:?}: {advice}",
-                format!("/{}", container.name())
-            )));
+            return Err(refusal(container, &phase, version));
         }
         drop(lifecycle);
         stop::force(engine, container)
@@ -64,6 +67,24 @@ async fn take_down(engine: &Arc<Engine>, container: &Arc<Container>, force: bool
             }
         }
     }
+}
+
+/// Why a container that is in use stays. Clients look for the words of their own time.
+fn refusal(container: &Container, phase: &Phase, version: ApiVersion) -> ApiError {
+    let state = phase.word();
+    if version < ApiVersion::new(1, 42) {
+        let advice = if phase.is_paused() { "Unpause and then stop" } else { "Stop" };
+        return ApiError::conflict(format!(
+            "You cannot remove a {state} container {}. {advice} the container before attempting removal or force remove",
+            container.id
+        ));
+    }
+    let advice = if phase.is_paused() {
+        "container is paused and must be unpaused first".to_owned()
+    } else {
+        format!("container is {state}: stop the container before removing or force remove")
+    };
+    ApiError::conflict(format!("cannot remove container {:?}: {advice}", format!("/{}", container.name())))
 }
 
 /// Removes a container that does not run, with everything that is kept of it.

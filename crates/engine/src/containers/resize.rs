@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use proto::ErrorKind;
 
 use super::exec;
-use crate::container::Container;
+use crate::container::{Container, Running};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::query::Query;
@@ -31,7 +31,10 @@ pub async fn container(
 ) -> ApiResult<StatusCode> {
     let container = engine.containers.find(&id)?;
     let (width, height) = size(&query)?;
-    resize(&container, "", width, height).await?;
+    let running = container.running()?;
+    if container.record().config_flag("Tty") {
+        resize(&container, &running, "", width, height).await?;
+    }
     container.emit(&engine.events, "resize", &[("height", height.to_string()), ("width", width.to_string())]);
     Ok(StatusCode::OK)
 }
@@ -46,14 +49,17 @@ pub async fn exec(State(engine): State<Arc<Engine>>, Path(id): Path<String>, que
     if !exec.is_running() {
         return Err(ApiError::conflict(format!("exec process {id} is not started")));
     }
-    resize(&container, &exec.id, width, height).await?;
+    let running = container.running()?;
+    if exec.terminal() {
+        resize(&container, &running, &exec.id, width, height).await?;
+    }
     Ok(StatusCode::OK)
 }
 
-async fn resize(container: &Container, exec: &str, width: u32, height: u32) -> ApiResult<()> {
-    let running = container.running()?;
+/// When: the process has a terminal; of one that has none, dockerd takes any size for good.
+async fn resize(container: &Container, running: &Running, exec: &str, width: u32, height: u32) -> ApiResult<()> {
     running.task.resize(exec, width, height).await.map_err(|status| match status.kind {
-        // It ended in this moment, or has no terminal: what Docker answers in both cases.
+        // It ended in this moment.
         ErrorKind::NotFound | ErrorKind::Unavailable | ErrorKind::FailedPrecondition => {
             ApiError::conflict(format!("container {} is not running: {status}", container.id))
         }

@@ -21,7 +21,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 pub(super) async fn load(engine: Arc<Engine>, query: &Query, body: Body) -> ApiResult<Response> {
     let quiet = query.flag("quiet");
     let archive = reader::of_body(body);
-    progress::answer(move |lines| {
+    Ok(progress::answer_in_lines(move |lines| {
         let mut last = Instant::now();
         let mut tell = |event: LoadEvent| {
             if let LoadEvent::NameMoved { name, from } = &event {
@@ -46,7 +46,7 @@ pub(super) async fn load(engine: Arc<Engine>, query: &Query, body: Body) -> ApiR
         }
         Ok(())
     })
-    .await
+    .await)
 }
 
 /// One of few lines, none of which may be missing.

@@ -101,6 +101,11 @@ pub(super) async fn answer(work: impl FnOnce(&Lines) -> ApiResult<()> + Send + '
     })
 }
 
+/// As [`answer`], but what fails is always told in a last line, with status 200: some clients look for it there only.
+pub(super) async fn answer_in_lines(work: impl FnOnce(&Lines) -> ApiResult<()> + Send + 'static) -> Response {
+    answer(work).await.unwrap_or_else(|failed| respond(Body::from(failure(&failed))))
+}
+
 /// As [`answer`], for work that is a future and ends with the connection: it is dropped when its client goes away.
 ///
 /// # Errors
@@ -154,13 +159,17 @@ async fn next<W: Work>(state: State<W>) -> Option<(io::Result<Bytes>, State<W>)>
             Some(value) => Some((Ok(line(&value)), State::Rest(lines, work))),
             None => {
                 let failed = work.await.map_err(ApiError::from).and_then(|outcome| outcome).err()?;
-                tracing::error!("{}", failed.message);
-                let value = json!({"errorDetail": {"message": failed.message}, "error": failed.message});
-                Some((Ok(line(&value)), State::End))
+                Some((Ok(failure(&failed)), State::End))
             }
         },
         State::End => None,
     }
+}
+
+/// The last line of work that failed.
+fn failure(failed: &ApiError) -> Bytes {
+    tracing::error!("{}", failed.message);
+    line(&json!({"errorDetail": {"message": failed.message}, "error": failed.message}))
 }
 
 fn line(value: &Value) -> Bytes {
@@ -199,6 +208,13 @@ mod tests {
         let error = answer(|_| Err(ApiError::invalid("corrupt"))).await.unwrap_err();
         assert_eq!((error.http_status().as_u16(), error.message.as_str()), (400, "corrupt"));
         assert_eq!(text(answer(|_| Ok(())).await.unwrap()).await, "");
+    }
+
+    #[tokio::test]
+    async fn what_fails_at_once_can_be_told_in_a_line() {
+        let response = answer_in_lines(|_| Err(ApiError::invalid("corrupt"))).await;
+        assert_eq!(response.status().as_u16(), 200);
+        assert!(text(response).await.contains(r#""error":"corrupt""#));
     }
 
     #[tokio::test]

@@ -14,18 +14,29 @@ use super::transport::may_lead_to;
 #[serde(default)]
 pub struct Credentials {
     /// The account.
+    #[serde(deserialize_with = "null_is_nothing")]
     pub username: String,
     /// Its password, or an access token in its place.
+    #[serde(deserialize_with = "null_is_nothing")]
     pub password: String,
     /// Both, as `docker` keeps them: base64 of `username:password`.
+    #[serde(deserialize_with = "null_is_nothing")]
     pub auth: String,
     /// A token to get tokens with, in place of a password.
     #[serde(alias = "IdentityToken", alias = "identity_token")]
+    #[serde(deserialize_with = "null_is_nothing")]
     pub identitytoken: String,
     /// A token to use as it is.
+    #[serde(deserialize_with = "null_is_nothing")]
     pub registrytoken: String,
     /// The registry they are for, as the client calls it.
+    #[serde(deserialize_with = "null_is_nothing")]
     pub serveraddress: String,
+}
+
+/// Some clients send every field, those without a value as null.
+fn null_is_nothing<'de, D: serde::Deserializer<'de>>(field: D) -> Result<String, D::Error> {
+    Option::<String>::deserialize(field).map(Option::unwrap_or_default)
 }
 
 // Never show a secret, not even in a log of level debug.
@@ -234,6 +245,9 @@ mod tests {
         assert_eq!(Credentials::from_header("e30=").unwrap(), None);
         assert_eq!(Credentials::from_header("e30").unwrap(), None);
         assert_eq!(Credentials::from_header("").unwrap(), None);
+        let nulls =
+            STANDARD.encode(r#"{"username":"u","password":null,"auth":null,"email":null,"identitytoken":null}"#);
+        assert_eq!(Credentials::from_header(&nulls).unwrap().unwrap().username, "u");
         let both = URL_SAFE.encode(format!(r#"{{"auth":"{}"}}"#, STANDARD.encode("a:b:c")));
         let read = Credentials::from_header(&both).unwrap().unwrap();
         assert_eq!((read.username.as_str(), read.password.as_str()), ("a", "b:c"));
