@@ -1,12 +1,19 @@
 # Every target does the set-up it needs (Debian 12 or 13 with Rust) and may be repeated. `make help` lists them.
 CARGO  ?= cargo
 PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
+FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 DESTDIR ?=
+UNITS := $(PREFIX)/lib/systemd/system
+SYSUSERS := $(PREFIX)/lib/sysusers.d
+MAN := $(PREFIX)/share/man
+BASHDIR := $(PREFIX)/share/bash-completion/completions
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARIES := bulkheadd bulkhead containerd-shim-bulkhead-v2
 PACKAGES := -p bulkhead-engine -p bulkhead-shim -p bulkhead-cli
 
-.PHONY: help demo test build boot bench conformance lab lab-test lint arch install uninstall setup-build setup-run setup-test \
+.PHONY: help demo test build boot bench conformance lab lab-test lint arch install uninstall deb deb-check setup-deb setup-build setup-run setup-test \
         setup-bench setup-conformance setup-lab
 
 help:                  ## this list
@@ -36,6 +43,12 @@ lab: setup-build setup-run setup-lab boot   ## a shell on an emulated machine wi
 lab-test: setup-build setup-run setup-lab boot   ## the tests that need such a machine, in it
 	$(CARGO) xtask lab --test $(LAB_ARGS)
 
+deb: build setup-deb   ## target/deb/bulkhead_VERSION_ARCH.deb
+	scripts/deb
+
+deb-check: deb         ## installs, removes and purges that package in a fresh Debian root (as root)
+	scripts/deb-check
+
 lint: setup-build      ## formatting, clippy, architecture
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
@@ -44,17 +57,31 @@ lint: setup-build      ## formatting, clippy, architecture
 arch:                  ## the architecture checks only
 	$(CARGO) xtask arch
 
-# The binaries find the guest image at ../lib/bulkhead beside their own folder.
+# The binaries find the guest image at ../lib/bulkhead beside their own folder. Completions, manual pages and the example of a
+# configuration are printed by the programs themselves, so they fit them. A configuration that is there stays.
 install:               ## what `make build` made, to DESTDIR/PREFIX
 	@for f in $(BINARIES:%=$(TARGET)/release/%) $(TARGET)/boot/manifest.json; do \
 	  [ -e $$f ] || { echo "$$f is missing: run make build first" >&2; exit 1; }; done
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/bulkhead
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/bulkhead $(DESTDIR)$(UNITS) $(DESTDIR)$(SYSUSERS) $(DESTDIR)$(MAN)/man1 \
+	  $(DESTDIR)$(MAN)/man8 $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR) $(DESTDIR)$(SYSCONFDIR)/bulkhead
 	install -m 755 $(BINARIES:%=$(TARGET)/release/%) $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 $(TARGET)/boot/vmlinux $(TARGET)/boot/initramfs.cpio $(TARGET)/boot/manifest.json $(DESTDIR)$(PREFIX)/lib/bulkhead/
+	sed 's|@BINDIR@|$(PREFIX)/bin|' packaging/bulkhead.service.in > $(DESTDIR)$(UNITS)/bulkhead.service
+	install -m 644 packaging/bulkhead.socket $(DESTDIR)$(UNITS)/
+	install -m 644 packaging/bulkhead.sysusers $(DESTDIR)$(SYSUSERS)/bulkhead.conf
+	$(TARGET)/release/bulkheadd --config /dev/null --print man > $(DESTDIR)$(MAN)/man8/bulkheadd.8
+	$(TARGET)/release/bulkhead man $(DESTDIR)$(MAN)/man1
+	$(TARGET)/release/bulkhead completion bash > $(DESTDIR)$(BASHDIR)/bulkhead
+	$(TARGET)/release/bulkhead completion zsh > $(DESTDIR)$(ZSHDIR)/_bulkhead
+	$(TARGET)/release/bulkhead completion fish > $(DESTDIR)$(FISHDIR)/bulkhead.fish
+	[ -e $(DESTDIR)$(SYSCONFDIR)/bulkhead/bulkheadd.toml ] || \
+	  $(TARGET)/release/bulkheadd --config /dev/null --print config > $(DESTDIR)$(SYSCONFDIR)/bulkhead/bulkheadd.toml
 
-uninstall:             ## takes away what install put there
-	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%)
+uninstall:             ## takes away what install put there, but for the configuration
+	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(UNITS)/bulkhead.service $(DESTDIR)$(UNITS)/bulkhead.socket
+	rm -f $(DESTDIR)$(SYSUSERS)/bulkhead.conf $(DESTDIR)$(MAN)/man8/bulkheadd.8 $(DESTDIR)$(MAN)/man1/bulkhead.1 $(DESTDIR)$(MAN)/man1/bulkhead-*.1
+	rm -f $(DESTDIR)$(BASHDIR)/bulkhead $(DESTDIR)$(ZSHDIR)/_bulkhead $(DESTDIR)$(FISHDIR)/bulkhead.fish
 	rm -rf $(DESTDIR)$(PREFIX)/lib/bulkhead
 
-setup-build setup-run setup-test setup-bench setup-conformance setup-lab:
+setup-build setup-run setup-deb setup-test setup-bench setup-conformance setup-lab:
 	@scripts/setup $(@:setup-%=%)

@@ -123,6 +123,9 @@ pub enum Command {
     Template(system::TemplateCommand),
     /// Print a completion script for a shell
     Completion(system::CompletionArgs),
+    /// Write the manual pages to a folder
+    #[command(hide = true)]
+    Man(system::ManArgs),
 }
 
 #[cfg(test)]

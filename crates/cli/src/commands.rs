@@ -92,6 +92,7 @@ pub async fn run(client: &Client, command: Command) -> CliResult<u8> {
         Command::Doctor(args) => doctor::doctor(client, &args).await,
         Command::Template(command) => template::template(client, &command).await.map(done),
         Command::Completion(args) => completion::completion(&args).map(done),
+        Command::Man(args) => completion::manual(&args).map(done),
     }
 }
 

@@ -24,7 +24,8 @@ pub struct Flags {
     #[arg(long, default_value = "/run/bulkhead", value_name = "DIR")]
     pub exec_root: PathBuf,
 
-    /// Address to serve, unix://PATH or fd:// (repeatable) [default: unix:///run/bulkhead.sock]
+    /// Address to serve, unix://PATH or fd:// (repeatable) [default: the socket that a service manager
+    /// passed, else unix:///run/bulkhead.sock]
     #[arg(short = 'H', long = "host", value_name = "ADDRESS")]
     pub hosts: Vec<String>,
 

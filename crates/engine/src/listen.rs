@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-/// Served when no `-H` is given.
+/// Served when no `-H` is given and no socket was passed.
 const DEFAULT_HOST: &str = "unix:///run/bulkhead.sock";
+/// The sockets that a service manager has passed.
+const PASSED: &str = "fd://";
 /// May use the sockets when no `--group` is given.
 const DEFAULT_GROUP: &str = "bulkhead";
 /// Longest path that fits a socket address, with its final NUL. Source: unix(7).
@@ -42,7 +44,7 @@ impl Drop for Socket {
 pub fn open_all(hosts: &[String], passed: Vec<OwnedFd>, group: Option<&str>) -> anyhow::Result<Vec<Socket>> {
     check(hosts)?;
     let group = group_id_of(group)?;
-    let default = [DEFAULT_HOST.to_owned()];
+    let default = [if passed.is_empty() { DEFAULT_HOST } else { PASSED }.to_owned()];
     let hosts = if hosts.is_empty() { &default[..] } else { hosts };
     let mut passed = Some(passed);
     let mut sockets = Vec::new();
@@ -52,6 +54,9 @@ pub fn open_all(hosts: &[String], passed: Vec<OwnedFd>, group: Option<&str>) -> 
         } else {
             sockets.extend(take_passed(passed.take().unwrap_or_default(), host)?);
         }
+    }
+    if passed.is_some_and(|passed| !passed.is_empty()) {
+        tracing::warn!("the socket that the service manager passed is not served, since no host is {PASSED}");
     }
     Ok(sockets)
 }
@@ -195,6 +200,21 @@ mod tests {
             let error = format!("{:#}", open_all(&[host.to_owned()], Vec::new(), None).unwrap_err());
             assert!(error.contains(text), "{host}: {error}");
         }
+    }
+
+    #[test]
+    fn a_socket_that_was_passed_is_served_unless_another_host_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let passed = || vec![OwnedFd::from(UnixListener::bind(dir.path().join("passed")).unwrap())];
+        let served = |hosts: &[String]| {
+            let sockets = open_all(hosts, passed(), None).unwrap();
+            std::fs::remove_file(dir.path().join("passed")).unwrap();
+            sockets.iter().map(|socket| socket.address.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(served(&[]), ["fd://"]);
+        let other = format!("unix://{}/other", dir.path().display());
+        assert_eq!(served(std::slice::from_ref(&other)), [other.as_str()]);
+        assert_eq!(served(&[other.clone(), "fd://".into()]), [other.as_str(), "fd://"]);
     }
 
     #[test]

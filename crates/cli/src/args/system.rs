@@ -50,3 +50,10 @@ pub struct CompletionArgs {
     /// bash, zsh, fish, elvish or powershell
     pub shell: clap_complete::Shell,
 }
+
+/// `man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Folder, which is there
+    pub folder: std::path::PathBuf,
+}
