@@ -3,6 +3,7 @@
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
@@ -55,10 +56,14 @@ pub fn typed<'de, T: Deserialize<'de>, D: Deserializer<'de>>(document: D) -> Api
 }
 
 async fn read(body: Body) -> ApiResult<Bytes> {
-    axum::body::to_bytes(body, MAX_JSON_BYTES).await.map_err(|error| {
-        ApiError::invalid(format!("cannot read the request body (at most {MAX_JSON_BYTES} bytes): {error}"))
-            .with_status(StatusCode::PAYLOAD_TOO_LARGE)
-    })
+    match Limited::new(body, MAX_JSON_BYTES).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(ApiError::invalid(format!("the request body is longer than {MAX_JSON_BYTES} bytes"))
+                .with_status(StatusCode::PAYLOAD_TOO_LARGE))
+        }
+        Err(error) => Err(ApiError::invalid(format!("cannot read the request body: {error}"))),
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use axum::http::{HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,8 @@ use crate::{containers, events, images, missing, notify, recovery, sys, system};
 const GRACE: Duration = Duration::from_secs(2);
 /// How long the utility VM that stands by may take to go; its shim goes with the engine anyway.
 const STANDBY_GRACE: Duration = Duration::from_secs(8);
+/// How long a client may take for the head of a request, and be idle before it. Source: moby, `ReadHeaderTimeout`.
+const HEAD_PATIENCE: Duration = Duration::from_secs(300);
 /// What this engine calls itself in the `Server` header.
 pub const SERVER: &str = concat!("Bulkhead/", env!("CARGO_PKG_VERSION"), " (linux)");
 
@@ -189,6 +191,8 @@ async fn connection(stream: UnixStream, router: Router, stopping: CancellationTo
     // A client that has sent its last request may close its half, and still wants the answer.
     let connection = hyper::server::conn::http1::Builder::new()
         .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::pin!(connection);
@@ -235,7 +239,11 @@ async fn answer(router: Router, request: Request) -> Response {
     response
 }
 
+/// Checks the path's form, and splits its version off.
 fn strip_version(request: &mut Request) -> Result<(), ApiError> {
+    if percent_encoding::percent_decode_str(request.uri().path()).decode_utf8().is_err() {
+        return Err(ApiError::invalid("the path is no UTF-8"));
+    }
     let (version, path) = ApiVersion::split(request.uri().path())?;
     if path.len() != request.uri().path().len() {
         let rest = match request.uri().query() {

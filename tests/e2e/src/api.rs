@@ -94,14 +94,21 @@ impl ApiConnection {
     /// # Errors
     /// As [`ApiConnection::answer`].
     pub fn request(&mut self, method: &str, path: &str, body: Option<&[u8]>) -> io::Result<Answer> {
-        self.send(&head(method, path, "application/json", body.map(<[u8]>::len)))?;
-        if let Some(body) = body {
-            self.send(body)?;
-        }
-        self.answer(method == "HEAD")
+        let mut request = head(method, path, "application/json", body.map(<[u8]>::len));
+        request.extend_from_slice(body.unwrap_or_default());
+        self.exchange(&request, method == "HEAD")
     }
 
-    /// Reads an answer. `bare`: it has no body, whatever its head says.
+    /// Sends a request as it is and reads the answer, which may come before all is sent: a body that is too long is refused.
+    ///
+    /// # Errors
+    /// As [`ApiConnection::answer`].
+    pub fn exchange(&mut self, request: &[u8], bare: bool) -> io::Result<Answer> {
+        let sent = self.send(request);
+        self.answer(bare).map_err(|error| sent.err().unwrap_or(error))
+    }
+
+    /// Reads an answer. `bare`: only its head, since it has no body, or one that is not of interest.
     ///
     /// # Errors
     /// The engine closed the connection, said what is no HTTP, or says nothing for too long.

@@ -229,9 +229,7 @@ impl Client {
             None => ApiConnection::open(&self.socket)?,
         };
         connection.set_patience(patience)?;
-        // A body that is too long is refused before it was sent: what matters is the answer.
-        let sent = connection.send(request);
-        let answer = connection.answer(bare).map_err(|error| sent.err().unwrap_or(error))?;
+        let answer = connection.exchange(request, bare)?;
         let closes = answer.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         if answer.complete && !closes {
             self.connection = Some(connection);

@@ -30,6 +30,7 @@ macro_rules! behind_both_walls {
     )+ };
 }
 
+mod api_cases;
 mod bad_input;
 mod commit;
 mod configuration;
