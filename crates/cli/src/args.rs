@@ -3,10 +3,14 @@
 pub mod container;
 pub mod files;
 pub mod image;
+pub mod limits;
+pub mod management;
+pub mod network;
 pub mod process;
 pub mod registry;
 pub mod storage;
 pub mod system;
+pub mod volume;
 
 use clap::{Parser, Subcommand};
 
@@ -69,7 +73,11 @@ pub enum Command {
     Unpause(process::Names),
     /// Give a container another name
     Rename(process::RenameArgs),
-    /// Show everything about containers and images
+    /// Change the limits of containers
+    Update(Box<process::UpdateArgs>),
+    /// Show which ports of the host lead to a container
+    Port(process::PortArgs),
+    /// Show everything about containers, images, networks and volumes
     Inspect(process::InspectArgs),
     /// Copy files into containers and out of them
     Cp(files::CpArgs),
@@ -105,13 +113,22 @@ pub enum Command {
     History(image::HistoryArgs),
     /// What is done with images
     #[command(subcommand)]
-    Image(storage::ImageCommand),
-    /// What is done with all containers
+    Image(management::ImageCommand),
+    /// What is done with containers
     #[command(subcommand)]
-    Container(storage::ContainerCommand),
-    /// What is stored
+    Container(management::ContainerCommand),
+    /// What is done with networks
     #[command(subcommand)]
-    System(storage::SystemCommand),
+    Network(network::NetworkCommand),
+    /// What is done with volumes
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
+    /// What is done with what builds keep
+    #[command(subcommand)]
+    Builder(management::BuilderCommand),
+    /// What is done with the engine
+    #[command(subcommand)]
+    System(management::SystemCommand),
     /// Show the versions of client and engine
     Version(system::FormatArgs),
     /// Show what engine and host are
@@ -149,7 +166,7 @@ mod tests {
     #[test]
     fn what_stands_behind_the_image_belongs_to_the_container() {
         let args = run("bulkhead run -it --rm --isolation=hyperv busybox sh -c x --rm -e A");
-        assert!(args.create.interactive && args.create.tty && args.rm);
+        assert!(args.create.interactive && args.create.tty && args.create.rm);
         assert_eq!(args.create.isolation.as_deref(), Some("hyperv"));
         assert_eq!(args.create.image(), "busybox");
         assert_eq!(args.create.command(), ["sh", "-c", "x", "--rm", "-e", "A"]);
@@ -163,7 +180,10 @@ mod tests {
         assert!(args.detach);
         assert_eq!(args.create.hostname.as_deref(), Some("box"));
         assert_eq!(args.create.env, ["A=1", "B"]);
-        assert_eq!((args.create.memory, args.create.volume.as_slice()), (Some(64 << 20), &["/a:/b:ro".to_owned()][..]));
+        assert_eq!(
+            (args.create.limits.memory, args.create.volume.as_slice()),
+            (Some(64 << 20), &["/a:/b:ro".to_owned()][..])
+        );
         assert_eq!(args.create.attach, ["stdout"]);
     }
 

@@ -93,10 +93,18 @@ impl Client {
         &self.socket
     }
 
+    /// A connection to the engine.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`].
+    pub async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let failed = |source| ClientError::Connect { socket: self.socket.clone(), source };
+        UnixStream::connect(&self.socket).await.map_err(failed)
+    }
+
     /// Sends a request and gives the answer, whatever its status.
     async fn exchange(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, ClientError> {
-        let connect = |source| ClientError::Connect { socket: self.socket.clone(), source };
-        let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;
+        let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection.with_upgrades());
         Ok(sender.send_request(request).await?)

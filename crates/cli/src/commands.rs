@@ -6,6 +6,7 @@ mod completion;
 mod container;
 mod cp;
 mod create;
+mod dial;
 mod diff;
 mod doctor;
 mod events;
@@ -20,6 +21,7 @@ mod lifecycle;
 mod load;
 mod login;
 mod logs;
+mod network;
 mod prune;
 mod ps;
 mod run;
@@ -30,16 +32,18 @@ mod system;
 mod template;
 mod top;
 mod transfer;
+mod update;
 mod upload;
 mod version;
+mod volume;
 
 use serde_json::Value;
 
 use crate::args::Command;
-use crate::args::process::InspectArgs;
-use crate::args::storage::{ContainerCommand, ImageCommand, SystemCommand};
+use crate::args::management::{BuilderCommand, ContainerCommand, ImageCommand, SystemCommand};
 use crate::client::Client;
 use crate::error::{CliError, CliResult};
+use crate::output::color::{self, Tone};
 use crate::output::listing::{self, Columns, Row, Style};
 
 /// Runs a command; gives its exit code.
@@ -47,74 +51,78 @@ use crate::output::listing::{self, Columns, Row, Style};
 /// # Errors
 /// [`CliError`], with the exit code in it.
 pub async fn run(client: &Client, command: Command) -> CliResult<u8> {
-    let done = |()| 0;
-    match command {
+    match command.short() {
         Command::Run(args) => run::run(client, &args).await,
-        Command::Create(args) => create::create(client, &args).await.map(done),
         Command::Start(args) => start::start(client, &args).await,
         Command::Attach(args) => attach::attach(client, &args).await,
         Command::Exec(args) => exec::exec(client, &args).await,
-        Command::Ps(args) => ps::ps(client, &args).await.map(done),
-        Command::Logs(args) => logs::logs(client, &args).await.map(done),
-        Command::Wait(args) => lifecycle::wait(client, &args).await.map(done),
-        Command::Kill(args) => lifecycle::kill(client, &args).await.map(done),
-        Command::Stop(args) => lifecycle::stop(client, &args, "stop").await.map(done),
-        Command::Restart(args) => lifecycle::stop(client, &args, "restart").await.map(done),
-        Command::Rm(args) => lifecycle::rm(client, &args).await.map(done),
-        Command::Top(args) => top::top(client, &args).await.map(done),
-        Command::Stats(args) => stats::stats(client, &args).await.map(done),
-        Command::Events(args) => events::events(client, &args).await.map(done),
-        Command::Pause(args) => lifecycle::simple(client, &args, "pause").await.map(done),
-        Command::Unpause(args) => lifecycle::simple(client, &args, "unpause").await.map(done),
-        Command::Rename(args) => lifecycle::rename(client, &args).await.map(done),
-        Command::Inspect(args) => inspect::inspect(client, &args).await.map(done),
-        Command::Cp(args) => cp::cp(client, &args).await.map(done),
-        Command::Diff(args) => diff::diff(client, &args).await.map(done),
-        Command::Export(args) => export::export(client, &args).await.map(done),
-        Command::Commit(args) => commit::commit(client, &args).await.map(done),
-        Command::Images(args) => images::images(client, &args).await.map(done),
-        Command::Pull(args) => transfer::pull_image(client, &args).await.map(done),
-        Command::Push(args) => transfer::push(client, &args).await.map(done),
-        Command::Search(args) => transfer::search(client, &args).await.map(done),
-        Command::Login(args) => login::login(client, &args).await.map(done),
-        Command::Logout(args) => login::logout(&args).map(done),
-        Command::Load(args) => load::load(client, &args).await.map(done),
-        Command::Import(args) => import::import(client, &args).await.map(done),
-        Command::Rmi(args) => images::rmi(client, &args).await.map(done),
-        Command::Tag(args) => images::tag(client, &args).await.map(done),
-        Command::History(args) => history::history(client, &args).await.map(done),
-        Command::Save(args) => save::save(client, &args).await.map(done),
-        Command::Image(command) => image(client, command).await.map(done),
-        Command::Container(ContainerCommand::Prune(args)) => prune::containers(client, &args).await.map(done),
-        Command::System(command) => system(client, command).await.map(done),
-        Command::Version(args) => version::version(client, &args).await.map(done),
-        Command::Info(args) => info::info(client, &args).await.map(done),
         Command::Doctor(args) => doctor::doctor(client, &args).await,
-        Command::Template(command) => template::template(client, &command).await.map(done),
-        Command::Completion(args) => completion::completion(&args).map(done),
-        Command::Man(args) => completion::manual(&args).map(done),
+        other => with_containers(client, other).await.map(|()| 0),
     }
 }
 
-async fn image(client: &Client, command: ImageCommand) -> CliResult<()> {
+async fn with_containers(client: &Client, command: Command) -> CliResult<()> {
     match command {
-        ImageCommand::Ls(args) => images::images(client, &args).await,
-        ImageCommand::Rm(args) => images::rmi(client, &args).await,
-        ImageCommand::Prune(args) => prune::images(client, &args).await,
-        ImageCommand::Inspect(args) => inspect::inspect(client, &InspectArgs::from(&args)).await,
-        ImageCommand::History(args) => history::history(client, &args).await,
-        ImageCommand::Tag(args) => images::tag(client, &args).await,
-        ImageCommand::Save(args) => save::save(client, &args).await,
-        ImageCommand::Load(args) => load::load(client, &args).await,
-        ImageCommand::Import(args) => import::import(client, &args).await,
+        Command::Create(args) => create::create(client, &args).await,
+        Command::Ps(args) => ps::ps(client, &args).await,
+        Command::Logs(args) => logs::logs(client, &args).await,
+        Command::Wait(args) => lifecycle::wait(client, &args).await,
+        Command::Kill(args) => lifecycle::kill(client, &args).await,
+        Command::Stop(args) => lifecycle::stop(client, &args, "stop").await,
+        Command::Restart(args) => lifecycle::stop(client, &args, "restart").await,
+        Command::Rm(args) => lifecycle::rm(client, &args).await,
+        Command::Top(args) => top::top(client, &args).await,
+        Command::Stats(args) => stats::stats(client, &args).await,
+        Command::Pause(args) => lifecycle::simple(client, &args, "pause").await,
+        Command::Unpause(args) => lifecycle::simple(client, &args, "unpause").await,
+        Command::Rename(args) => lifecycle::rename(client, &args).await,
+        Command::Update(args) => update::update(client, &args).await,
+        Command::Port(args) => update::port(client, &args).await,
+        Command::Inspect(args) => inspect::inspect(client, &args).await,
+        Command::Cp(args) => cp::cp(client, &args).await,
+        Command::Diff(args) => diff::diff(client, &args).await,
+        Command::Export(args) => export::export(client, &args).await,
+        Command::Commit(args) => commit::commit(client, &args).await,
+        Command::Container(ContainerCommand::Prune(args)) => prune::containers(client, &args).await,
+        other => with_images(client, other).await,
     }
 }
 
-async fn system(client: &Client, command: SystemCommand) -> CliResult<()> {
+async fn with_images(client: &Client, command: Command) -> CliResult<()> {
     match command {
-        SystemCommand::Df(args) => system::df(client, &args).await,
-        SystemCommand::Prune(args) => prune::system(client, &args).await,
-        SystemCommand::Check(args) => system::check(client, &args).await,
+        Command::Images(args) => images::images(client, &args).await,
+        Command::Pull(args) => transfer::pull_image(client, &args).await,
+        Command::Push(args) => transfer::push(client, &args).await,
+        Command::Search(args) => transfer::search(client, &args).await,
+        Command::Login(args) => login::login(client, &args).await,
+        Command::Logout(args) => login::logout(&args),
+        Command::Load(args) => load::load(client, &args).await,
+        Command::Import(args) => import::import(client, &args).await,
+        Command::Rmi(args) => images::rmi(client, &args).await,
+        Command::Tag(args) => images::tag(client, &args).await,
+        Command::History(args) => history::history(client, &args).await,
+        Command::Save(args) => save::save(client, &args).await,
+        Command::Image(ImageCommand::Prune(args)) => prune::images(client, &args).await,
+        other => with_engine(client, other).await,
+    }
+}
+
+async fn with_engine(client: &Client, command: Command) -> CliResult<()> {
+    match command {
+        Command::Events(args) => events::events(client, &args).await,
+        Command::Version(args) => version::version(client, &args).await,
+        Command::Info(args) => info::info(client, &args).await,
+        Command::Network(command) => network::network(client, command).await,
+        Command::Volume(command) => volume::volume(client, command).await,
+        Command::Builder(BuilderCommand::Prune(args)) => prune::builds(client, &args).await,
+        Command::System(SystemCommand::Df(args)) => system::df(client, &args).await,
+        Command::System(SystemCommand::Prune(args)) => prune::system(client, &args).await,
+        Command::System(SystemCommand::Check(args)) => system::check(client, &args).await,
+        Command::System(SystemCommand::DialStdio) => dial::dial(client).await,
+        Command::Template(command) => template::template(client, &command).await,
+        Command::Completion(args) => completion::completion(&args),
+        Command::Man(args) => completion::manual(&args),
+        other => Err(CliError::Usage(format!("{other:?} has no short form"))),
     }
 }
 
@@ -150,6 +158,19 @@ fn filters(list: &[String]) -> CliResult<Option<String>> {
         values[value.trim()] = Value::Bool(true);
     }
     Ok((!map.is_empty()).then(|| Value::Object(map).to_string()))
+}
+
+/// Labels as `a=b,c=d`.
+fn labels(map: &Value) -> String {
+    let pairs = map.as_object().into_iter().flatten();
+    pairs.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",")
+}
+
+/// Tells a warning of the engine on standard error.
+fn warn(warning: Option<&str>) {
+    if let Some(warning) = warning {
+        eprintln!("{} {warning}", color::paint("WARNING:", Tone::Warn, color::on_stderr()));
+    }
 }
 
 /// The first twelve digits of an id, without its algorithm.

@@ -108,6 +108,12 @@ impl CliError {
         }
     }
 
+    /// True if the engine said that there is no such thing, or that it does not know such things.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Engine(ClientError::Refused { status: 404 | 501, .. }))
+    }
+
     /// True if the engine said that there is no such thing.
     #[must_use]
     pub fn is_not_found(&self) -> bool {

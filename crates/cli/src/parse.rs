@@ -1,5 +1,7 @@
 //! Values on the command line: sizes, environment files, mounts, limits.
 
+pub mod block;
+pub mod duration;
 pub mod environment;
 pub mod mount;
 pub mod ports;

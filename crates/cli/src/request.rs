@@ -1,15 +1,20 @@
 //! Turns the flags of `run` and `create` into the body of `POST /containers/create`.
 
+pub mod networks;
+
 use std::collections::HashMap;
 use std::path::Path;
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigIsolationEnum, HostConfigLogConfig,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigIsolationEnum,
+    HostConfigLogConfig,
 };
 use proto::Isolation;
 
-use crate::args::container::CreateArgs;
+use crate::args::container::{CreateArgs, HealthArgs};
+use crate::args::limits::LimitArgs;
 use crate::error::{CliError, CliResult};
+use crate::parse::block::{self, Rate};
 use crate::parse::{environment, mount, ports, restart, ulimit};
 use crate::terminal;
 
@@ -60,7 +65,8 @@ pub fn create_body(args: &CreateArgs, attached: Attached, auto_remove: bool) -> 
     for port in &args.expose {
         exposed.push(ports::exposed(port).ok_or_else(|| CliError::Usage(format!("invalid port: {port:?}")))?);
     }
-    let mut host_config = host_config(args, auto_remove)?;
+    let (mode, networking_config) = networks::join(&args.join)?;
+    let mut host_config = HostConfig { network_mode: Some(mode), ..host_config(args, auto_remove)? };
     exposed.extend(host_config.port_bindings.iter().flat_map(HashMap::keys).cloned());
     exposed.sort();
     exposed.dedup();
@@ -86,6 +92,8 @@ pub fn create_body(args: &CreateArgs, attached: Attached, auto_remove: bool) -> 
         stop_timeout: args.stop_timeout,
         exposed_ports: (!exposed.is_empty()).then_some(exposed),
         host_config: Some(host_config),
+        networking_config,
+        healthcheck: health(&args.health),
         ..Default::default()
     })
 }
@@ -96,7 +104,6 @@ fn host_config(args: &CreateArgs, auto_remove: bool) -> CliResult<HostConfig> {
     let mut host = HostConfig {
         isolation: Some(isolation(args.isolation.as_deref())?),
         runtime: args.runtime.clone(),
-        network_mode: Some(args.network.clone().unwrap_or_else(|| "default".into())),
         port_bindings: (!args.publish.is_empty()).then(|| ports::bindings(&args.publish)).transpose()?,
         publish_all_ports: args.publish_all.then_some(true),
         dns: some(&args.dns),
@@ -124,8 +131,13 @@ fn host_config(args: &CreateArgs, auto_remove: bool) -> CliResult<HostConfig> {
         userns_mode: args.userns.clone(),
         cgroupns_mode: args.cgroupns.as_deref().map(cgroup_namespace),
         init: args.init.then_some(true),
+        volumes_from: some(&args.volumes_from),
+        volume_driver: args.volume_driver.clone(),
+        cgroup_parent: args.cgroup_parent.clone(),
+        memory_swappiness: args.memory_swappiness,
+        oom_kill_disable: args.oom_kill_disable.then_some(true),
         oom_score_adj: args.oom_score_adj,
-        ..Default::default()
+        ..limits(&args.limits)
     };
     if !args.mount.is_empty() {
         host.mounts = Some(args.mount.iter().map(|text| mount::mount(text)).collect::<CliResult<_>>()?);
@@ -133,27 +145,59 @@ fn host_config(args: &CreateArgs, auto_remove: bool) -> CliResult<HostConfig> {
     if !args.device.is_empty() {
         host.devices = Some(args.device.iter().map(|text| mount::device(text)).collect::<CliResult<_>>()?);
     }
-    limits(&mut host, args)?;
+    fine_limits(&mut host, args)?;
     security(&mut host, &args.security_opt)?;
     Ok(host)
 }
 
-fn limits(host: &mut HostConfig, args: &CreateArgs) -> CliResult<()> {
-    host.memory = args.memory;
-    host.memory_swap = args.memory_swap;
-    host.memory_reservation = args.memory_reservation;
-    host.nano_cpus = args.cpus;
-    host.cpu_shares = args.cpu_shares;
-    host.cpu_quota = args.cpu_quota;
-    host.cpu_period = args.cpu_period;
-    host.cpuset_cpus.clone_from(&args.cpuset_cpus);
-    host.cpuset_mems.clone_from(&args.cpuset_mems);
-    host.pids_limit = args.pids_limit;
-    host.blkio_weight = args.blkio_weight;
+/// The limits, as the engine has them for new containers and for `update`.
+#[must_use]
+pub fn limits(args: &LimitArgs) -> HostConfig {
+    HostConfig {
+        memory: args.memory,
+        memory_swap: args.memory_swap,
+        memory_reservation: args.memory_reservation,
+        nano_cpus: args.cpus,
+        cpu_shares: args.cpu_shares,
+        cpu_quota: args.cpu_quota,
+        cpu_period: args.cpu_period,
+        cpu_realtime_period: args.cpu_rt_period,
+        cpu_realtime_runtime: args.cpu_rt_runtime,
+        cpuset_cpus: args.cpuset_cpus.clone(),
+        cpuset_mems: args.cpuset_mems.clone(),
+        pids_limit: args.pids_limit,
+        blkio_weight: args.blkio_weight,
+        ..Default::default()
+    }
+}
+
+/// What is limited by device and by process.
+fn fine_limits(host: &mut HostConfig, args: &CreateArgs) -> CliResult<()> {
     if !args.ulimit.is_empty() {
         host.ulimits = Some(args.ulimit.iter().map(|text| ulimit::ulimit(text)).collect::<CliResult<_>>()?);
     }
+    host.blkio_weight_device = block::weights(&args.blkio_weight_device)?;
+    host.blkio_device_read_bps = block::throttles(&args.device_read_bps, Rate::Bytes)?;
+    host.blkio_device_write_bps = block::throttles(&args.device_write_bps, Rate::Bytes)?;
+    host.blkio_device_read_iops = block::throttles(&args.device_read_iops, Rate::Operations)?;
+    host.blkio_device_write_iops = block::throttles(&args.device_write_iops, Rate::Operations)?;
     Ok(())
+}
+
+/// The health check; none if no flag asks for one.
+fn health(args: &HealthArgs) -> Option<HealthConfig> {
+    if args.no_healthcheck {
+        return Some(HealthConfig { test: Some(vec!["NONE".into()]), ..Default::default() });
+    }
+    let config = HealthConfig {
+        test: args.health_cmd.clone().map(|command| vec!["CMD-SHELL".into(), command]),
+        interval: args.health_interval,
+        timeout: args.health_timeout,
+        retries: args.health_retries,
+        start_period: args.health_start_period,
+        start_interval: args.health_start_interval,
+    };
+    (config != HealthConfig::default()).then_some(config)
 }
 
 /// The isolation, checked here already so that a wrong word is told without an engine.
@@ -231,6 +275,17 @@ mod tests {
         assert_eq!((host.nano_cpus, host.memory), (Some(1_500_000_000), Some(64 << 20)));
         assert_eq!(host.tmpfs.unwrap()["/t"], "size=1m");
         assert_eq!((host.readonly_rootfs, host.network_mode.as_deref()), (Some(true), Some("none")));
+    }
+
+    #[test]
+    fn a_health_check_is_sent_only_if_it_is_asked_for() {
+        assert_eq!(body("img").unwrap().healthcheck, None);
+        let check = body("--health-cmd x --health-interval 1m30s --health-retries 2 img").unwrap().healthcheck.unwrap();
+        assert_eq!(
+            (check.test.unwrap(), check.interval),
+            (vec!["CMD-SHELL".into(), "x".to_owned()], Some(90_000_000_000))
+        );
+        assert_eq!(body("--no-healthcheck img").unwrap().healthcheck.unwrap().test.unwrap(), ["NONE"]);
     }
 
     #[test]

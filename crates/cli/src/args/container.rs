@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
-use crate::parse::size;
+use super::limits::LimitArgs;
+use super::network::JoinArgs;
+use crate::parse::{duration, size};
 
 /// `run`.
 #[derive(Debug, Args)]
@@ -13,9 +15,6 @@ pub struct RunArgs {
     /// Run in the background and print the container's id
     #[arg(short, long)]
     pub detach: bool,
-    /// Remove the container when it ends
-    #[arg(long)]
-    pub rm: bool,
     /// Pass signals on to the container
     #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub sig_proxy: bool,
@@ -60,6 +59,15 @@ pub struct CreateArgs {
     #[arg(long, default_value = "missing", value_name = "WHEN", value_parser = ["always", "missing", "never"])]
     pub pull: String,
 
+    /// Without the progress of a pull
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Cgroup below which it is
+    #[arg(long, value_name = "CGROUP")]
+    pub cgroup_parent: Option<String>,
     /// Environment variable NAME=VALUE, or NAME for the own value
     #[arg(short, long, value_name = "VARIABLE")]
     pub env: Vec<String>,
@@ -103,9 +111,9 @@ pub struct CreateArgs {
     /// Domain name
     #[arg(long)]
     pub domainname: Option<String>,
-    /// Network
-    #[arg(long, alias = "net")]
-    pub network: Option<String>,
+    /// Its networks.
+    #[command(flatten)]
+    pub join: JoinArgs,
     /// Publish a port
     #[arg(short, long, value_name = "PORT")]
     pub publish: Vec<String>,
@@ -134,7 +142,13 @@ pub struct CreateArgs {
     /// Bind a folder: SOURCE:DESTINATION[:ro]
     #[arg(short, long, value_name = "BIND")]
     pub volume: Vec<String>,
-    /// Mount: type=bind|tmpfs,source=...,target=...
+    /// With the volumes of another container, CONTAINER[:ro]
+    #[arg(long, value_name = "CONTAINER")]
+    pub volumes_from: Vec<String>,
+    /// Driver of volumes that are made
+    #[arg(long, value_name = "DRIVER")]
+    pub volume_driver: Option<String>,
+    /// Mount: type=bind|volume|tmpfs,source=...,target=...
     #[arg(long)]
     pub mount: Vec<String>,
     /// Folder in memory: PATH[:OPTIONS]
@@ -193,42 +207,37 @@ pub struct CreateArgs {
     #[arg(long)]
     pub runtime: Option<String>,
 
-    /// Memory, such as 512m
-    #[arg(short, long, value_name = "BYTES", value_parser = size::bytes)]
-    pub memory: Option<i64>,
-    /// Memory and swap together; -1 for no limit
-    #[arg(long, value_name = "BYTES", value_parser = size::bytes_or_unlimited, allow_hyphen_values = true)]
-    pub memory_swap: Option<i64>,
-    /// Memory that is kept when memory is scarce
-    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
-    pub memory_reservation: Option<i64>,
-    /// Processors, such as 1.5
-    #[arg(long, value_name = "NUMBER", value_parser = size::nano_cpus)]
-    pub cpus: Option<i64>,
-    /// Weight among containers
-    #[arg(short = 'c', long, value_name = "WEIGHT")]
-    pub cpu_shares: Option<i64>,
-    /// Scheduler's quota, microseconds
-    #[arg(long, value_name = "US", allow_hyphen_values = true)]
-    pub cpu_quota: Option<i64>,
-    /// Scheduler's period, microseconds
-    #[arg(long, value_name = "US")]
-    pub cpu_period: Option<i64>,
-    /// Processors to run on, such as 0-2,4
-    #[arg(long, value_name = "LIST")]
-    pub cpuset_cpus: Option<String>,
-    /// Memory nodes to use
-    #[arg(long, value_name = "LIST")]
-    pub cpuset_mems: Option<String>,
-    /// Number of processes; -1 for no limit
+    /// What it may use.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Weight for a block device, DEVICE:WEIGHT
+    #[arg(long, value_name = "DEVICE")]
+    pub blkio_weight_device: Vec<String>,
+    /// Bytes a second read from a device, DEVICE:BYTES
+    #[arg(long, value_name = "DEVICE")]
+    pub device_read_bps: Vec<String>,
+    /// Bytes a second written to a device, DEVICE:BYTES
+    #[arg(long, value_name = "DEVICE")]
+    pub device_write_bps: Vec<String>,
+    /// Reads a second from a device, DEVICE:NUMBER
+    #[arg(long, value_name = "DEVICE")]
+    pub device_read_iops: Vec<String>,
+    /// Writes a second to a device, DEVICE:NUMBER
+    #[arg(long, value_name = "DEVICE")]
+    pub device_write_iops: Vec<String>,
+    /// How eagerly its memory is swapped out, 0 to 100
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
-    pub pids_limit: Option<i64>,
-    /// Weight for block devices, 10 to 1000
-    #[arg(long, value_name = "WEIGHT")]
-    pub blkio_weight: Option<u16>,
+    pub memory_swappiness: Option<i64>,
+    /// It is not killed when memory is short
+    #[arg(long)]
+    pub oom_kill_disable: bool,
     /// Adjustment of the out-of-memory score
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     pub oom_score_adj: Option<i64>,
+
+    /// How it is found out whether it works.
+    #[command(flatten)]
+    pub health: HealthArgs,
 
     /// Where the container's output is kept: json-file or none
     #[arg(long, value_name = "DRIVER")]
@@ -240,6 +249,32 @@ pub struct CreateArgs {
     /// Image, command and arguments
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
     pub image_and_command: Vec<String>,
+}
+
+/// A container's health check.
+#[derive(Debug, Args)]
+pub struct HealthArgs {
+    /// Command that tells by its exit code whether the container works
+    #[arg(long, value_name = "COMMAND")]
+    pub health_cmd: Option<String>,
+    /// From one check to the next, such as 30s
+    #[arg(long, value_name = "DURATION", value_parser = duration::nanoseconds)]
+    pub health_interval: Option<i64>,
+    /// How long a check may take
+    #[arg(long, value_name = "DURATION", value_parser = duration::nanoseconds)]
+    pub health_timeout: Option<i64>,
+    /// Failures in a row that make it unhealthy
+    #[arg(long, value_name = "NUMBER")]
+    pub health_retries: Option<i64>,
+    /// How long failures do not count after the start
+    #[arg(long, value_name = "DURATION", value_parser = duration::nanoseconds)]
+    pub health_start_period: Option<i64>,
+    /// From one check to the next in that time
+    #[arg(long, value_name = "DURATION", value_parser = duration::nanoseconds)]
+    pub health_start_interval: Option<i64>,
+    /// None, not the image's either
+    #[arg(long, conflicts_with_all = ["health_cmd", "health_interval", "health_timeout", "health_retries", "health_start_period", "health_start_interval"])]
+    pub no_healthcheck: bool,
 }
 
 impl CreateArgs {

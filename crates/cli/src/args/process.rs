@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
+use super::limits::LimitArgs;
+
 /// Containers.
 #[derive(Debug, Args)]
 pub struct Names {
@@ -127,6 +129,9 @@ pub struct LogsArgs {
     /// Up to this time
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
+    /// With the labels and variables that --log-opt labels= and env= have named
+    #[arg(long)]
+    pub details: bool,
     /// With the time of every line
     #[arg(short, long)]
     pub timestamps: bool,
@@ -165,6 +170,9 @@ pub struct RmArgs {
     /// Also those that run; they are killed
     #[arg(short, long)]
     pub force: bool,
+    /// Only the link of this name
+    #[arg(short, long)]
+    pub link: bool,
     /// With their anonymous volumes
     #[arg(short, long)]
     pub volumes: bool,
@@ -229,19 +237,43 @@ pub struct RenameArgs {
     pub new_name: String,
 }
 
+/// `port`.
+#[derive(Debug, Args)]
+pub struct PortArgs {
+    /// Container, by name or id
+    pub container: String,
+    /// Only this port of it, such as 80 or 53/udp
+    #[arg(value_name = "PORT[/PROTOCOL]")]
+    pub port: Option<String>,
+}
+
+/// `update`.
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// What they may use.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// When to start them again: no, on-failure[:N], always, unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<String>,
+    /// Containers.
+    #[command(flatten)]
+    pub names: Names,
+}
+
 /// `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// json, or a template
     #[arg(short, long)]
     pub format: Option<String>,
-    /// Only this kind of thing: container or image
-    #[arg(long = "type", value_name = "KIND", value_parser = ["container", "image"])]
+    /// Only this kind of thing: container, image, network or volume
+    #[arg(long = "type", value_name = "KIND", value_parser = ["container", "image", "network", "volume"])]
     pub kind: Option<String>,
     /// With what containers have written on their disks
     #[arg(short, long)]
     pub size: bool,
-    /// Containers or images, by name or id
+    /// Containers, images, networks or volumes, by name or id
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<String>,
 }

@@ -1,72 +1,8 @@
-//! Flags of the commands for what is stored: `system`, `image`, `container prune`, `save`.
+//! Flags of the commands for what is stored: `df`, `prune`, `check`, `save`.
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
-
-use super::image::{HistoryArgs, ImagesArgs, ImportArgs, LoadArgs, RmiArgs, TagArgs};
-use super::process::InspectArgs;
-
-/// `system`.
-#[derive(Debug, Subcommand)]
-pub enum SystemCommand {
-    /// Show what takes the disk
-    Df(DfArgs),
-    /// Remove what nobody uses: stopped containers and nameless images
-    Prune(SystemPruneArgs),
-    /// Verify everything that is stored
-    Check(CheckArgs),
-}
-
-/// `image`.
-#[derive(Debug, Subcommand)]
-pub enum ImageCommand {
-    /// List images
-    #[command(visible_alias = "list")]
-    Ls(ImagesArgs),
-    /// Remove images
-    #[command(visible_alias = "remove")]
-    Rm(RmiArgs),
-    /// Remove images that nobody uses
-    Prune(ImagePruneArgs),
-    /// Show everything about images
-    Inspect(ImageInspectArgs),
-    /// Show the steps that made an image
-    History(HistoryArgs),
-    /// Give an image another name
-    Tag(TagArgs),
-    /// Write images to an archive
-    Save(SaveArgs),
-    /// Load images from an archive
-    Load(LoadArgs),
-    /// Make an image from a root file system
-    Import(ImportArgs),
-}
-
-/// `container`.
-#[derive(Debug, Subcommand)]
-pub enum ContainerCommand {
-    /// Remove all stopped containers
-    Prune(PruneArgs),
-}
-
-/// `image inspect`.
-#[derive(Debug, Args)]
-pub struct ImageInspectArgs {
-    /// json, or a template
-    #[arg(short, long)]
-    pub format: Option<String>,
-    /// Images, by name or id
-    #[arg(required = true, value_name = "IMAGE")]
-    pub names: Vec<String>,
-}
-
-impl From<&ImageInspectArgs> for InspectArgs {
-    fn from(args: &ImageInspectArgs) -> Self {
-        let kind = Some("image".to_owned());
-        Self { format: args.format.clone(), kind, size: false, names: args.names.clone() }
-    }
-}
+use clap::Args;
 
 /// What every prune takes.
 #[derive(Debug, Args)]

@@ -3,19 +3,18 @@
 use bollard::models::ContainerCreateBody;
 use serde_json::Value;
 
-use super::say;
 use super::transfer::{self, Pull, Say};
+use super::{say, warn};
 use crate::args::container::CreateArgs;
 use crate::client::Client;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
-use crate::output::color::{self, Tone};
 use crate::request::{Attached, create_body};
 
 /// `create`.
 pub(super) async fn create(client: &Client, args: &CreateArgs) -> CliResult<()> {
     let attached = Attached::choose(&args.attach, args.interactive, false)?;
-    say(&make(client, args, &create_body(args, attached, false)?).await?)
+    say(&make(client, args, &create_body(args, attached, args.rm)?).await?)
 }
 
 /// Makes a container, pulling its image if need be; gives its id. The engine's warnings are printed.
@@ -41,9 +40,8 @@ pub(super) async fn make(client: &Client, args: &CreateArgs, body: &ContainerCre
         outcome => outcome?,
     };
     let id = made["Id"].as_str().ok_or_else(|| CliError::Answer("it has no container id".into()))?;
-    for warning in made["Warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        let word = color::paint("WARNING:", Tone::Warn, color::on_stderr());
-        eprintln!("{word} {warning}");
+    for warning in made["Warnings"].as_array().into_iter().flatten() {
+        warn(warning.as_str());
     }
     if let Some(file) = &args.cidfile {
         std::fs::write(file, id).map_err(CliError::local(format!("cannot write {}", file.display())))?;
@@ -54,9 +52,13 @@ pub(super) async fn make(client: &Client, args: &CreateArgs, body: &ContainerCre
 /// Asks the engine for an image that it has not.
 async fn pull(client: &Client, args: &CreateArgs) -> CliResult<()> {
     let image = args.image();
-    if args.pull == "missing" {
+    if args.pull == "missing" && !args.quiet {
         eprintln!("Unable to find image '{image}' locally");
     }
     let platform = args.platform.as_deref();
-    transfer::pull(client, &Pull { image, all_tags: false, platform, say: Say::ToError }).await
+    transfer::pull(
+        client,
+        &Pull { image, all_tags: false, platform, say: if args.quiet { Say::Nothing } else { Say::ToError } },
+    )
+    .await
 }

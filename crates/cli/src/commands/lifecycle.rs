@@ -39,7 +39,10 @@ pub(super) async fn stop(client: &Client, args: &StopArgs, verb: &str) -> CliRes
 /// `rm`.
 pub(super) async fn rm(client: &Client, args: &RmArgs) -> CliResult<()> {
     for_each(&args.names.names, async |name| {
-        let url = Url::container(name, "").with_flag("force", args.force).with_flag("v", args.volumes);
+        let url = Url::container(name, "")
+            .with_flag("force", args.force)
+            .with_flag("v", args.volumes)
+            .with_flag("link", args.link);
         client.delete(&url).await?;
         say(name)
     })

@@ -21,6 +21,7 @@ pub(super) async fn logs(client: &Client, args: &LogsArgs) -> CliResult<()> {
         .with("stdout", "1")
         .with("stderr", "1")
         .with_flag("follow", args.follow)
+        .with_flag("details", args.details)
         .with_flag("timestamps", args.timestamps)
         .with("tail", &args.tail)
         .with_some("since", args.since.as_deref().map(time::point).as_deref())

@@ -23,7 +23,7 @@ pub(super) async fn run(client: &Client, args: &RunArgs) -> CliResult<u8> {
         return Err(CliError::Usage("the input device is not a TTY".into()).with_code(1));
     }
     let refused = |error: CliError| error.with_code(REFUSED);
-    let body = create_body(create_args, attached, args.rm)?;
+    let body = create_body(create_args, attached, create_args.rm)?;
     let id = create::make(client, create_args, &body).await.map_err(refused)?;
     if args.detach {
         container::start(client, &id).await.map_err(coded)?;
@@ -36,7 +36,7 @@ pub(super) async fn run(client: &Client, args: &RunArgs) -> CliResult<u8> {
         stdin: attached.stdin,
         detach_keys,
     };
-    attached_run(client, &id, attached, target, args.rm).await
+    attached_run(client, &id, attached, target, create_args.rm).await
 }
 
 async fn attached_run(client: &Client, id: &str, attached: Attached, target: Target, remove: bool) -> CliResult<u8> {
