@@ -11,6 +11,7 @@
 mod attributes;
 mod changes;
 mod confine;
+mod copy;
 mod entry;
 mod error;
 mod holes;
@@ -23,6 +24,7 @@ mod unpack;
 mod writer;
 
 pub use crate::rootpath::Root;
+pub use copy::copy_folder;
 pub use error::ArchiveError;
 pub use serve::{ContainerFiles, serve};
 

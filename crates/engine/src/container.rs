@@ -12,6 +12,7 @@
 
 pub mod exec;
 pub mod health;
+pub mod mount_point;
 pub mod record;
 pub mod store;
 

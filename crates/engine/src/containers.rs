@@ -20,6 +20,7 @@ mod kill;
 mod launch;
 mod list;
 mod logs;
+mod mounting;
 mod names;
 mod pause;
 mod prune;
@@ -49,7 +50,8 @@ use crate::engine::Engine;
 
 pub use files::clear_leftovers;
 pub use launch::Run;
-pub use remove::{collect_image, discard, uses_of};
+pub use mounting::{plain_binds, unknown_mount_type};
+pub use remove::{collect_image, discard_with_volumes, uses_of};
 pub use restart_policy::apply_at_start;
 pub use shim::{bury, delete_leftovers};
 pub use standby::{clear_standby, keep_standby};

@@ -14,6 +14,7 @@ use crate::container::store::ContainerStore;
 use crate::events::EventBus;
 use crate::flags::{Changeable, Settings};
 use crate::standby::{Standby, rehearsal};
+use crate::volume::VolumeStore;
 
 /// One engine on one data root. Handlers take it as `State<Arc<Engine>>`.
 pub struct Engine {
@@ -27,6 +28,8 @@ pub struct Engine {
     pub registries: RegistryClient,
     /// Every container of this data root.
     pub containers: ContainerStore,
+    /// Every volume of this data root.
+    pub volumes: VolumeStore,
     /// What happened and happens.
     pub events: EventBus,
     /// The utility VM that stands by for the next hyperv container.
@@ -57,11 +60,14 @@ impl Engine {
         let known = settings.data_root.join("registries.redb");
         let registries = RegistryClient::open(Arc::clone(&images), settings.registries.clone(), &known)
             .context("cannot set up the access to registries")?;
+        let volumes = settings.data_root.join(VOLUMES);
         Ok(Self {
             id: identity(&settings.data_root.join("engine-id"))?,
             images,
             registries,
             containers: ContainerStore::default(),
+            volumes: VolumeStore::open(volumes.clone())
+                .with_context(|| format!("cannot open the folder of volumes {}", volumes.display()))?,
             events: EventBus::default(),
             standby: Standby::new(settings.standby_vms != Some(0) && rehearsal::AVAILABLE),
             changeable: RwLock::new(Arc::new(settings.changeable.clone())),
@@ -129,6 +135,7 @@ impl Engine {
 }
 
 const CONTAINERS: &str = "containers";
+const VOLUMES: &str = "volumes";
 const BUNDLES: &str = "containers";
 const SOCKETS: &str = "s";
 const STANDBY: &str = "standby";

@@ -17,6 +17,7 @@ mod clock;
 mod config;
 mod container;
 mod containers;
+mod disk_use;
 mod engine;
 mod error;
 mod events;
@@ -43,6 +44,8 @@ mod system;
 mod task;
 mod verbosity;
 mod version;
+mod volume;
+mod volumes;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -75,7 +75,11 @@ fn read_all(engine: &Engine) -> anyhow::Result<Vec<Arc<Container>>> {
 }
 
 fn read_one(engine: &Engine, dir: PathBuf) -> Result<Arc<Container>, RecordError> {
-    let record = Record::read(&dir)?;
+    let mut record = Record::read(&dir)?;
+    if record.mounts.is_empty() {
+        // An engine without volumes made it.
+        record.mounts = containers::plain_binds(&record.typed_host()?);
+    }
     let container = Arc::new(Container::new(record, dir)?);
     engine.containers.add_known(Arc::clone(&container)).map_err(|error| RecordError::Log(error.message))?;
     Ok(container)
@@ -108,7 +112,7 @@ async fn remove_if_overdue(engine: &Arc<Engine>, container: &Arc<Container>) {
         let record = container.record();
         record.host_flag("AutoRemove") && matches!(record.phase, Phase::Exited(_))
     };
-    if overdue && let Err(error) = containers::discard(engine, container).await {
+    if overdue && let Err(error) = containers::discard_with_volumes(engine, container).await {
         tracing::error!(id = %container.id, "cannot remove a container that has ended: {error}");
     }
 }

@@ -29,7 +29,7 @@ use crate::lock::RootLock;
 use crate::query::Query;
 use crate::reload::Reloader;
 use crate::version::{self, ApiVersion};
-use crate::{containers, events, images, missing, notify, recovery, sys, system};
+use crate::{containers, events, images, missing, notify, recovery, sys, system, volumes};
 
 /// How long requests that are under way may take once the engine was told to stop.
 const GRACE: Duration = Duration::from_secs(2);
@@ -141,6 +141,7 @@ fn router(engine: Arc<Engine>) -> Router {
         .route("/events", get(listen_to_events))
         .merge(containers::router())
         .merge(images::router())
+        .merge(volumes::router())
         .merge(system::router())
         .fallback(missing::answer)
         .method_not_allowed_fallback(missing::answer)

@@ -25,9 +25,12 @@ use bollard::models::{ContainerConfig, HostConfig};
 use oci_spec::runtime::{Linux, Mount, Root, Spec};
 use proto::{ErrorKind, Isolation};
 
+use crate::container::mount_point::MountPoint;
+
 pub use merge::merge_image;
-pub use mounts::create_missing_bind_sources;
+pub use mounts::subpath_point;
 pub use process::build_exec_process;
+pub use tmpfs::merge as tmpfs_options;
 
 use security::SecurityOptions;
 
@@ -51,6 +54,8 @@ pub struct SpecInput<'a> {
     pub config: &'a ContainerConfig,
     /// Its relation to the host.
     pub host_config: &'a HostConfig,
+    /// What is mounted beside the root, as it was decided when the container was made.
+    pub mounts: &'a [MountPoint],
     /// Where the root will be mounted; a utility VM has its own place.
     pub rootfs: &'a Path,
     /// Folder with the files that tell a container its names: `hostname`, `hosts`, `resolv.conf`. They are read for a

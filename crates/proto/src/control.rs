@@ -25,11 +25,51 @@ pub struct ContainerBundle {
     pub cgroup: String,
     /// Needed for [`Isolation::Hyperv`], absent otherwise.
     pub utility_vm: Option<UtilityVmRequest>,
+    /// Parts of volumes that the OCI spec mounts.
+    #[serde(default)]
+    pub parts: Vec<VolumePart>,
 }
 
 impl ContainerBundle {
     /// Name of the file in the bundle.
     pub const FILE_NAME: &'static str = "bulkhead.json";
+}
+
+/// A part of a volume. What is in the volume is its containers', so the path to the part is looked up anew at every start, and
+/// follows no link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumePart {
+    /// The folder with the volume's content.
+    pub volume: PathBuf,
+    /// The part, relative to it.
+    pub path: PathBuf,
+    /// Where the shim has the part for itself: a mount's source in the OCI spec.
+    pub point: PathBuf,
+}
+
+/// What `containerd-shim-bulkhead-v2 copy-up` is to do; it reads this from its standard input, and writes a
+/// `Result<(), Status>` to its standard output. JSON both.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyUpRequest {
+    /// The image's layers, lowest first.
+    pub layers: Vec<LayerFile>,
+    /// What is copied.
+    pub copy: CopyUp,
+}
+
+/// A folder of an image whose content goes into a new volume, with its owner and mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyUp {
+    /// In the image; links are followed within it. `InvalidArgument` is answered when it is no folder; when there is
+    /// nothing, nothing is copied.
+    pub path: PathBuf,
+    /// The folder with the volume's content.
+    pub into: PathBuf,
+    /// What is there is left of a copy that broke off, and goes first.
+    pub again: bool,
 }
 
 /// One layer, converted and committed by the image store.

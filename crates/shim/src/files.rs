@@ -121,7 +121,7 @@ fn enter_mounts_of_shim(bundle: &Bundle) -> io::Result<()> {
 }
 
 /// Mounts of ours are seen by nobody, and nobody's by us.
-fn own_mounts() -> io::Result<()> {
+pub fn own_mounts() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
 }

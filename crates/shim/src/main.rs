@@ -16,12 +16,14 @@ mod bundle;
 mod child;
 mod clock;
 mod compute;
+mod copy_up;
 mod crash;
 mod events;
 mod files;
 mod flags;
 mod hyperv;
 mod metrics;
+mod parts;
 mod plan;
 mod process;
 mod rootfs;
@@ -50,6 +52,7 @@ use crate::flags::Flags;
 const NAME: &str = "io.containerd.bulkhead.v2";
 const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID [-bundle DIR] [-standby] [-debug] start|delete|serve
        containerd-shim-bulkhead-v2 [-bundle DIR] [-live] files
+       containerd-shim-bulkhead-v2 copy-up
        containerd-shim-bulkhead-v2 template ls|create|rm ID|prune -store DIR -guest-image DIR [-backend auto|qemukvm|qemutcg]
        containerd-shim-bulkhead-v2 probe -guest-image DIR [-backend auto|qemukvm|qemutcg]
        containerd-shim-bulkhead-v2 -v|-info";
@@ -78,6 +81,7 @@ fn run() -> anyhow::Result<()> {
         ["start"] => print(start::run(&flags)?.as_bytes()),
         ["serve"] => serve::run(&flags),
         ["files"] => files::run(&flags),
+        ["copy-up"] => print(&copy_up::run()?),
         ["delete"] => print(&crash::run(&flags)?.write_to_bytes()?),
         ["template", words @ ..] => print(templates::run(&flags, words)?.as_bytes()),
         ["probe"] => print(templates::probe(&flags)?.as_bytes()),

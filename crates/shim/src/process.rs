@@ -19,7 +19,7 @@ use crate::rootfs::{Places, Rootfs};
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, Streams};
 use crate::terminal::Terminal;
-use crate::{clock, spec, terminal};
+use crate::{clock, parts, spec, terminal};
 
 /// A container on the host's kernel.
 pub struct ProcessSystem {
@@ -81,6 +81,7 @@ impl ProcessSystem {
                     if spec::set_root(&mut spec, &merged) {
                         bundle.write_spec(&spec).map_err(of_bundle)?;
                     }
+                    parts::mount(&container.parts)?;
                     let places = Places { changes: Upper { upper, work }, merged, disk };
                     let staging = bundle.path().join("layers");
                     Rootfs::layers(&container.layers, &staging, &places).map_err(|error| status!(error))?

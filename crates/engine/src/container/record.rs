@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::health::Health;
+use super::mount_point::MountPoint;
 use crate::clock::Timestamp;
 
 /// Name of the record's file in the container's folder.
@@ -180,6 +181,9 @@ pub struct Record {
     pub config: Value,
     /// Docker's `HostConfig`, as the client sent it, with `Isolation` decided.
     pub host: Value,
+    /// What is mounted in it beside its root. Absent in records of engines that had no volumes.
+    #[serde(default)]
+    pub mounts: Vec<MountPoint>,
     /// What the client was warned of.
     pub warnings: Vec<String>,
     /// Where it is in its life.
@@ -305,6 +309,7 @@ pub mod tests {
             image: "busybox".into(),
             config: json!({"Image": "busybox", "Cmd": ["sh", "-c", "x"], "Entrypoint": ["e"], "Labels": {"a": "b"}}),
             host: json!({"NetworkMode": "none", "Isolation": "process"}),
+            mounts: Vec::new(),
             warnings: Vec::new(),
             phase: Phase::Created { fault: None },
             restarts: 0,

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use bollard::models::HostConfig;
 use oci_spec::runtime::Spec;
-use proto::control::{ContainerBundle, ExitReport, UpperDisk, UtilityVmRequest, Writable};
+use proto::control::{ContainerBundle, ExitReport, UpperDisk, UtilityVmRequest, VolumePart, Writable};
 use proto::{ContainerId, Isolation};
 
 use super::create::{SCRATCH, UPPER_DISK};
 use super::{shim, standby};
+use crate::container::mount_point::MountPoint;
 use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
@@ -19,6 +20,7 @@ use crate::spec::{self, SpecInput};
 use crate::standby::{StandbyVm, Vm};
 use crate::streams::fifo::{self, FifoSet};
 use crate::task::StdioPaths;
+use crate::volumes;
 
 /// Name of the folder in the bundle on which a process container's root is mounted, by the shim, for itself alone.
 pub const ROOTFS: &str = "rootfs";
@@ -57,6 +59,8 @@ pub fn prepare(engine: &Arc<Engine>, container: &Container) -> ApiResult<Bundle>
     let failed =
         |what: &str, error: io::Error| ApiError::caused(format!("cannot prepare the container: {what}"), &error);
     let (config, host) = (container.config()?, container.host()?);
+    let mounts = container.record().mounts.clone();
+    volumes::prepare(engine, &mounts)?;
     let (shim_pid, spawned) = match take_standby(engine, container, &host, (&dir, &socket)) {
         Some(pid) => (pid, false),
         None => {
@@ -71,7 +75,6 @@ pub fn prepare(engine: &Arc<Engine>, container: &Container) -> ApiResult<Bundle>
     let fill = || {
         fifo::make(&stdio).map_err(|error| failed("its fifos", error))?;
         std::fs::create_dir(dir.join(ROOTFS)).map_err(|error| failed("its root", error))?;
-        spec::create_missing_bind_sources(&host).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
         write_json(&dir.join(SPEC_FILE), &build_spec(engine, container)?)?;
         write_json(&dir.join(ContainerBundle::FILE_NAME), &describe(engine, container, &host, &dir)?)
     };
@@ -119,10 +122,12 @@ fn take_standby(engine: &Arc<Engine>, container: &Container, host: &HostConfig, 
 pub fn build_spec(engine: &Engine, container: &Container) -> ApiResult<Spec> {
     let (config, host) = (container.config()?, container.host()?);
     let rootfs = engine.bundle(&container.id).join(ROOTFS);
+    let mounts = container.record().mounts.clone();
     let input = SpecInput {
         isolation: container.isolation,
         config: &config,
         host_config: &host,
+        mounts: &mounts,
         rootfs: &rootfs,
         files: &container.dir,
         hostname: config.hostname.as_deref().unwrap_or_default(),
@@ -155,7 +160,18 @@ pub fn describe(
         writable: writable(container, bundle),
         cgroup: cgroup_path(engine, host, &container.id),
         utility_vm,
+        parts: parts(container, bundle),
     })
+}
+
+/// The parts of volumes that are mounted.
+fn parts(container: &Container, bundle: &Path) -> Vec<VolumePart> {
+    let part = |(number, point): (usize, &MountPoint)| {
+        let path = point.subpath.clone()?;
+        let at = spec::subpath_point(&bundle.join(ROOTFS), number);
+        Some(VolumePart { volume: point.source.clone(), path, point: at })
+    };
+    container.record().mounts.iter().enumerate().filter_map(part).collect()
 }
 
 fn writable(container: &Container, bundle: &Path) -> Writable {

@@ -43,6 +43,7 @@ impl Requested {
         fill_defaults(&mut host);
         let mut requested =
             Self { config: Value::Object(config), host: Value::Object(host), isolation, warnings: Vec::new() };
+        check_mount_types(&requested.host)?;
         let typed = requested.typed_host()?;
         check(&typed)?;
         requested.warnings = check_network(&typed, &networking)?;
@@ -160,12 +161,21 @@ fn check(host: &HostConfig) -> ApiResult<()> {
         return Err(ApiError::invalid("invalid restart policy: maximum retry count cannot be negative"));
     }
     let later = [
-        (host.volumes_from.as_ref().is_some_and(|list| !list.is_empty()), "--volumes-from"),
         (host.links.as_ref().is_some_and(|list| !list.is_empty()), "--link"),
         (host.device_requests.as_ref().is_some_and(|list| !list.is_empty()), "--gpus and other device requests"),
     ];
     match later.iter().find(|(asked, _)| *asked) {
         Some((_, what)) => Err(ApiError::not_implemented(format!("{what}: not supported by this version of Bulkhead"))),
+        None => Ok(()),
+    }
+}
+
+/// A type that the typed form does not know is told in dockerd's words.
+fn check_mount_types(host: &Value) -> ApiResult<()> {
+    const KNOWN: [&str; 6] = ["bind", "volume", "tmpfs", "npipe", "cluster", "image"];
+    let types = host["Mounts"].as_array().into_iter().flatten().map(|mount| mount["Type"].as_str().unwrap_or_default());
+    match types.into_iter().find(|word| !KNOWN.contains(word)) {
+        Some(word) => Err(ApiError::invalid(super::unknown_mount_type(word))),
         None => Ok(()),
     }
 }
@@ -226,7 +236,6 @@ mod tests {
             json!({ "NetworkMode": "host" }),
             json!({ "NetworkMode": "container:x" }),
             json!({ "PortBindings": { "80/tcp": [{ "HostPort": "80" }] } }),
-            json!({ "VolumesFrom": ["x"] }),
             json!({ "Links": ["x"] }),
         ] {
             assert_eq!(read(host.clone()).unwrap_err().http_status(), 501, "{host}");

@@ -15,9 +15,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::config::Requested;
+use super::mounting::Mounting;
 use super::{names, remove};
 use crate::clock::Timestamp;
 use crate::container::health;
+use crate::container::mount_point::MountPoint;
 use crate::container::record::{Phase, Record};
 use crate::container::{Container, kept};
 use crate::engine::Engine;
@@ -105,7 +107,10 @@ fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiR
     failpoint::reach("create.folder");
     write_network_files(&folder.path, &config, &host)?;
     let terminal = config.tty.unwrap_or_default();
-    let plan = Plan { id: &id, isolation: requested.isolation, config: &config, host: &host, terminal };
+    let mounting = Mounting::decide(engine, &config, &host, &image)?;
+    let mounts = mounting.points();
+    let plan =
+        Plan { mounts: &mounts, id: &id, isolation: requested.isolation, config: &config, host: &host, terminal };
     let spec = plan.validate(engine, &folder.path)?;
     show_paths(&mut requested.host, &spec);
     plan.make_writable(engine, &folder.path)?;
@@ -120,6 +125,7 @@ fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiR
         image: reference,
         config: requested.config,
         host: requested.host,
+        mounts,
         warnings: requested.warnings,
         phase: Phase::Created { fault: None },
         restarts: 0,
@@ -134,6 +140,7 @@ fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiR
     let container = Arc::new(container);
     engine.containers.add(Arc::clone(&container), reserved);
     folder.keep();
+    mounting.keep();
     Ok(container)
 }
 
@@ -251,6 +258,7 @@ fn show_paths(host: &mut Value, spec: &Spec) {
 
 /// What decides about a container's writable part and its spec.
 struct Plan<'a> {
+    mounts: &'a [MountPoint],
     id: &'a ContainerId,
     isolation: Isolation,
     config: &'a ContainerConfig,
@@ -266,6 +274,7 @@ impl Plan<'_> {
             isolation: self.isolation,
             config: self.config,
             host_config: self.host,
+            mounts: self.mounts,
             rootfs: Path::new("rootfs"),
             files,
             hostname,

@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
 use super::{size, usage, view};
+use crate::container::mount_point::MountPoint;
 use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::ApiResult;
@@ -34,7 +35,6 @@ pub async fn inspect(
 
 fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
     let record = container.record().clone();
-    let host = container.host()?;
     let path = |name: &str| kept(&container.dir, name).display().to_string();
     let mut command = record.command();
     let program = if command.is_empty() { String::new() } else { command.remove(0) };
@@ -61,7 +61,7 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
         "ExecIDs": if exec_ids.is_empty() { Value::Null } else { json!(exec_ids) },
         "HostConfig": view::host_config(&record),
         "GraphDriver": view::graph_driver(engine, container),
-        "Mounts": view::mounts(&host),
+        "Mounts": record.mounts.iter().map(MountPoint::view).collect::<Vec<_>>(),
         "Config": view::config(&record),
         "NetworkSettings": view::network_settings(&record),
         "Bulkhead": ours(engine, container),

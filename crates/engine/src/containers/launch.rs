@@ -16,6 +16,7 @@ use crate::log::LogWriter;
 use crate::standby::Start;
 use crate::streams::{self, fifo};
 use crate::task::Task;
+use crate::volumes;
 use proto::control::{Accelerator, UtilityVmReport};
 
 /// What a run consists of, for whoever watches over it.
@@ -49,6 +50,7 @@ pub async fn launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
             tracing::debug!(id = %container.id, "its shim said:\n{}", shim::log_tail(&engine.bundle(&container.id)));
             shim::delete_leftovers(engine, &container.id).await;
             container.set_running(None);
+            volumes::release(engine, container, false);
             let fault = Fault { code: fault_code(&error), error: error.message.clone() };
             container.tell(|progress| {
                 progress.running = false;
@@ -101,6 +103,7 @@ async fn try_launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
     health::begin(container)?;
     container.enter(Phase::Running { pid, started_at, paused: false }).await?;
     container.tell(|progress| progress.running = true);
+    volumes::mounted(engine, container);
     container.emit(&engine.events, "start", &[]);
     Ok(Run { task, copying, started_at })
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{size, view};
 use crate::clock::Timestamp;
 use crate::container::Container;
+use crate::container::mount_point::MountPoint;
 use crate::container::record::{Phase, Record};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
@@ -86,9 +87,14 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
             "Annotations": host.annotations.unwrap_or_default(),
         },
         "NetworkSettings": { "Networks": networks },
-        "Mounts": view::mounts(&container.host()?),
+        "Mounts": record.mounts.iter().map(MountPoint::view).collect::<Vec<_>>(),
         "Isolation": record.isolation,
     }))
+}
+
+/// A volume by its name, or a mount by its place. Source: moby `daemon/list.go`, `includeContainerInList`.
+fn has_mount(record: &Record, wanted: &str) -> bool {
+    record.mounts.iter().any(|point| point.title() == wanted || point.destination == std::path::Path::new(wanted))
 }
 
 /// The name that the client used still leads to the image that the container was made from.
@@ -168,7 +174,7 @@ fn fits(filters: &Filters, record: &Record) -> bool {
         && filters.fits_exactly("health", health_word(record))
         && filters.fits("is-task", |word| matches!(word, "0" | "false" | "False"))
         && filters.fits("network", |network| record.host_text("NetworkMode") == network)
-        && filters.fits("volume", |_| false)
+        && filters.fits("volume", |wanted| has_mount(record, wanted))
         && filters.fits("publish", |_| false)
         && filters.fits("expose", |port| exposes(record, port))
         && filters.fits_labels("label", |label| record.label(label))

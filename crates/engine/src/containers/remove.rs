@@ -16,6 +16,7 @@ use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::query::Query;
 use crate::version::ApiVersion;
+use crate::volumes;
 
 /// How long a removal waits for an operation on the container's files, which may be ending just now.
 const COPYING: Duration = Duration::from_secs(10);
@@ -34,22 +35,33 @@ pub async fn remove(
         return Err(ApiError::not_implemented("removing links: not supported by this version of Bulkhead"));
     }
     let container = engine.containers.find(&id)?;
-    let force = query.flag("force");
-    tokio::spawn(async move { take_down(&engine, &container, force, version).await }).await??;
+    let wanted = Removal { force: query.flag("force"), volumes: query.flag("v"), version };
+    tokio::spawn(async move { take_down(&engine, &container, wanted).await }).await??;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn take_down(
-    engine: &Arc<Engine>,
-    container: &Arc<Container>,
+/// How a client wants a container removed.
+#[derive(Clone, Copy)]
+struct Removal {
+    /// Even if it runs.
     force: bool,
+    /// With its volumes without names.
+    volumes: bool,
+    /// The client's.
     version: ApiVersion,
-) -> ApiResult<()> {
+}
+
+async fn take_down(engine: &Arc<Engine>, container: &Arc<Container>, wanted: Removal) -> ApiResult<()> {
+    let Removal { force, volumes, version } = wanted;
     loop {
         let lifecycle = container.hold().await?;
         let phase = container.record().phase.clone();
         if matches!(phase, Phase::Created { .. } | Phase::Exited(_)) || force && matches!(phase, Phase::Restarting(_)) {
-            return discard(engine, container).await;
+            return if volumes {
+                discard_with_volumes(engine, container).await
+            } else {
+                discard(engine, container).await
+            };
         }
         if !force {
             return Err(refusal(container, &phase, version));
@@ -120,6 +132,18 @@ pub async fn discard(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRes
         progress.running = false;
     });
     collect_image(engine);
+    Ok(())
+}
+
+/// As [`discard`], and then the container's volumes without names, unless others use them.
+///
+/// # Errors
+/// As [`discard`].
+pub async fn discard_with_volumes(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
+    let mounts = container.record().mounts.clone();
+    discard(engine, container).await?;
+    let engine = Arc::clone(engine);
+    tokio::task::spawn_blocking(move || volumes::discard_anonymous(&engine, &mounts)).await?;
     Ok(())
 }
 

@@ -176,6 +176,7 @@ impl Plan {
             writable: Writable::Scratch { disk },
             cgroup: self.cgroup.clone(),
             utility_vm: Some(self.request.clone()),
+            parts: Vec::new(),
         };
         bundle::write_json(&self.folder.join(ContainerBundle::FILE_NAME), &description)?;
         let started = shim::spawn_standby(engine, ID, &self.folder, &StandbyVm::socket(&self.folder));
@@ -198,6 +199,7 @@ impl Plan {
             isolation: Isolation::Hyperv,
             config: &config,
             host_config: &host,
+            mounts: &[],
             rootfs: &self.folder.join(bundle::ROOTFS),
             files: &self.rehearsal,
             hostname: ID,

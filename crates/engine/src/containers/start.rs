@@ -35,7 +35,7 @@ async fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()
     let started = launch::launch(engine, container).await;
     if started.is_err()
         && container.record().host_flag("AutoRemove")
-        && let Err(error) = remove::discard(engine, container).await
+        && let Err(error) = remove::discard_with_volumes(engine, container).await
     {
         tracing::error!(id = %container.id, "cannot remove a container that did not start: {error}");
     }

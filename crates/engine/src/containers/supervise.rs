@@ -14,6 +14,7 @@ use crate::container::record::{Ended, Phase};
 use crate::container::{Container, Running};
 use crate::engine::Engine;
 use crate::task::{EndOf, ProcessExit, Task};
+use crate::volumes;
 
 /// How long the end of a container waits for its output to be taken; what is slower goes on while the container counts
 /// as ended.
@@ -108,6 +109,7 @@ pub async fn finish(
         "die",
         &[("exitCode", ended.code.to_string()), ("execDuration", seconds.to_string())],
     );
+    volumes::release(engine, container, true);
     let restarts = restart_policy::wants_restart(&container.record(), &ended);
     let phase = if restarts { Phase::Restarting(ended.clone()) } else { Phase::Exited(ended.clone()) };
     if let Err(error) = container.enter(phase).await {
@@ -122,7 +124,7 @@ pub async fn finish(
     if restarts {
         restart_policy::restart_later(engine, container, &ended);
     } else if container.record().host_flag("AutoRemove")
-        && let Err(error) = remove::discard(engine, container).await
+        && let Err(error) = remove::discard_with_volumes(engine, container).await
     {
         tracing::error!(id = %container.id, "cannot remove a container that has ended: {error}");
     }

@@ -1,6 +1,6 @@
 //! Containers as Docker's clients expect to see them.
 
-use bollard::models::{ContainerConfig, HostConfig};
+use bollard::models::ContainerConfig;
 use proto::Isolation;
 use serde_json::{Map, Value, json};
 
@@ -120,29 +120,6 @@ pub fn graph_driver(engine: &Engine, container: &Container) -> Value {
             "Data": { "LowerDir": lower, "Scratch": text(kept(&container.dir, SCRATCH)) },
         }),
     }
-}
-
-/// `Mounts`: what was bound from the host.
-#[must_use]
-pub fn mounts(host: &HostConfig) -> Vec<Value> {
-    let bind = |text: &String| {
-        let mut parts = text.splitn(3, ':');
-        let (source, target) = (parts.next()?, parts.next()?);
-        let mode = parts.next().unwrap_or_default();
-        Some(json!({
-            "Type": "bind", "Source": source, "Destination": target, "Mode": mode,
-            "RW": !mode.split(',').any(|word| word == "ro"), "Propagation": "rprivate",
-        }))
-    };
-    let mounted = |mount: &bollard::models::Mount| {
-        let kind = mount.typ.map(|kind| kind.to_string()).unwrap_or_default();
-        json!({
-            "Type": kind, "Source": mount.source.clone().unwrap_or_default(),
-            "Destination": mount.target.clone().unwrap_or_default(), "Mode": "",
-            "RW": !mount.read_only.unwrap_or_default(), "Propagation": if kind == "bind" { "rprivate" } else { "" },
-        })
-    };
-    host.binds.iter().flatten().filter_map(bind).chain(host.mounts.iter().flatten().map(mounted)).collect()
 }
 
 /// `NetworkSettings`: a loopback interface only.
@@ -269,13 +246,5 @@ mod tests {
         record.health = Some(Health::starting(None));
         assert_eq!(status_text(&record), "Up Less than a second (health: starting)");
         assert_eq!(state(&record)["Health"]["Status"], "starting");
-    }
-
-    #[test]
-    fn binds_are_listed_with_their_mode() {
-        let host = HostConfig { binds: Some(vec!["/a:/b:ro".into(), "/c:/d".into()]), ..HostConfig::default() };
-        let mounts = mounts(&host);
-        assert_eq!((&mounts[0]["RW"], &mounts[1]["RW"]), (&json!(false), &json!(true)));
-        assert_eq!((&mounts[1]["Source"], &mounts[1]["Destination"]), (&json!("/c"), &json!("/d")));
     }
 }

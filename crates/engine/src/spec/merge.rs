@@ -6,8 +6,7 @@ use oci_spec::image::Config as ImageConfig;
 /// Fills the container's configuration from its image's, as `docker inspect` then shows it.
 ///
 /// Shape: environment variables are added by name; the image's command is taken only if neither entrypoint nor command
-/// was given, since a new entrypoint makes the old command meaningless; labels are added by name, but for reserved ones. Volumes that the image
-/// declares are not taken: without volumes their content lives with the container's other changes.
+/// was given, since a new entrypoint makes the old command meaningless; labels are added by name, but for reserved ones; so are volumes.
 ///
 /// Source: moby `runconfig.Merge`.
 pub fn merge_image(config: &mut ContainerConfig, from: &ImageConfig) {
@@ -26,6 +25,10 @@ pub fn merge_image(config: &mut ContainerConfig, from: &ImageConfig) {
     if let Some(theirs) = from.exposed_ports() {
         let ports = config.exposed_ports.get_or_insert_default();
         ports.extend(theirs.iter().filter(|port| !ports.contains(port)).cloned().collect::<Vec<_>>());
+    }
+    if let Some(theirs) = from.volumes() {
+        let volumes = config.volumes.get_or_insert_default();
+        volumes.extend(theirs.iter().filter(|path| !volumes.contains(path)).cloned().collect::<Vec<_>>());
     }
     let labels = config.labels.get_or_insert_default();
     for (name, value) in from.labels().as_ref().map(image::inheritable_labels).unwrap_or_default() {

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
-use bollard::models::{HostConfig, MountType};
+use bollard::models::HostConfig;
 use oci_spec::runtime::Mount;
 use proto::Isolation;
 
 use super::namespaces::Shared;
 use super::{SpecError, SpecInput, tmpfs};
+use crate::container::mount_point::{Below, MountKind, MountPoint};
 
 /// Bytes: /dev/shm when `--shm-size` is not given. Source: moby `daemon/config`.
 const SHM_BYTES: i64 = 64 * 1024 * 1024;
@@ -22,15 +23,12 @@ pub(super) const NETWORK_FILES: [&str; 3] = ["resolv.conf", "hostname", "hosts"]
 pub(super) fn decide(input: &SpecInput<'_>, shared: Shared) -> Result<Vec<Mount>, SpecError> {
     let mut mounts = kernel_file_systems(input.host_config, shared)?;
     mounts.extend(network_files(input));
-    let given = given(input.host_config, input.isolation)?;
+    let given = given(input)?;
     let mut seen = HashSet::new();
     for mount in &given {
         if !seen.insert(mount.destination().clone()) {
             return Err(SpecError::Mount(format!("Duplicate mount point: {}", mount.destination().display())));
         }
-    }
-    if input.config.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty()) {
-        return Err(no_volumes());
     }
     // What the user mounts replaces the default at that place.
     mounts.retain(|mount| !seen.contains(mount.destination()));
@@ -63,21 +61,6 @@ pub(super) fn propagation(mounts: &[Mount]) -> &'static str {
     } else {
         "private"
     }
-}
-
-/// Makes the sources of `-v SOURCE:DESTINATION` that do not exist, as Docker does for `-v` and not for `--mount`.
-///
-/// # Errors
-/// [`SpecError::Mount`] if a binding cannot be read, [`SpecError::Device`] if a folder cannot be made.
-pub fn create_missing_bind_sources(host: &HostConfig) -> Result<(), SpecError> {
-    for text in host.binds.as_deref().unwrap_or_default() {
-        let bind = Bind::parse(text)?;
-        if !bind.source.exists() {
-            std::fs::create_dir_all(&bind.source)
-                .map_err(|source| SpecError::Device { path: bind.source.clone(), source })?;
-        }
-    }
-    Ok(())
 }
 
 fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Mount {
@@ -143,25 +126,37 @@ fn network_files(input: &SpecInput<'_>) -> Vec<Mount> {
         .collect()
 }
 
-/// What the user mounts: `--tmpfs`, `-v`, `--mount`.
-fn given(host: &HostConfig, isolation: Isolation) -> Result<Vec<Mount>, SpecError> {
+/// What the user mounts: `--tmpfs`, and what was decided of `-v` and `--mount`.
+fn given(input: &SpecInput<'_>) -> Result<Vec<Mount>, SpecError> {
     let mut mounts = Vec::new();
-    for (destination, options) in host.tmpfs.iter().flatten() {
-        let path = absolute(destination, destination)?;
+    for (destination, options) in input.host_config.tmpfs.iter().flatten() {
+        let path = absolute(destination)?;
         mounts.push(tmpfs_mount(&path, tmpfs::merge(options).map_err(SpecError::Mount)?));
     }
-    for text in host.binds.as_deref().unwrap_or_default() {
-        let bind = Bind::parse(text)?;
-        refuse_in_a_utility_vm(isolation)?;
-        mounts.push(bind.mount());
-    }
-    if host.volumes_from.as_ref().is_some_and(|from| !from.is_empty()) {
-        return Err(no_volumes());
-    }
-    for given in host.mounts.as_deref().unwrap_or_default() {
-        mounts.push(typed_mount(given, isolation)?);
+    for (number, point) in input.mounts.iter().enumerate() {
+        check_place(point, input.isolation)?;
+        mounts.push(match point.kind {
+            MountKind::Tmpfs => {
+                let mut mount = tmpfs_mount(&point.destination, point.tmpfs.clone());
+                if !point.writable {
+                    set_read_only(&mut mount);
+                }
+                mount
+            }
+            MountKind::Bind | MountKind::Volume => {
+                refuse_in_a_utility_vm(input.isolation)?;
+                let part = point.subpath.as_ref().map(|_| subpath_point(input.rootfs, number));
+                bind(point, part.as_deref().unwrap_or(&point.source))?
+            }
+        });
     }
     Ok(mounts)
+}
+
+/// Where the shim has the part of a volume that is mounted, by the mount's number: beside the root.
+#[must_use]
+pub fn subpath_point(rootfs: &Path, number: usize) -> PathBuf {
+    rootfs.with_file_name("parts").join(number.to_string())
 }
 
 fn tmpfs_mount(destination: &Path, options: Vec<String>) -> Mount {
@@ -170,129 +165,79 @@ fn tmpfs_mount(destination: &Path, options: Vec<String>) -> Mount {
     mount
 }
 
-fn no_volumes() -> SpecError {
-    SpecError::NotAvailable("volumes are not there yet: use --tmpfs, or bind a folder with isolation process".into())
+fn bind(point: &MountPoint, source: &Path) -> Result<Mount, SpecError> {
+    let word = if point.below == Below::Absent { "bind" } else { "rbind" };
+    let propagation = if point.propagation.is_empty() { "rprivate" } else { &point.propagation };
+    let mut options = vec![word.to_owned(), propagation.to_owned()];
+    if !point.writable {
+        options.push("ro".into());
+        match (point.below, recursive_attributes()) {
+            (Below::Follows | Below::MustBeReadOnly, true) => options.push("rro".into()),
+            (Below::MustBeReadOnly, false) => {
+                let what = "recursively read-only mounts need Linux 5.12 or later";
+                return Err(SpecError::Mount(format!("invalid mount config for type \"bind\": {what}")));
+            }
+            (Below::Follows | Below::StaysWritable | Below::Absent, _) => {}
+        }
+    }
+    let mut mount = mount("", "bind", "", &[]);
+    mount.set_destination(point.destination.clone()).set_source(Some(source.to_owned())).set_options(Some(options));
+    Ok(mount)
 }
+
+/// The kernel changes the attributes of a whole tree of mounts: `mount_setattr(2)`.
+fn recursive_attributes() -> bool {
+    let system = rustix::system::uname();
+    let mut numbers = system.release().to_str().unwrap_or_default().split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok()).unwrap_or_default();
+    (next(), next()) >= (5, 12)
+}
+
+/// What may be mounted over in /proc, as lxcfs does. Source: runc `libcontainer/rootfs_linux.go`, `checkProcMount`.
+const IN_PROC: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+];
+
+/// Nothing lies over the kernel's view of the container, but another such view.
+fn check_place(point: &MountPoint, isolation: Isolation) -> Result<(), SpecError> {
+    let place = point.destination.display();
+    if point.destination == Path::new("/proc") {
+        let is_proc = || rustix::fs::statfs(&point.source).is_ok_and(|facts| facts.f_type == PROC_SUPER_MAGIC);
+        if point.kind == MountKind::Bind && isolation == Isolation::Process && is_proc() {
+            return Ok(());
+        }
+        return Err(SpecError::Mount(format!("{place} cannot be mounted because it is not of type proc")));
+    }
+    if point.destination.starts_with("/proc") && !IN_PROC.iter().any(|path| point.destination == Path::new(path)) {
+        return Err(SpecError::Mount(format!("{place} cannot be mounted because it is inside /proc")));
+    }
+    Ok(())
+}
+
+/// Source: `linux/magic.h`.
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 
 fn refuse_in_a_utility_vm(isolation: Isolation) -> Result<(), SpecError> {
     match isolation {
         Isolation::Process => Ok(()),
         Isolation::Hyperv => Err(SpecError::NotAvailable(
-            "bind mounts cannot be used with isolation hyperv yet: use --tmpfs, or isolation process".into(),
+            "volumes and bind mounts cannot be used with isolation hyperv yet: use --tmpfs, or isolation process"
+                .into(),
         )),
     }
 }
 
-/// One entry of `HostConfig.Mounts`, what `--mount` sends.
-fn typed_mount(given: &bollard::models::Mount, isolation: Isolation) -> Result<Mount, SpecError> {
-    let target = given.target.as_deref().unwrap_or_default();
-    let read_only = given.read_only.unwrap_or_default();
-    match given.typ {
-        Some(MountType::BIND) => {
-            let source = given.source.as_deref().unwrap_or_default();
-            let invalid = |why: String| SpecError::Mount(format!("invalid mount config for type \"bind\": {why}"));
-            refuse_in_a_utility_vm(isolation)?;
-            if !Path::new(source).is_absolute() {
-                return Err(invalid(format!("invalid mount path: '{source}' mount path must be absolute")));
-            }
-            let options = given.bind_options.as_ref();
-            if !Path::new(source).exists() {
-                if options.and_then(|options| options.create_mountpoint) != Some(true) {
-                    return Err(invalid(format!("bind source path does not exist: {source}")));
-                }
-                std::fs::create_dir_all(source)
-                    .map_err(|error| SpecError::Device { path: source.into(), source: error })?;
-            }
-            let propagation = options.and_then(|options| options.propagation).map(|word| word.to_string());
-            let propagation = propagation.filter(|word| !word.is_empty()).unwrap_or_else(|| "rprivate".into());
-            let recursive = options.and_then(|options| options.non_recursive) != Some(true);
-            let destination = absolute(target, source)?;
-            let bind = Bind { source: source.into(), destination, read_only, propagation, recursive };
-            Ok(bind.mount())
-        }
-        Some(MountType::TMPFS) => {
-            let destination = absolute(target, target)?;
-            let mut options = tmpfs::merge("").map_err(SpecError::Mount)?;
-            if let Some(tmpfs) = &given.tmpfs_options {
-                options.extend(tmpfs.size_bytes.filter(|bytes| *bytes > 0).map(|bytes| format!("size={bytes}")));
-                options.extend(tmpfs.mode.filter(|mode| *mode > 0).map(|mode| format!("mode={mode:o}")));
-            }
-            let mut mount = tmpfs_mount(&destination, options);
-            if read_only {
-                set_read_only(&mut mount);
-            }
-            Ok(mount)
-        }
-        Some(MountType::VOLUME) => Err(no_volumes()),
-        Some(other) => Err(SpecError::NotAvailable(format!("mounts of type {other} are not there yet"))),
-        None => Err(SpecError::Mount("mount type unknown: \"\"".into())),
-    }
-}
-
-/// One bind of a folder or file of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Bind {
-    source: PathBuf,
-    destination: PathBuf,
-    read_only: bool,
-    propagation: String,
-    recursive: bool,
-}
-
-impl Bind {
-    /// Reads `SOURCE:DESTINATION[:OPTIONS]`.
-    fn parse(text: &str) -> Result<Self, SpecError> {
-        let invalid = || SpecError::Mount(format!("invalid volume specification: '{text}'"));
-        let fields: Vec<&str> = text.split(':').collect();
-        let (source, destination, options) = match fields[..] {
-            [source, destination] => (source, destination, ""),
-            [source, destination, options] => (source, destination, options),
-            _ => return Err(invalid()),
-        };
-        if source.is_empty() || destination.is_empty() {
-            return Err(invalid());
-        }
-        if !source.starts_with('/') {
-            return Err(no_volumes());
-        }
-        let destination = absolute(destination, text)?;
-        let mut bind = Self {
-            source: source.into(),
-            destination,
-            read_only: false,
-            propagation: "rprivate".into(),
-            recursive: true,
-        };
-        for option in options.split(',').filter(|option| !option.is_empty()) {
-            match option {
-                "ro" | "readonly" => bind.read_only = true,
-                "rw" | "z" | "Z" | "nocopy" | "consistent" | "cached" | "delegated" | "rbind" => {}
-                "bind" => bind.recursive = false,
-                "shared" | "rshared" | "slave" | "rslave" | "private" | "rprivate" => {
-                    bind.propagation = option.to_owned();
-                }
-                _ => return Err(SpecError::Mount(format!("invalid mode: {options}"))),
-            }
-        }
-        Ok(bind)
-    }
-
-    fn mount(&self) -> Mount {
-        let mut options = vec![if self.recursive { "rbind" } else { "bind" }.to_owned(), self.propagation.clone()];
-        if self.read_only {
-            options.push("ro".into());
-        }
-        let mut mount = mount("", "bind", "", &[]);
-        mount
-            .set_destination(self.destination.clone())
-            .set_source(Some(self.source.clone()))
-            .set_options(Some(options));
-        mount
-    }
-}
-
-/// A mount's place in the container: absolute, not the root, nothing that leads upwards.
-fn absolute(destination: &str, text: &str) -> Result<PathBuf, SpecError> {
+/// The place of a `--tmpfs`: absolute, not the root, nothing that leads upwards.
+fn absolute(destination: &str) -> Result<PathBuf, SpecError> {
     let path = Path::new(destination);
     if !path.is_absolute() {
         return Err(SpecError::Mount(format!("invalid mount path: '{destination}' mount path must be absolute")));
@@ -309,7 +254,7 @@ fn absolute(destination: &str, text: &str) -> Result<PathBuf, SpecError> {
     }
     if clean == Path::new("/") {
         return Err(SpecError::Mount(format!(
-            "invalid volume specification: '{text}': invalid specification: destination can't be '/'"
+            "invalid volume specification: '{destination}': invalid specification: destination can't be '/'"
         )));
     }
     Ok(clean)
@@ -348,48 +293,49 @@ mod tests {
         assert!(no_shm.iter().all(|mount| mount.destination() != Path::new("/dev/shm")));
     }
 
+    fn point(destination: &str, change: impl FnOnce(&mut MountPoint)) -> MountPoint {
+        let mut point = MountPoint::new(MountKind::Bind, destination.into());
+        point.source = "/src".into();
+        change(&mut point);
+        point
+    }
+
     #[test]
-    fn binds_are_read_as_docker_reads_them() {
-        let bind = Bind::parse("/src:/dst:ro,rslave").unwrap();
-        assert_eq!((bind.read_only, bind.propagation.as_str()), (true, "rslave"));
-        assert_eq!(bind.mount().options().clone().unwrap(), ["rbind", "rslave", "ro"]);
-        for (bad, text) in [
-            ("/a", "invalid volume specification: '/a'"),
-            ("/a:/b:ro:x", "invalid volume specification: '/a:/b:ro:x'"),
-            ("/a:b", "invalid mount path: 'b' mount path must be absolute"),
-            ("/a:/b:odd", "invalid mode: odd"),
-        ] {
-            assert_eq!(Bind::parse(bad).unwrap_err().to_string(), text);
+    fn a_read_only_bind_is_so_with_what_is_below_it() {
+        let options = |change: fn(&mut MountPoint)| {
+            let point = point("/dst", |point| {
+                point.writable = false;
+                change(point);
+            });
+            bind(&point, &point.source).unwrap().options().clone().unwrap()
+        };
+        let below = if recursive_attributes() {
+            vec!["rbind", "rprivate", "ro", "rro"]
+        } else {
+            vec!["rbind", "rprivate", "ro"]
+        };
+        assert_eq!(options(|_| ()), below);
+        assert_eq!(options(|point| point.below = Below::StaysWritable), ["rbind", "rprivate", "ro"]);
+        assert_eq!(options(|point| point.below = Below::Absent), ["bind", "rprivate", "ro"]);
+        assert_eq!(options(|point| point.writable = true), ["rbind", "rprivate"]);
+    }
+
+    #[test]
+    fn nothing_is_mounted_over_proc() {
+        for bad in ["/proc", "/proc/x", "/proc/1/ns"] {
+            assert!(check_place(&point(bad, |_| ()), Isolation::Process).is_err(), "{bad}");
         }
-        assert!(Bind::parse("/a:/b/..").unwrap_err().to_string().contains("destination can't be '/'"));
-        assert!(matches!(Bind::parse("data:/b"), Err(SpecError::NotAvailable(_))));
-        assert_eq!(Bind::parse("/a:/../../etc/x").unwrap().destination, Path::new("/etc/x"));
+        let own = point("/proc", |point| point.source = "/proc".into());
+        check_place(&own, Isolation::Process).unwrap();
+        assert!(check_place(&own, Isolation::Hyperv).is_err());
+        for good in ["/process", "/proc/meminfo"] {
+            check_place(&point(good, |_| ()), Isolation::Process).unwrap();
+        }
     }
 
     #[test]
     fn the_root_follows_the_host_only_if_a_bind_does() {
         let with = |option: &str| propagation(&[mount("/x", "bind", "/y", &["rbind", option])]);
         assert_eq!((with("rprivate"), with("rslave"), with("shared")), ("private", "slave", "shared"));
-    }
-
-    #[test]
-    fn a_utility_vm_takes_tmpfs_and_no_binds() {
-        let tmpfs = host(|h| h.tmpfs = Some([("/scratch".to_owned(), "size=1m".to_owned())].into()));
-        assert_eq!(given(&tmpfs, Isolation::Hyperv).unwrap().len(), 1);
-        let bind = host(|h| h.binds = Some(vec!["/tmp:/x".into()]));
-        assert!(matches!(given(&bind, Isolation::Hyperv), Err(SpecError::NotAvailable(_))));
-        assert_eq!(given(&bind, Isolation::Process).unwrap().len(), 1);
-    }
-
-    #[test]
-    fn a_mount_from_nowhere_is_refused() {
-        let missing = bollard::models::Mount {
-            typ: Some(MountType::BIND),
-            source: Some("/nosuch".into()),
-            target: Some("/x".into()),
-            ..Default::default()
-        };
-        let error = typed_mount(&missing, Isolation::Process).unwrap_err().to_string();
-        assert_eq!(error, "invalid mount config for type \"bind\": bind source path does not exist: /nosuch");
     }
 }

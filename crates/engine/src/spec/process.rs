@@ -200,6 +200,7 @@ mod tests {
             isolation: Isolation::Process,
             config,
             host_config,
+            mounts: &[],
             rootfs: path,
             files: path,
             hostname: "box",

@@ -23,7 +23,7 @@ const VALUES: [&str; 8] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks
 ///
 /// # Errors
 /// Docker's text, if a word is no option of tmpfs.
-pub(super) fn merge(options: &str) -> Result<Vec<String>, String> {
+pub fn merge(options: &str) -> Result<Vec<String>, String> {
     let mut merged: Vec<String> = DEFAULTS.iter().map(ToString::to_string).collect();
     for option in options.split(',').filter(|option| !option.is_empty()) {
         let replaced: Vec<&str> = match option.split_once('=') {

@@ -1,19 +1,19 @@
 //! `GET /system/df`: what is stored, in bytes that it takes.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 
+use crate::container::mount_point::MountPoint;
+use crate::disk_use::disk_bytes;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
-use crate::images;
 use crate::query::Query;
+use crate::{images, volumes};
 
-/// Images, containers and their changes, or those that `type` names. There are neither volumes nor build caches yet.
+/// Images, containers and their changes, or those that `type` names. There are no build caches yet.
 pub(super) async fn usage(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<Json<Value>> {
     let wanted: Vec<String> = query.all("type").map(str::to_owned).collect();
     if let Some(unknown) = wanted.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
@@ -30,7 +30,7 @@ pub(super) async fn usage(State(engine): State<Arc<Engine>>, query: Query) -> Ap
             usage["Containers"] = json!(containers(&engine));
         }
         if wants("volume") {
-            usage["Volumes"] = json!([]);
+            usage["Volumes"] = json!(volumes::usage(&engine));
         }
         if wants("build-cache") {
             usage["BuildCache"] = json!([]);
@@ -65,43 +65,8 @@ fn containers(engine: &Engine) -> Vec<Value> {
             "Labels": record.config["Labels"],
             "HostConfig": {"NetworkMode": record.host_text("NetworkMode")},
             "NetworkSettings": {"Networks": {}},
-            "Mounts": [],
+            "Mounts": record.mounts.iter().map(MountPoint::view).collect::<Vec<_>>(),
         })
     };
     engine.containers.all().iter().map(describe).collect()
-}
-
-/// Bytes that files and folders take on the disk, holes left out, hard links counted once per name. What vanishes
-/// while it is measured takes nothing.
-fn disk_bytes(paths: &[PathBuf]) -> u64 {
-    let mut waiting = paths.to_vec();
-    let mut bytes = 0;
-    while let Some(path) = waiting.pop() {
-        let Ok(metadata) = path.symlink_metadata() else { continue };
-        bytes += metadata.blocks() * 512;
-        if metadata.is_dir() {
-            waiting.extend(children(&path));
-        }
-    }
-    bytes
-}
-
-fn children(folder: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holes_take_no_room() {
-        let folder = tempfile::tempdir().unwrap();
-        let sparse = std::fs::File::create(folder.path().join("scratch.img")).unwrap();
-        sparse.set_len(1 << 30).unwrap();
-        std::fs::create_dir(folder.path().join("deep")).unwrap();
-        std::fs::write(folder.path().join("deep/file"), vec![1; 100_000]).unwrap();
-        let bytes = disk_bytes(&[folder.path().to_owned(), folder.path().join("missing")]);
-        assert!((100_000..1 << 20).contains(&bytes), "{bytes}");
-    }
 }

@@ -8,11 +8,6 @@ pub(super) async fn networks() -> Json<Value> {
     Json(json!({ "NetworksDeleted": null }))
 }
 
-/// `POST /volumes/prune`.
-pub(super) async fn volumes() -> Json<Value> {
-    Json(json!({ "VolumesDeleted": [], "SpaceReclaimed": 0 }))
-}
-
 /// `POST /build/prune`.
 pub(super) async fn build_cache() -> Json<Value> {
     Json(json!({ "CachesDeleted": null, "SpaceReclaimed": 0 }))

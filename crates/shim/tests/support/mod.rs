@@ -424,7 +424,8 @@ fn write_bundle(folder: &Path, bundle: &Path, id: &str, setup: Setup) {
             Isolation::Process => (upper(folder), None),
             Isolation::Hyperv => (scratch(folder), Some(vm_request(setup.memory_bytes))),
         };
-        let container = ContainerBundle { isolation: setup.isolation, layers, writable, cgroup, utility_vm };
+        let container =
+            ContainerBundle { isolation: setup.isolation, layers, writable, cgroup, utility_vm, parts: Vec::new() };
         fs::write(bundle.join(ContainerBundle::FILE_NAME), serde_json::to_vec(&container).unwrap()).unwrap();
         root.set_path(folder.join("merged"));
     } else {

@@ -60,4 +60,5 @@ mod stdio;
 mod store;
 mod templates;
 mod terminal;
+mod volumes;
 mod zygotes;

@@ -1,0 +1,222 @@
+//! Volumes, binds and what else is mounted in a container beside its root.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::PathBuf;
+
+use bulkhead_e2e::{TestHost, Wall};
+
+/// A folder of the host for binds.
+fn folder(host: &TestHost, name: &str) -> PathBuf {
+    let folder = host.folder().join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn volumes(host: &TestHost, options: &[&str]) -> Vec<String> {
+    let said = host.docker(&[&["volume", "ls", "-q"], options].concat());
+    said.ok().lines().map(str::to_owned).collect()
+}
+
+/// An image that declares a volume at /data, which has content, an owner and a mode.
+fn image_with_volume(host: &TestHost) -> &'static str {
+    let script = "mkdir -p /data/deep; echo content > /data/deep/file; ln -s deep/file /data/link; chown -R 1000:1001 /data; chmod 2770 /data";
+    let id = host.run_detached(&[], &["sh", "-c", script]);
+    host.wait_state(&id, "exited");
+    assert_eq!(host.docker(&["commit", "-c", "VOLUME /data", &id, "voluminous"]).code, 0);
+    assert_eq!(host.docker(&["rm", &id]).code, 0);
+    "voluminous"
+}
+
+#[test]
+fn volumes_are_made_listed_and_removed_as_dockers_are() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    assert_eq!(host.docker(&["volume", "create", "--label", "tier=db", "data1"]).ok(), "data1");
+    assert_eq!(host.docker(&["volume", "create", "data1"]).ok(), "data1");
+    let unnamed = host.docker(&["volume", "create"]).ok();
+    assert_eq!(unnamed.len(), 64);
+    host.docker(&["volume", "create", "a/b"]).fails_saying(1, &["create a/b:", "includes invalid characters"]);
+    host.docker(&["volume", "create", "-d", "flocker", "x1"])
+        .fails_saying(1, &["create x1: error looking up volume plugin flocker"]);
+    host.docker(&["volume", "create", "-o", "type=nfs", "x1"])
+        .fails_saying(1, &["create x1: missing required option: \"device\""]);
+    host.docker(&["volume", "inspect", "nope"]).fails_saying(1, &["get nope: no such volume"]);
+    host.docker(&["volume", "rm", "nope"]).fails_saying(1, &["get nope: no such volume"]);
+    let inspected =
+        host.docker(&["volume", "inspect", "-f", "{{.Driver}} {{.Scope}} {{.Labels.tier}} {{.Mountpoint}}", "data1"]);
+    assert!(
+        inspected.ok().starts_with("local local db /") && inspected.text().trim().ends_with("/volumes/data1/_data"),
+        "{inspected}"
+    );
+    assert_eq!(volumes(&host, &["-f", "label=tier=db", "-f", "dangling=true"]), ["data1"]);
+    let id = host.run_detached(&["-v", "data1:/x"], &["sleep", "1000"]);
+    assert_eq!(volumes(&host, &["-f", "name=data", "-f", "dangling=true"]), Vec::<String>::new());
+    host.docker(&["volume", "rm", "-f", "data1"])
+        .fails_saying(1, &[&format!("remove data1: volume is in use - [{id}]")]);
+    assert_eq!(host.docker(&["ps", "-q", "--no-trunc", "-f", "volume=data1"]).ok(), id);
+    let pruned = host.docker(&["volume", "prune", "-af"]).ok();
+    assert!(pruned.contains(&unnamed) && !pruned.contains("data1"), "{pruned}");
+    assert_eq!(host.docker(&["rm", "-fv", &id]).code, 0);
+    assert_eq!(volumes(&host, &[]), ["data1"], "a volume with a name outlives its container");
+    assert_eq!(host.docker(&["volume", "rm", "data1"]).ok(), "data1");
+}
+
+#[test]
+fn a_volume_starts_with_what_the_image_has_there() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let image = image_with_volume(&host);
+    let look = ["sh", "-c", "stat -c %u:%g:%a /data; cat /data/link; echo more > /data/own"];
+    let run = |options: &[&str]| host.docker(&host.words_for(image, "run", options, &look));
+    assert_eq!(run(&["--rm"]).ok(), "1000:1001:2770\ncontent");
+    assert_eq!(volumes(&host, &[]), Vec::<String>::new(), "--rm takes volumes without names along");
+    assert_eq!(run(&["--rm", "-v", "kept:/data"]).ok(), "1000:1001:2770\ncontent");
+    let again = host.docker(&host.words_for(image, "run", &["--rm", "-v", "kept:/data"], &["cat", "/data/own"]));
+    assert_eq!(again.ok(), "more");
+    let empty =
+        host.docker(&host.words_for(image, "run", &["--rm", "-v", "bare:/data:nocopy"], &["ls", "-A", "/data"]));
+    assert_eq!(empty.ok(), "");
+    host.run(&["-v", "fresh:/etc/plain"], &["true"]).fails_saying(125, &["cannot mount volume over existing file"]);
+    assert_eq!(volumes(&host, &[]), ["bare", "kept"]);
+}
+
+#[test]
+fn volumes_are_taken_from_other_containers() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let first =
+        host.run_detached(&["-v", "/shared", "-v", "named:/n"], &["sh", "-c", "echo x > /shared/f; exec sleep 1000"]);
+    assert_eq!(host.run(&["--volumes-from", &first], &["sh", "-c", "cat /shared/f; echo y > /n/g"]).ok(), "x");
+    host.run(&["--volumes-from", &format!("{first}:ro")], &["touch", "/shared/g"])
+        .fails_saying(1, &["Read-only file system"]);
+    host.run(&["--volumes-from", "nope"], &["true"]).fails_saying(125, &["No such container: nope"]);
+    assert_eq!(host.docker(&["exec", &first, "cat", "/n/g"]).ok(), "y");
+    let kinds =
+        host.docker(&["inspect", "-f", "{{range .Mounts}}{{.Type}}:{{.Destination}}:{{.RW}} {{end}}", &first]).ok();
+    let mut kinds: Vec<_> = kinds.split_whitespace().collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["volume:/n:true", "volume:/shared:true"]);
+}
+
+#[test]
+fn folders_and_files_of_the_host_are_bound() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let bound = folder(&host, "bound");
+    std::fs::write(bound.join("file"), "from outside\n").unwrap();
+    let path = bound.display().to_string();
+    let script = "cat /b/file; echo inside > /b/new; chown 7:8 /b/new; chmod 640 /b/new";
+    assert_eq!(host.run(&["-v", &format!("{path}:/b")], &["sh", "-c", script]).ok(), "from outside");
+    let new = bound.join("new").metadata().unwrap();
+    assert_eq!((new.uid(), new.gid(), new.permissions().mode() & 0o777), (7, 8, 0o640));
+    let read_only = host.run(&["-v", &format!("{path}:/b:ro")], &["sh", "-c", "cat /b/file; echo x > /b/file"]);
+    read_only.fails_saying(1, &["Read-only file system"]);
+    let one =
+        host.run(&["-v", &format!("{path}/file:/etc/one")], &["sh", "-c", "cat /etc/one; echo changed > /etc/one"]);
+    assert_eq!(one.ok(), "from outside");
+    assert_eq!(std::fs::read_to_string(bound.join("file")).unwrap(), "changed\n");
+    let made = host.folder().join("made/here");
+    assert_eq!(host.run(&["-v", &format!("{}:/m", made.display())], &["ls", "/m"]).ok(), "");
+    assert!(made.is_dir(), "-v makes its source");
+    let missing = format!("type=bind,source={}/none,target=/m", path);
+    host.run(&["--mount", &missing], &["true"]).fails_saying(125, &["bind source path does not exist"]);
+    let over_file = host.run(&["-v", &format!("{path}:/etc/plain")], &["true"]);
+    assert!(over_file.code != 0 && over_file.err.contains("not a directory"), "{over_file}");
+}
+
+#[test]
+fn mounts_that_would_break_the_wall_are_refused() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    for (option, words) in [
+        ("/tmp:/", "destination can't be '/'"),
+        ("/tmp:/a/../..", "destination can't be '/'"),
+        ("/tmp:/proc", "cannot be mounted because it is not of type proc"),
+        ("/tmp:/proc/x", "cannot be mounted because it is inside /proc"),
+        ("/proc/self/mem:/m", "the engine's own"),
+        ("/tmp:b", "mount path must be absolute"),
+    ] {
+        host.run(&["-v", option], &["true"]).fails_saying(125, &[words]);
+    }
+    host.run(&["-v", "/tmp:/a", "-v", "/etc:/a"], &["true"]).fails_saying(125, &["Duplicate mount point: /a"]);
+    // A part of a volume is looked up in the volume, whatever its containers have put in its place.
+    assert_eq!(
+        host.run(&["-v", "v1:/v"], &["sh", "-c", "mkdir -p /v/a/b; echo part > /v/a/b/f; ln -s /etc /v/out"]).code,
+        0
+    );
+    let part = |path: &str| {
+        let mount = format!("type=volume,source=v1,target=/y,volume-subpath={path}");
+        host.run(&["--mount", &mount], &["ls", "/y"])
+    };
+    assert_eq!(part("a/b").ok(), "f");
+    for (path, word) in [("out", "cannot access path"), ("none", "cannot access path"), ("../v2", "within the volume")]
+    {
+        part(path).fails_saying(125, &[word]);
+    }
+    let outside = folder(&host, "outside");
+    symlink("/etc/shadow", outside.join("link")).unwrap();
+    let followed = host.run(&["-v", &format!("{}:/o", outside.display())], &["cat", "/o/link"]);
+    assert!(followed.code != 0 && !followed.text().contains("root:"), "{followed}");
+}
+
+#[test]
+fn volumes_have_options_and_sizes() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let real = folder(&host, "real");
+    std::fs::write(real.join("f"), "bound\n").unwrap();
+    let device = format!("device={}", real.display());
+    assert_eq!(host.docker(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, "tied"]).code, 0);
+    assert_eq!(
+        host.docker(&["volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=size=1m", "memory"]).code,
+        0
+    );
+    let script = "cat /t/f; grep -c ' /m .*size=1024k' /proc/self/mountinfo; head -c 300000 /dev/zero > /k/f";
+    let id = host.run_detached(
+        &["-v", "tied:/t", "-v", "memory:/m", "-v", "big:/k"],
+        &["sh", "-c", &format!("{script}; exec sleep 1000")],
+    );
+    host.wait_log(&id, "bound\n1\n");
+    let usage = host.get_json("/v1.43/system/df?type=volume");
+    let sizes: Vec<(String, i64)> = usage["Volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|volume| (volume["Name"].as_str().unwrap().into(), volume["UsageData"]["RefCount"].as_i64().unwrap()))
+        .collect();
+    assert_eq!(sizes, [("big".into(), 1), ("memory".into(), 1), ("tied".into(), 1)]);
+    assert!(usage["Volumes"][0]["UsageData"]["Size"].as_i64().unwrap() >= 300_000, "{usage}");
+    assert_eq!(host.docker(&["rm", "-f", &id]).code, 0);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(
+        !mounts.contains("volumes/memory/_data") && !mounts.contains("volumes/tied/_data"),
+        "released with the container"
+    );
+}
+
+#[test]
+fn volume_events_tell_who_mounts_what() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let id = host.run_detached(&["-v", "watched:/w:ro"], &["true"]);
+    host.wait_state(&id, "exited");
+    assert_eq!(host.docker(&["rm", &id]).code, 0);
+    assert_eq!(host.docker(&["volume", "rm", "watched"]).code, 0);
+    let format = "{{.Action}} {{.Actor.ID}} {{.Actor.Attributes.driver}} {{index .Actor.Attributes \"destination\"}}";
+    // Some time ahead: the CLI may lose what comes together with the end.
+    let until = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 2;
+    let said = host.docker(&[
+        "events",
+        "--since",
+        "0",
+        "--until",
+        &until.to_string(),
+        "--filter",
+        "type=volume",
+        "--format",
+        format,
+    ]);
+    let lines: Vec<_> = said
+        .lines()
+        .iter()
+        .map(|line| line.trim_end().replace("<no value>", ""))
+        .map(|line| line.trim_end().to_owned())
+        .collect();
+    assert_eq!(
+        lines,
+        ["create watched local", "mount watched local /w", "unmount watched local", "destroy watched local"]
+    );
+}
