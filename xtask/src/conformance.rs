@@ -10,6 +10,7 @@ mod exceptions;
 mod images;
 mod report;
 mod results;
+mod script;
 mod session;
 mod side;
 
@@ -30,16 +31,22 @@ pub enum Suite {
     DockerPy,
     /// The tests of the Rust client that this engine's models come from.
     Bollard,
+    /// A composition of three services, by docker-compose.
+    Compose,
+    /// The docker CLI's answers.
+    Cli,
 }
 
 impl Suite {
-    const ALL: [Self; 2] = [Self::DockerPy, Self::Bollard];
+    const ALL: [Self; 4] = [Self::DockerPy, Self::Bollard, Self::Compose, Self::Cli];
 
     /// The word on the command line, in files and in tables.
     fn word(self) -> &'static str {
         match self {
             Self::DockerPy => "docker-py",
             Self::Bollard => "bollard",
+            Self::Compose => "compose",
+            Self::Cli => "cli",
         }
     }
 }
@@ -123,6 +130,7 @@ fn prepare(folders: &Folders, suites: &[Suite], sides: &[Side]) -> anyhow::Resul
         match suite {
             Suite::DockerPy => docker_py::prepare(folders)?,
             Suite::Bollard => bollard::prepare(folders)?,
+            Suite::Compose | Suite::Cli => {}
         }
     }
     Ok(())

@@ -192,6 +192,8 @@ async fn connection(stream: UnixStream, router: Router, stopping: CancellationTo
     // A client that has sent its last request may close its half, and still wants the answer.
     let connection = hyper::server::conn::http1::Builder::new()
         .half_close(true)
+        // Some hand-made clients look for names of headers as Go writes them.
+        .title_case_headers(true)
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
         .serve_connection(TokioIo::new(stream), service)

@@ -32,8 +32,8 @@ pub const LISTENER_FD: i32 = 3;
 const IDLE_LIMIT: Duration = Duration::from_secs(120);
 /// As [`IDLE_LIMIT`], for a shim that stands by; the engine lets go of it earlier.
 const STANDBY_LIMIT: Duration = Duration::from_secs(15 * 60);
-/// Spawned threads only wait for the container crate; glibc would reserve 8 MiB for each.
-const THREAD_STACK: usize = 256 * 1024;
+/// Spawned threads only wait for the container crate; glibc would reserve 8 MiB for each. Unoptimized builds need more than half of it.
+const THREAD_STACK: usize = 1024 * 1024;
 
 /// Serves one container until Shutdown.
 ///

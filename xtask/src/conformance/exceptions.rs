@@ -49,7 +49,7 @@ impl Exceptions {
 impl Exception {
     fn parse(line: &str) -> anyhow::Result<Self> {
         let (words, reason) = line.split_once("  # ").context("no reason")?;
-        let words: Vec<&str> = words.split_whitespace().collect();
+        let words: Vec<&str> = words.splitn(3, ' ').map(str::trim).filter(|word| !word.is_empty()).collect();
         let [suite, side, pattern] = words[..] else { bail!("not SUITE SIDE PATTERN  # reason") };
         if Suite::ALL.iter().all(|known| known.word() != suite) {
             bail!("no suite is called {suite}");

@@ -1,5 +1,6 @@
 //! Stand-ins for the images of Docker Hub that the suites name, out of Debian's busybox, and the registry that has them.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::TcpStream;
 use std::path::Path;
@@ -24,6 +25,8 @@ struct StandIn {
     command: &'static [&'static str],
     /// Files of the second layer: path, mode, content.
     files: &'static [(&'static str, u32, &'static str)],
+    /// Programs of this machine that go into the second layer with their libraries.
+    programs: &'static [&'static str],
 }
 
 const STAND_INS: &[StandIn] = &[
@@ -32,24 +35,28 @@ const STAND_INS: &[StandIn] = &[
         names: &["library/alpine:3.10"],
         command: &["/bin/sh"],
         files: &[("etc/alpine-release", 0o644, "3.10.9\n")],
+        programs: &[],
     },
     StandIn {
         file: "alpine.tar",
         names: &["library/alpine:latest", "alpine:latest"],
         command: &["/bin/sh"],
         files: &[("etc/alpine-release", 0o644, "3.20.0\n")],
+        programs: &[],
     },
     StandIn {
         file: "busybox.tar",
         names: &["library/busybox:latest"],
         command: &["sh"],
         files: &[("etc/stand-in", 0o644, "busybox\n")],
+        programs: &[],
     },
     StandIn {
         file: "hello-world.tar",
         names: &["library/hello-world:latest", "hello-world:linux"],
         command: &["/hello"],
         files: &[("hello", 0o755, "#!/bin/sh\nprintf '\\nHello from Docker!\\nIt works.\\n'\n")],
+        programs: &[],
     },
     StandIn {
         file: "uhttpd.tar",
@@ -60,6 +67,14 @@ const STAND_INS: &[StandIn] = &[
             ("etc/config/uhttpd", 0o644, "\nconfig uhttpd main\n"),
             ("www/index.html", 0o644, "it works\n"),
         ],
+        programs: &[],
+    },
+    StandIn {
+        file: "redis.tar",
+        names: &["library/redis:latest"],
+        command: &["redis-server"],
+        files: &[("data/.keep", 0o644, "")],
+        programs: &["/usr/bin/redis-server", "/usr/bin/redis-cli"],
     },
 ];
 
@@ -72,15 +87,16 @@ pub fn make(folder: &Path) -> anyhow::Result<()> {
     let base = busybox_rootfs();
     for image in STAND_INS {
         let file = folder.join(image.file);
-        fs::write(&file, image.archive(&base)).with_context(|| format!("cannot write {}", file.display()))?;
+        fs::write(&file, image.archive(&base)?).with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(())
 }
 
 impl StandIn {
     /// Form: that of `docker save`.
-    fn archive(&self, base: &[u8]) -> Vec<u8> {
+    fn archive(&self, base: &[u8]) -> anyhow::Result<Vec<u8>> {
         let own = self.files.iter().fold(Tar::new(), |tar, (path, mode, text)| tar.file(path, *mode, text.as_bytes()));
+        let own = with_programs(own, self.programs)?;
         let layers = [base.to_vec(), own.bytes()];
         let digest = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
         let made = "2024-01-01T00:00:00Z";
@@ -102,13 +118,32 @@ impl StandIn {
         .to_string();
         let config_name = format!("{}.json", digest(config.as_bytes()));
         let manifest = json!([{ "Config": config_name, "RepoTags": [], "Layers": ["0/layer.tar", "1/layer.tar"] }]);
-        Tar::new()
+        let archive = Tar::new()
             .file(&config_name, 0o644, config.as_bytes())
             .file("0/layer.tar", 0o644, &layers[0])
             .file("1/layer.tar", 0o644, &layers[1])
             .file("manifest.json", 0o644, manifest.to_string().as_bytes())
-            .bytes()
+            .bytes();
+        Ok(archive)
     }
+}
+
+/// Adds programs, and the libraries that `ldd` names.
+fn with_programs(mut tar: Tar, programs: &[&str]) -> anyhow::Result<Tar> {
+    let mut paths: BTreeSet<String> = programs.iter().map(|path| (*path).to_owned()).collect();
+    for program in programs {
+        let output = Command::new("ldd").arg(program).output().context("ldd does not start")?;
+        if !output.status.success() {
+            bail!("{program} is missing: scripts/setup conformance");
+        }
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        paths.extend(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
+    }
+    for path in paths {
+        let content = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+        tar = tar.file(path.trim_start_matches('/'), 0o755, &content);
+    }
+    Ok(tar)
 }
 
 /// A registry with the stand-ins. It ends with this.

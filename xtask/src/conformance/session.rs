@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use super::exceptions::Exceptions;
 use super::images::{self, Registry};
 use super::results::{self, Cases};
+use super::script::{self, Judge};
 use super::side::{CGROUP, Daemon, Side, docker};
 use super::{Folders, Suite, bollard, docker_py};
 use crate::workspace;
@@ -82,6 +83,8 @@ pub fn run(
     let cases: Cases = match suite {
         Suite::DockerPy => docker_py::run(&session)?,
         Suite::Bollard => bollard::run(&session)?,
+        Suite::Compose => script::run(&session, "compose", Judge::Code)?,
+        Suite::Cli => script::run(&session, "cli", Judge::Dockerd)?,
     };
     if !daemon.answers() {
         bail!("the daemon has ended, see daemon.log in {}", own.display());

@@ -13,7 +13,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::files::{Operation, received};
 use crate::clock::Timestamp;
-use crate::container::Container;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::query::Query;
@@ -34,12 +33,10 @@ fn path(query: &Query) -> ApiResult<String> {
     }
 }
 
-/// dockerd's words for a path that is not there.
-fn explain(error: ApiError, path: &str, container: &Container) -> ApiError {
+/// dockerd's words for a path that is not there. `asked` is the container as the client calls it.
+fn explain(error: ApiError, path: &str, asked: &str) -> ApiError {
     match error.kind {
-        ErrorKind::NotFound => {
-            ApiError::not_found(format!("Could not find the file {path} in container {}", container.id))
-        }
+        ErrorKind::NotFound => ApiError::not_found(format!("Could not find the file {path} in container {asked}")),
         _ => error,
     }
 }
@@ -59,7 +56,7 @@ pub async fn stat(State(engine): State<Arc<Engine>>, Path(id): Path<String>, que
         operation.finish()?;
         Ok(stat)
     });
-    let stat = stat.await?.map_err(|error| explain(error, &path, &container))?;
+    let stat = stat.await?.map_err(|error| explain(error, &path, &id))?;
     Ok(([(STAT_HEADER, encode(&stat)?)], StatusCode::OK).into_response())
 }
 
@@ -88,7 +85,7 @@ pub async fn read(State(engine): State<Arc<Engine>>, Path(id): Path<String>, que
         }
     });
     let stat = stat.await.map_err(|_| ApiError::internal("the work on the container's files broke off"))?;
-    let stat = stat.map_err(|error| explain(error, &path, &container))?;
+    let stat = stat.map_err(|error| explain(error, &path, &id))?;
     container.emit(&engine.events, "archive-path", &[]);
     let headers =
         [(STAT_HEADER, encode(&stat)?), (header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"))];
@@ -120,7 +117,7 @@ pub async fn write(
         operation.send(&wanted, tar)?;
         operation.finish()
     });
-    written.await?.map_err(|error| explain(error, &path, &container))?;
+    written.await?.map_err(|error| explain(error, &path, &id))?;
     container.emit(&engine.events, "extract-to-dir", &[]);
     Ok(StatusCode::OK)
 }

@@ -18,7 +18,7 @@ pub async fn pause(State(engine): State<Arc<Engine>>, Path(id): Path<String>) ->
     let container = engine.containers.find(&id)?;
     let failed = |error: ApiError| error.context(format!("cannot pause container {}", container.id));
     let _lifecycle = container.hold().await?;
-    let running = container.running().map_err(failed)?;
+    let running = container.running()?;
     if container.record().phase.is_paused() {
         return Err(ApiError::conflict(format!("Container {} is already paused", container.id)));
     }

@@ -28,7 +28,7 @@ pub async fn rename(State(engine): State<Arc<Engine>>, Path(id): Path<String>, q
     if old == name {
         return Err(ApiError::invalid("Renaming a container with the same name as its current name"));
     }
-    engine.containers.rename(&container, name)?;
+    engine.containers.rename(&container, name).map_err(|error| error.context("Error when allocating new name"))?;
     if let Err(error) = container.save().await {
         engine.containers.rename(&container, &old)?;
         return Err(error);

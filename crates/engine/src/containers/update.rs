@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use bollard::models::HostConfig;
+use proto::ErrorKind;
 use serde_json::{Value, json};
 
 use super::bundle;
@@ -48,7 +49,9 @@ pub async fn update(
     container.record().host = after;
     if let Err(error) = apply(&engine, &container).await {
         container.record().host = before;
-        return Err(error.context(format!("Cannot update container {}", container.id)));
+        // What the client asked for wrongly is told as it is.
+        let is_wrong = error.kind == ErrorKind::InvalidArgument;
+        return Err(if is_wrong { error } else { error.context(format!("Cannot update container {}", container.id)) });
     }
     container.save().await?;
     container.emit(&engine.events, "update", &[]);

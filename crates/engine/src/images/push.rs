@@ -56,15 +56,15 @@ async fn run(
     credentials: Option<Credentials>,
     lines: Lines,
 ) -> ApiResult<()> {
+    if let Some(first) = names.first() {
+        lines.put(json!({"status": format!("The push refers to repository [{}]", first.repository())}));
+    }
     for name in &names {
         let asked = name.to_string();
         let known = blocking(&engine, move |store| Ok(store.resolve(&asked).is_ok())).await?;
         if !known {
-            return Err(unknown(&name.familiar()));
+            return Err(unknown(&name.familiar_repository()));
         }
-    }
-    if let Some(first) = names.first() {
-        lines.put(json!({"status": format!("The push refers to repository [{}]", first.repository())}));
     }
     for name in names {
         one(&engine, &name, credentials.as_ref(), &lines).await?;

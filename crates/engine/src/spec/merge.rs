@@ -21,7 +21,7 @@ pub fn merge_image(config: &mut ContainerConfig, from: &ImageConfig) {
     merge_command(config, from);
     let environment = config.env.get_or_insert_default();
     let missing: Vec<String> = from.env().iter().flatten().filter(|entry| !has(environment, entry)).cloned().collect();
-    environment.splice(0..0, missing);
+    environment.extend(missing);
     if let Some(theirs) = from.exposed_ports() {
         let ports = config.exposed_ports.get_or_insert_default();
         ports.extend(theirs.iter().filter(|port| !ports.contains(port)).cloned().collect::<Vec<_>>());
@@ -86,7 +86,7 @@ mod tests {
             ..Default::default()
         });
         assert_eq!(config.user.as_deref(), Some("me"));
-        assert_eq!(config.env, strings(&["PATH=/bin", "A=mine"]));
+        assert_eq!(config.env, strings(&["A=mine", "PATH=/bin"]));
         let labels = config.labels.unwrap();
         assert_eq!((labels["a"].as_str(), labels["b"].as_str()), ("mine", "image"));
         assert_eq!((config.working_dir.as_deref(), config.stop_signal.as_deref()), (Some("/srv"), Some("SIGINT")));
@@ -108,6 +108,6 @@ mod tests {
     #[test]
     fn a_bare_name_keeps_the_images_variable_out() {
         let config = merged(ContainerConfig { env: strings(&["A"]), ..Default::default() });
-        assert_eq!(config.env, strings(&["PATH=/bin", "A"]));
+        assert_eq!(config.env, strings(&["A", "PATH=/bin"]));
     }
 }

@@ -157,7 +157,7 @@ fn not_there(registries: &RegistrySettings) -> Value {
         "Plugins": {"Volume": [], "Network": [], "Authorization": null, "Log": ["json-file"]},
         "RegistryConfig": {
             "AllowNondistributableArtifactsCIDRs": [], "AllowNondistributableArtifactsHostnames": [],
-            "InsecureRegistryCIDRs": networks, "IndexConfigs": {}, "Mirrors": registries.mirrors,
+            "InsecureRegistryCIDRs": networks, "IndexConfigs": indexes(registries), "Mirrors": registries.mirrors,
         },
         "IndexServerAddress": "https://index.docker.io/v1/",
         "GenericResources": null,
@@ -177,6 +177,16 @@ fn not_there(registries: &RegistrySettings) -> Value {
         "ProductLicense": "",
         "DefaultAddressPools": [],
     })
+}
+
+/// Docker Hub, and the registries that may be insecure, in dockerd's form.
+fn indexes(registries: &RegistrySettings) -> Value {
+    let index = |name: &str, mirrors: &[String], secure: bool, official: bool| json!({"Name": name, "Mirrors": mirrors, "Secure": secure, "Official": official});
+    let insecure = registries.insecure.iter().filter(|entry| !entry.contains('/'));
+    let mut all: serde_json::Map<String, Value> =
+        insecure.map(|name| (name.clone(), index(name, &[], false, false))).collect();
+    all.insert("docker.io".into(), index("docker.io", &registries.mirrors, true, true));
+    all.into()
 }
 
 fn security_options(cgroups: &Cgroups) -> Vec<&'static str> {
