@@ -21,13 +21,23 @@ use container::{CreateArgs, RunArgs};
 #[command(
     name = "bulkhead",
     version,
+    disable_version_flag = true,
     about = "Containers as processes (--isolation=process) or in utility VMs (--isolation=hyperv)"
 )]
 #[command(disable_help_subcommand = true, propagate_version = false)]
 pub struct Cli {
-    /// The engine's address [default: $BULKHEAD_HOST, $DOCKER_HOST, unix:///run/bulkhead.sock]
+    /// The engine's address, unix:///PATH or ssh://[USER@]HOST[:PORT][/PATH] [default: $BULKHEAD_HOST, $DOCKER_HOST, docker's
+    /// current context, unix:///run/bulkhead.sock]
     #[arg(short = 'H', long = "host", global = true, value_name = "ADDRESS")]
     pub host: Option<String>,
+
+    /// One of docker's contexts, which says where the engine is
+    #[arg(short = 'c', long, value_name = "NAME")]
+    pub context: Option<String>,
+
+    /// Print the version
+    #[arg(short = 'v', short_alias = 'V', long, action = clap::ArgAction::Version)]
+    pub version: Option<bool>,
 
     /// What to do.
     #[command(subcommand)]

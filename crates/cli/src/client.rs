@@ -1,13 +1,13 @@
-//! The Engine API over a unix socket. Shape: one connection per request, since a command sends few and some are streams.
+//! The Engine API over a unix socket, or by SSH over another host's. Shape: one connection per request, since a command sends few and some are streams.
 
 pub mod address;
 pub mod body;
 pub mod hijack;
 pub mod lines;
+pub mod stream;
 pub mod url;
 
 use std::io;
-use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -16,11 +16,12 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
 
+use address::Address;
 use body::RequestBody;
 use hijack::Hijacked;
 use lines::JsonLines;
+use stream::Duplex;
 use url::Url;
 
 /// Longest answer that is read whole, bytes.
@@ -30,10 +31,10 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens, or this user may not connect.
-    #[error("cannot connect to the engine at unix://{}: {}", socket.display(), explain(source))]
+    #[error("cannot connect to the engine at {address}: {}", explain(source))]
     Connect {
-        /// The socket.
-        socket: PathBuf,
+        /// Where it should be.
+        address: Address,
         /// Why.
         source: io::Error,
     },
@@ -57,7 +58,7 @@ fn explain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such socket; is bulkheadd running? (choose another with -H)".into(),
         io::ErrorKind::ConnectionRefused => "nobody listens there; is bulkheadd running?".into(),
-        io::ErrorKind::PermissionDenied => "permission denied; are you allowed to use the engine?".into(),
+        io::ErrorKind::PermissionDenied => "permission denied; be root, or a member of the socket's group".into(),
         _ => error.to_string(),
     }
 }
@@ -77,29 +78,29 @@ impl From<io::Error> for ClientError {
 /// One engine.
 #[derive(Debug, Clone)]
 pub struct Client {
-    socket: PathBuf,
+    address: Address,
 }
 
 impl Client {
-    /// A client of the engine behind a socket. Nothing is connected yet.
+    /// A client of the engine at an address. Nothing is connected yet.
     #[must_use]
-    pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
+    pub fn new(address: Address) -> Self {
+        Self { address }
     }
 
-    /// The socket.
+    /// Where the engine is.
     #[must_use]
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     /// A connection to the engine.
     ///
     /// # Errors
     /// [`ClientError::Connect`].
-    pub async fn connect(&self) -> Result<UnixStream, ClientError> {
-        let failed = |source| ClientError::Connect { socket: self.socket.clone(), source };
-        UnixStream::connect(&self.socket).await.map_err(failed)
+    pub async fn connect(&self) -> Result<Box<dyn Duplex>, ClientError> {
+        let failed = |source| ClientError::Connect { address: self.address.clone(), source };
+        stream::connect(&self.address).await.map_err(failed)
     }
 
     /// Sends a request and gives the answer, whatever its status.
@@ -245,7 +246,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_engine_is_one_clear_line() {
-        let client = Client::new("/nonexistent/engine.sock".into());
+        let client = Client::new(Address::Unix("/nonexistent/engine.sock".into()));
         let error = client.get::<serde_json::Value>(&Url::new("/info")).await.unwrap_err().to_string();
         assert!(error.starts_with("cannot connect to the engine at unix:///nonexistent/engine.sock"), "{error}");
         assert!(error.contains("is bulkheadd running?") && !error.contains('\n'));

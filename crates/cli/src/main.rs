@@ -24,7 +24,8 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::args::Cli;
-use crate::client::{Client, address};
+use crate::client::Client;
+use crate::client::address::{self, Asked};
 use crate::error::{CliError, CliResult, REFUSED};
 use crate::output::color::{self, Tone};
 
@@ -41,10 +42,11 @@ fn main() {
 }
 
 fn run(cli: Cli) -> CliResult<u8> {
-    let socket = address::choose(cli.host.as_deref(), |name| std::env::var(name).ok())?;
+    let asked = Asked { host: cli.host.as_deref(), context: cli.context.as_deref() };
+    let address = address::choose(asked, |name| std::env::var(name).ok())?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::local("cannot start"))?;
-    let code = runtime.block_on(commands::run(&Client::new(socket), cli.command));
+    let code = runtime.block_on(commands::run(&Client::new(address), cli.command));
     runtime.shutdown_background();
     code
 }

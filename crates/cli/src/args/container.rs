@@ -6,6 +6,7 @@ use clap::{ArgAction, Args};
 
 use super::limits::LimitArgs;
 use super::network::JoinArgs;
+use crate::parse::isolation::IsolationWord;
 use crate::parse::{duration, size};
 
 /// `run`.
@@ -47,7 +48,7 @@ pub struct CreateArgs {
     #[arg(long)]
     pub name: Option<String>,
     /// The wall around it: process, hyperv or default
-    #[arg(long, value_name = "ISOLATION")]
+    #[arg(long, value_name = "ISOLATION", value_parser = IsolationWord, hide_possible_values = true)]
     pub isolation: Option<String>,
     /// Write the container's id to this file
     #[arg(long, value_name = "FILE")]

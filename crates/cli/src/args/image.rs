@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 
 /// `images`.
 #[derive(Debug, Args)]
@@ -96,6 +96,9 @@ pub struct HistoryArgs {
     /// Commands in full
     #[arg(long)]
     pub no_trunc: bool,
+    /// Sizes and times for people; without: bytes and dates
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub human: bool,
     /// table, json, a template, or table TEMPLATE
     #[arg(long)]
     pub format: Option<String>,

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::say;
 use crate::args::system::DoctorArgs;
 use crate::client::Client;
+use crate::client::address::Address;
 use crate::client::url::Url;
 use crate::error::CliResult;
 use crate::output::color::{self, Tone};
@@ -74,14 +75,19 @@ async fn look(client: &Client) -> Vec<Finding> {
     match &info {
         Ok(info) => {
             let version = info["ServerVersion"].as_str().unwrap_or("unknown");
-            findings
-                .push(Finding::good("engine", format!("version {version} at unix://{}", client.socket().display())));
+            findings.push(Finding::good("engine", format!("version {version} at {}", client.address())));
+            findings.extend(checks::same_version(version));
         }
         Err(error) => findings.push(Finding::bad(
             "engine",
             error.to_string(),
-            "start bulkheadd, or name its socket with -H or BULKHEAD_HOST",
+            "start it (systemctl start bulkhead, or bulkheadd), or name its socket with -H or BULKHEAD_HOST",
         )),
+    }
+    match client.address() {
+        Address::Unix(path) => findings.extend(checks::socket(path)),
+        // What follows would be about this host, not about the engine's.
+        Address::Ssh(_) => return findings,
     }
     if info.is_ok() {
         match client.get::<Value>(&Url::new("/bulkhead/probe")).await {
@@ -99,6 +105,7 @@ async fn look(client: &Client) -> Vec<Finding> {
     findings.push(checks::cgroups());
     findings.push(checks::file_system("overlay", "process containers cannot be started"));
     findings.push(checks::file_system("erofs", "no image can be mounted for process containers"));
+    findings.push(checks::loop_devices());
     let data_root = info.as_ref().ok().and_then(|info| info["DockerRootDir"].as_str()).unwrap_or("/var/lib");
     findings.push(checks::disk_space(std::path::Path::new(data_root)));
     findings.push(checks::memory());

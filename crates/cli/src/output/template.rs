@@ -1,8 +1,9 @@
 //! `--format`: the part of Go's text/template that people use with Docker.
 //!
-//! Fields (`{{.State.Status}}`), `{{json .X}}`, `{{upper .X}}`, `{{lower .X}}`, `{{len .X}}`, `{{join .X ","}}`,
-//! `{{index .X "key"}}`, `{{println .X}}`, `{{range .X}}...{{end}}`, `{{if .X}}...{{else}}...{{end}}`, `\t` and `\n`.
+//! Fields (`{{.State.Status}}`), the functions of [`functions`], pipelines, parentheses, `{{range .X}}...{{end}}`,
+//! `{{if .X}}...{{else if .Y}}...{{else}}...{{end}}`, `{{with .X}}...{{end}}`, comments, `\t` and `\n`. No variables.
 
+mod functions;
 mod parse;
 
 use serde_json::Value;
@@ -110,6 +111,14 @@ fn write_nodes(nodes: &[Node], root: &Value, dot: &Value, out: &mut String) -> R
                 let branch = if is_true(&evaluate(condition, root, dot)?) { then } else { otherwise };
                 write_nodes(branch, root, dot, out)?;
             }
+            Node::With(condition, then, otherwise) => {
+                let value = evaluate(condition, root, dot)?;
+                if is_true(&value) {
+                    write_nodes(then, root, &value, out)?;
+                } else {
+                    write_nodes(otherwise, root, dot, out)?;
+                }
+            }
             Node::Range(over, body, otherwise) => match evaluate(over, root, dot)? {
                 Value::Array(items) if !items.is_empty() => {
                     items.iter().try_for_each(|item| write_nodes(body, root, item, out))?;
@@ -133,7 +142,7 @@ fn evaluate(expression: &Expression, root: &Value, dot: &Value) -> Result<Value,
         Expression::Call(name, arguments) => {
             let values: Vec<Value> =
                 arguments.iter().map(|argument| evaluate(argument, root, dot)).collect::<Result<_, _>>()?;
-            call(name, &values)
+            functions::call(name, &values)
         }
     }
 }
@@ -149,53 +158,6 @@ fn field(value: &Value, path: &[String]) -> Result<Value, TemplateError> {
         };
     }
     Ok(value.clone())
-}
-
-fn call(name: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
-    let wrong = || TemplateError::Value(format!("wrong arguments for {name}"));
-    let text = |text: String| Ok(Value::String(text));
-    match (name, arguments) {
-        ("json", [value]) => text(value.to_string()),
-        ("upper", [value]) => text(show(value).to_uppercase()),
-        ("lower", [value]) => text(show(value).to_lowercase()),
-        ("title", [value]) => {
-            let shown = show(value);
-            let mut letters = shown.chars();
-            text(letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect()))
-        }
-        ("println", [value]) => text(show(value) + "\n"),
-        ("print", values) => text(values.iter().map(show).collect()),
-        ("len", [value]) => match value {
-            Value::Array(items) => Ok(items.len().into()),
-            Value::Object(fields) => Ok(fields.len().into()),
-            Value::String(text) => Ok(text.len().into()),
-            Value::Null => Ok(0.into()),
-            _ => Err(wrong()),
-        },
-        ("join", [Value::Array(items), Value::String(between)]) => {
-            text(items.iter().map(show).collect::<Vec<_>>().join(between))
-        }
-        ("split", [Value::String(whole), Value::String(at)]) => Ok(whole.split(at.as_str()).map(Value::from).collect()),
-        ("index", [value, keys @ ..]) => keys.iter().try_fold(value.clone(), |value, key| index(&value, key)),
-        ("not", [value]) => Ok(Value::Bool(!is_true(value))),
-        ("eq", [first, rest @ ..]) if !rest.is_empty() => Ok(Value::Bool(rest.contains(first))),
-        ("ne", [first, second]) => Ok(Value::Bool(first != second)),
-        _ => Err(wrong()),
-    }
-}
-
-fn index(value: &Value, key: &Value) -> Result<Value, TemplateError> {
-    match (value, key) {
-        (Value::Object(fields), Value::String(key)) => Ok(fields.get(key).cloned().unwrap_or_default()),
-        (Value::Array(items), Value::Number(number)) => {
-            let at = number.as_u64().and_then(|number| usize::try_from(number).ok());
-            at.and_then(|at| items.get(at))
-                .cloned()
-                .ok_or_else(|| TemplateError::Value(format!("index out of range: {number}")))
-        }
-        (Value::Null, _) => Ok(Value::Null),
-        _ => Err(TemplateError::Value("can't index this value".into())),
-    }
 }
 
 /// Go's truth: not zero, not empty.
@@ -254,6 +216,14 @@ mod tests {
             ("{{range .Args}}{{$.Name}}-{{.}} {{end}}", "web-a web-b "),
             ("{{.Name | upper | json}}", "\"WEB\""),
             ("{{- .Name -}} ", "web"),
+            ("{{with .State}}{{.ExitCode}}{{end}}{{with .None}}x{{else}}y{{end}}", "0y"),
+            ("{{if .None}}1{{else if .Name}}2{{else}}3{{end}}{{/* nothing */}}", "2"),
+            ("{{join (split \"a,b\" \",\") \"-\"}} {{truncate .Name 2}} {{pad .Name 1 2}}|", "a-b we  web  |"),
+            (
+                "{{slice .Name 1 2}} {{index (slice .Args 1) 0}} {{printf \"%s=%d %v %q%%\" .Name 5 true .Name}}",
+                "e b web=5 true \"web\"%",
+            ),
+            ("{{and 1 .Name}} {{or .None \"x\"}} {{lt 1 2}} {{ge \"a\" \"b\"}}", "web x true false"),
             ("{{if eq .Name \"web\" \"db\"}}1{{end}}", "1"),
             ("plain", "plain"),
             (

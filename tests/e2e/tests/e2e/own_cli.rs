@@ -40,6 +40,67 @@ fn verbs(wall: Wall) {
 }
 
 #[test]
+fn management_commands_contexts_and_ssh_lead_to_the_same_engine() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let id = host.run_detached(&["--name", "one"], &["sleep", "1000"]);
+    assert_eq!(host.bulkhead(&["container", "ls", "-q", "--no-trunc"]).ok(), id);
+    assert!(host.bulkhead(&["image", "ls"]).ok().contains(IMAGE));
+    let shown = host.bulkhead(&[
+        "container",
+        "inspect",
+        "--format",
+        "{{slice .Id 0 12}} {{printf \"%s\" .State.Status}}",
+        "one",
+    ]);
+    assert_eq!(shown.ok(), format!("{} running", &id[..12]));
+    assert_eq!(host.bulkhead(&["port", "one"]).ok(), "");
+    assert_eq!(
+        host.bulkhead(&["update", "one"]).fails(1).trim(),
+        "bulkhead: you must provide one or more flags when using this command"
+    );
+    host.bulkhead(&["inspect", "nosuch"]).fails_saying(1, &["No such object: nosuch"]);
+    let said = host.bulkhead(&["doctor"]);
+    assert!(said.text().contains("socket") && !said.text().contains("everybody may use"), "{said}");
+
+    // docker makes the context, and both find the engine by it.
+    let address = format!("host=unix://{}", host.socket().display());
+    host.docker(&["context", "create", "here", "--docker", &address]).ok();
+    let without_host = |args: &[&str]| {
+        let mut command = host.bulkhead_command(args);
+        command.env_remove("DOCKER_HOST");
+        command.output().unwrap()
+    };
+    let asked = without_host(&["-c", "here", "ps", "-q", "--no-trunc"]);
+    assert_eq!(String::from_utf8_lossy(&asked.stdout).trim(), id, "{asked:?}");
+    let asked = without_host(&["-c", "nosuch", "ps"]);
+    assert!(
+        !asked.status.success() && String::from_utf8_lossy(&asked.stderr).contains("context not found"),
+        "{asked:?}"
+    );
+
+    // An ssh that leads to this host.
+    let program = host.bulkhead_command(&[]).get_program().to_owned();
+    let ssh = host.folder().join("ssh");
+    let text = "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift 3\neval \"exec $BULKHEAD $*\"\n";
+    std::fs::write(&ssh, text).unwrap();
+    std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", host.folder().display(), std::env::var("PATH").unwrap());
+    let address = format!("ssh://me@elsewhere{}", host.socket().display());
+    for words in
+        [&["-H", &address, "exec", "-i", "one", "cat"][..], &["-H", &address, "exec", "-i", "one", "sed", "s/a/a/"]]
+    {
+        let mut command = host.bulkhead_command(words);
+        command.env("PATH", &path).env("BULKHEAD", &program).env_remove("DOCKER_HOST");
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"through ssh and back\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stdout == b"through ssh and back\n", "{output:?}");
+    }
+}
+
+#[test]
 fn the_verbs_work_behind_the_process_wall() {
     verbs(Wall::Process);
 }

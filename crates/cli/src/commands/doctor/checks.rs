@@ -1,6 +1,7 @@
 //! The single checks.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde_json::Value;
@@ -41,6 +42,48 @@ pub(super) fn hyperv(probe: &Value) -> Vec<Finding> {
         findings.push(Finding::good("guest image", format!("kernel {kernel}")));
     }
     findings
+}
+
+/// Whether CLI and engine are of one version: the Engine API is stable, but what is ours beyond it may differ.
+pub(super) fn same_version(engine: &str) -> Option<Finding> {
+    let own = env!("CARGO_PKG_VERSION");
+    (engine != own).then(|| {
+        Finding::warning(
+            "versions",
+            format!("this program is {own}, the engine {engine}"),
+            "restart the engine after an upgrade (containers go on): systemctl restart bulkhead; or use its own CLI",
+        )
+    })
+}
+
+/// Who may use the engine's socket, which is as much as being root.
+pub(super) fn socket(path: &Path) -> Option<Finding> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some(access(path, metadata.mode(), metadata.gid()))
+}
+
+fn access(path: &Path, mode: u32, gid: u32) -> Finding {
+    let subject = "socket";
+    let told = format!("{}, mode {:03o}, group {gid}", path.display(), mode & 0o777);
+    if mode & 0o002 != 0 {
+        let fix = format!("chmod o= {0}; then only root and the socket's group have this host", path.display());
+        return Finding::bad(subject, format!("{told}: everybody may use it, and is root by it"), fix);
+    }
+    Finding::good(subject, told)
+}
+
+/// Whether disk files can be mounted: bounded changes (`--storage-opt size=`), and images where the kernel cannot mount
+/// an EROFS file by itself.
+pub(super) fn loop_devices() -> Finding {
+    let subject = "loop";
+    if Path::new("/dev/loop-control").exists() {
+        return Finding::good(subject, "there are loop devices");
+    }
+    Finding::warning(
+        subject,
+        "there is no /dev/loop-control: containers with --storage-opt size= cannot be made, nor any on kernels before 6.12",
+        "load it: modprobe loop",
+    )
 }
 
 /// /dev/kvm as this user sees it. Whether it is any good, only the engine's probe can tell.
@@ -165,6 +208,15 @@ mod tests {
         assert!(lacking.iter().all(|finding| finding.verdict == Verdict::Bad));
         let hardware = hyperv(&json!({"accelerator": "kvm", "accelerator_reason": "r", "missing": []}));
         assert_eq!(hardware[0].verdict, Verdict::Good);
+    }
+
+    #[test]
+    fn a_socket_for_everybody_and_another_version_are_told() {
+        let of = |mode| access(Path::new("/s"), mode, 7);
+        assert_eq!((of(0o140_660).verdict, of(0o140_666).verdict), (Verdict::Good, Verdict::Bad));
+        assert!(of(0o140_666).fix.is_some_and(|fix| fix.contains("chmod")));
+        assert_eq!(same_version(env!("CARGO_PKG_VERSION")), None);
+        assert!(same_version("0.0.1").is_some_and(|finding| finding.fix.is_some()));
     }
 
     #[test]

@@ -10,6 +10,8 @@ pub(super) enum Node {
     Text(String),
     Print(Expression),
     If(Expression, Vec<Node>, Vec<Node>),
+    /// As `If`, and what was looked at is the new `.`.
+    With(Expression, Vec<Node>, Vec<Node>),
     Range(Expression, Vec<Node>, Vec<Node>),
 }
 
@@ -24,8 +26,10 @@ pub(super) enum Expression {
     Call(String, Vec<Expression>),
 }
 
-const FUNCTIONS: [&str; 13] =
-    ["json", "upper", "lower", "title", "println", "print", "len", "join", "split", "index", "not", "eq", "ne"];
+const FUNCTIONS: [&str; 23] = [
+    "json", "upper", "lower", "title", "println", "print", "printf", "len", "join", "split", "index", "slice",
+    "truncate", "pad", "not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge",
+];
 
 /// Text, or the inside of `{{...}}`.
 enum Piece<'a> {
@@ -75,7 +79,9 @@ fn block<'a>(rest: &mut &[Piece<'a>]) -> Result<(Vec<Node>, Option<&'a str>), Te
         match piece {
             Piece::Text("") => {}
             Piece::Text(text) => nodes.push(Node::Text((*text).to_owned())),
-            Piece::Action(word @ ("else" | "end")) => return Ok((nodes, Some(word))),
+            Piece::Action("end") => return Ok((nodes, Some("end"))),
+            Piece::Action(word) if *word == "else" || word.starts_with("else ") => return Ok((nodes, Some(word))),
+            Piece::Action(comment) if comment.starts_with("/*") && comment.ends_with("*/") => {}
             Piece::Action(action) => nodes.push(statement(action, rest)?),
         }
     }
@@ -84,9 +90,12 @@ fn block<'a>(rest: &mut &[Piece<'a>]) -> Result<(Vec<Node>, Option<&'a str>), Te
 
 fn statement(action: &str, rest: &mut &[Piece<'_>]) -> Result<Node, TemplateError> {
     let (word, condition) = action.split_once(' ').unwrap_or((action, ""));
-    if !matches!(word, "if" | "range") {
-        return Ok(Node::Print(expression(action)?));
-    }
+    let make: fn(Expression, Vec<Node>, Vec<Node>) -> Node = match word {
+        "if" => Node::If,
+        "with" => Node::With,
+        "range" => Node::Range,
+        _ => return Ok(Node::Print(expression(action)?)),
+    };
     let condition = expression(condition)?;
     let (then, ended_by) = block(rest)?;
     let otherwise = match ended_by {
@@ -94,10 +103,12 @@ fn statement(action: &str, rest: &mut &[Piece<'_>]) -> Result<Node, TemplateErro
             (otherwise, Some("end")) => otherwise,
             _ => return Err(syntax("{{else}} without {{end}}")),
         },
+        // {{else if}} ends with the {{end}} of the whole.
+        Some(word) if word.starts_with("else ") => vec![statement(word["else ".len()..].trim(), rest)?],
         Some(_) => Vec::new(),
         None => return Err(syntax(format!("{{{{{word}}}}} without {{{{end}}}}"))),
     };
-    Ok(if word == "if" { Node::If(condition, then, otherwise) } else { Node::Range(condition, then, otherwise) })
+    Ok(make(condition, then, otherwise))
 }
 
 /// A pipeline: what is left of `|` becomes the last argument of what is right of it.
@@ -152,6 +163,11 @@ fn tokens(text: &str) -> Result<Vec<Token>, TemplateError> {
                 tokens.push(Token::Pipe);
                 &rest[1..]
             }
+            '(' => {
+                let end = closing(rest).ok_or_else(|| syntax("unclosed parenthesis"))?;
+                tokens.push(Token::Operand(expression(&rest[1..end])?));
+                &rest[end + 1..]
+            }
             '"' | '`' | '\'' => {
                 let end = rest[1..].find(first).ok_or_else(|| syntax("unclosed quote"))? + 1;
                 tokens.push(Token::Operand(Expression::Literal(Value::from(&rest[1..end]))));
@@ -166,6 +182,23 @@ fn tokens(text: &str) -> Result<Vec<Token>, TemplateError> {
         .trim_start();
     }
     Ok(tokens)
+}
+
+/// Where the parenthesis at the beginning of a text is closed.
+fn closing(text: &str) -> Option<usize> {
+    let (mut depth, mut quote) = (0_usize, None);
+    for (at, c) in text.char_indices() {
+        match (quote, c) {
+            (Some(open), _) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '`' | '\'') => quote = Some(c),
+            (None, '(') => depth += 1,
+            (None, ')') if depth == 1 => return Some(at),
+            (None, ')') => depth = depth.checked_sub(1)?,
+            (None, _) => {}
+        }
+    }
+    None
 }
 
 fn word(text: &str) -> Result<Token, TemplateError> {
