@@ -25,6 +25,9 @@ pub const USER_ANNOTATION: &str = "dev.bulkhead.user";
 /// Annotation with further groups by name or number, separated by commas, added to `process.user.additionalGids`.
 pub const GROUPS_ANNOTATION: &str = "dev.bulkhead.groups";
 
+/// Annotation of a container whose first process is to be ours, in front of the command: it passes signals on and reaps.
+pub const INIT_ANNOTATION: &str = "dev.bulkhead.init";
+
 /// A specification that cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {

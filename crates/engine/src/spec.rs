@@ -40,6 +40,8 @@ const OCI_VERSION: &str = "1.0.2";
 pub const USER_ANNOTATION: &str = "dev.bulkhead.user";
 /// Annotation: names of `--group-add`, comma-separated, to be resolved inside the mounted image.
 pub const GROUPS_ANNOTATION: &str = "dev.bulkhead.groups";
+/// Annotation: a first process that passes signals on and reaps goes in front of the command.
+pub const INIT_ANNOTATION: &str = "dev.bulkhead.init";
 /// Annotation, hyperv only: JSON object of path in the guest to content, written before the container is made.
 pub const FILES_ANNOTATION: &str = "dev.bulkhead.files";
 /// Bytes: the longest host name. Source: Linux `__NEW_UTS_LEN`.
@@ -143,9 +145,6 @@ impl SpecError {
 pub fn build(input: &SpecInput<'_>) -> Result<Spec, SpecError> {
     let (config, host) = (input.config, input.host_config);
     let privileged = host.privileged.unwrap_or_default();
-    if host.init == Some(true) {
-        return Err(SpecError::NotAvailable("--init is not there yet".into()));
-    }
     let options = SecurityOptions::parse(host.security_opt.as_deref().unwrap_or_default())?;
     if options.boundary_required && input.isolation == Isolation::Process {
         return Err(SpecError::Security(
@@ -223,6 +222,10 @@ fn annotations(input: &SpecInput<'_>) -> Result<HashMap<String, String>, SpecErr
     let groups: Vec<&str> = input.host_config.group_add.iter().flatten().filter(named).map(String::as_str).collect();
     if !groups.is_empty() {
         annotations.insert(GROUPS_ANNOTATION.to_owned(), groups.join(","));
+    }
+    let own_processes = input.host_config.pid_mode.as_deref().unwrap_or_default().is_empty();
+    if input.host_config.init == Some(true) && own_processes {
+        annotations.insert(INIT_ANNOTATION.to_owned(), String::new());
     }
     if input.isolation == Isolation::Hyperv {
         let mut contents = serde_json::Map::new();

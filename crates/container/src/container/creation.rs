@@ -13,6 +13,7 @@ use super::{
 };
 use crate::cgroup::Cgroup;
 use crate::error::CreateError;
+use crate::first_process;
 use crate::helper::Helper;
 use crate::processes::Stat;
 use crate::seccomp::Filter;
@@ -87,7 +88,8 @@ impl Creation<'_> {
         Ok((container, Started { pid, terminal: terminal.into_iter().next() }))
     }
 
-    fn prepare_spec(&self, spec: Spec, terminal: bool) -> Result<Spec, CreateError> {
+    fn prepare_spec(&self, mut spec: Spec, terminal: bool) -> Result<Spec, CreateError> {
+        first_process::add(&mut spec, self.folder).map_err(|source| self.state_error(source))?;
         let limits = HostLimits::of_this_process().map_err(|source| self.state_error(source))?;
         let around = Surroundings { id: self.id, bundle: self.bundle, terminal, limits };
         spec::prepare(spec, &around).map_err(|error| match error {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::layout::{MOUNTS, NAMESPACES};
 use crate::cgroup::devices;
-use crate::spec::{GROUPS_ANNOTATION, USER_ANNOTATION};
+use crate::spec::{GROUPS_ANNOTATION, INIT_ANNOTATION, USER_ANNOTATION};
 
 /// What a zygote is to become: all that tells one plain container from another, but its root and its limits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,6 +52,9 @@ impl Specialization {
     pub fn of(spec: &Spec, files: &BTreeMap<PathBuf, String>) -> Option<(Self, LinuxResources)> {
         let Value::Object(mut all) = serde_json::to_value(spec).ok()? else { return None };
         let annotation = |name: &str| spec.annotations().as_ref().and_then(|all| all.get(name)).cloned();
+        if annotation(INIT_ANNOTATION).is_some() {
+            return None;
+        }
         let process = plain_process(spec, annotation(USER_ANNOTATION))?;
         let bound = bound_files(spec.mounts().as_deref().unwrap_or_default(), files)?;
         let resources = plain_linux(all.remove("linux")?)?;

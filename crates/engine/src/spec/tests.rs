@@ -123,10 +123,12 @@ fn host_names_are_checked() {
 }
 
 #[test]
-fn what_is_not_there_yet_says_so() {
-    let init = HostConfig { init: Some(true), ..Default::default() };
-    let error = try_built(&shell(), &init, Isolation::Process).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotImplemented, "{error}");
+fn a_first_process_is_asked_for_unless_the_hosts_is_there() {
+    let asks = |init: bool, pid_mode: &str| {
+        let host = HostConfig { init: Some(init), pid_mode: Some(pid_mode.into()), ..Default::default() };
+        built(&host, Isolation::Process).annotations().as_ref().unwrap().contains_key(INIT_ANNOTATION)
+    };
+    assert_eq!((asks(true, ""), asks(false, ""), asks(true, "host")), (true, false, false));
 }
 
 #[test]
