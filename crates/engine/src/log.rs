@@ -1,4 +1,4 @@
-//! A container's output on disk, in the format of Docker's `json-file` driver.
+//! A container's output on disk, in the format of Docker's `json-file` driver or a shorter one of our own.
 //!
 //! ```text
 //! pump --chunks--> writer --lines--> <id>-json.log, .1, .2 ...  --> reader --> GET /containers/{id}/logs
@@ -11,7 +11,7 @@ mod reader;
 mod writer;
 
 pub use entry::Entry;
-pub use options::{LogOptions, LogOptionsError, parse_size};
+pub use options::{LogFormat, LogOptions, LogOptionsError, parse_size};
 pub use reader::{LogReader, Selection};
 pub use writer::{LogSink, LogWriter};
 
@@ -44,9 +44,15 @@ impl Log {
         Self { path, options, position: watch::Sender::new(LogPosition { idle: true, ..LogPosition::default() }) }
     }
 
-    /// The file that is written.
+    /// The file that is written, if it is one that others can read.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub fn shown_path(&self) -> Option<&Path> {
+        (self.options.format == LogFormat::Json).then_some(&self.path)
+    }
+
+    /// The file that is written.
+    #[cfg(test)]
+    fn path(&self) -> &Path {
         &self.path
     }
 

@@ -38,7 +38,8 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
     let path = |name: &str| kept(&container.dir, name).display().to_string();
     let mut command = record.command();
     let program = if command.is_empty() { String::new() } else { command.remove(0) };
-    let log_path = container.log.as_ref().map(|log| log.path().display().to_string()).unwrap_or_default();
+    let log_path = container.log.as_ref().and_then(|log| log.shown_path());
+    let log_path = log_path.map(|path| path.display().to_string()).unwrap_or_default();
     let exec_ids: Vec<String> = container.execs().values().filter(|e| e.is_running()).map(|e| e.id.clone()).collect();
     Ok(json!({
         "Id": record.id,

@@ -139,7 +139,7 @@ impl LogReader {
         let end = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         for line in self.partial[..end].split_inclusive(|byte| *byte == b'\n') {
             // A line that was cut off when the disk was full is left out.
-            let Some(entry) = Entry::decode(line) else { continue };
+            let Some(entry) = Entry::decode(self.log.options.format, line) else { continue };
             if self.selection.until.is_some_and(|until| entry.at > until) {
                 self.past_until = true;
                 break;
@@ -226,7 +226,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_entries_are_found_over_several_files() {
         let dir = tempfile::tempdir().unwrap();
-        let log = log_in(&dir, LogOptions { max_bytes: Some(100), max_files: 4 });
+        let log = log_in(&dir, LogOptions { max_bytes: Some(100), max_files: 4, ..LogOptions::default() });
         for text in ["1\n2\n", "3\n4\n", "5\n"] {
             write(&log, text).await;
         }
@@ -240,7 +240,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_follows_across_rotations() {
         let dir = tempfile::tempdir().unwrap();
-        let log = log_in(&dir, LogOptions { max_bytes: Some(1), max_files: 3 });
+        let log = log_in(&dir, LogOptions { max_bytes: Some(1), max_files: 3, ..LogOptions::default() });
         let selection = Selection { wanted: BOTH, ..Selection::default() };
         let mut reader = LogReader::open(Arc::clone(&log), selection).unwrap();
         assert_eq!(read_all(&mut reader), [""; 0]);

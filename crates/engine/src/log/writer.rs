@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Log;
-use super::entry::{self, LineEnd};
+use super::entry::{self, Frame};
 use crate::clock::Timestamp;
 use crate::output::{Chunk, Source};
 
@@ -106,17 +106,17 @@ impl LogWriter {
 
     /// Turns a chunk into entries; the last line stays back until it ends.
     fn take(&mut self, at: Timestamp, chunk: &Chunk) -> io::Result<()> {
-        let line_end = LineEnd::new(chunk.source, at);
+        let frame = Frame::new(self.log.options.format, chunk.source, at);
         let mut line = std::mem::take(&mut self.unfinished[index(chunk.source)]);
         let mut rest = &chunk.bytes[..];
         while let Some(end) = memchr::memchr(b'\n', rest) {
             let (ended, next) = rest.split_at(end + 1);
             if line.is_empty() && ended.len() <= MAX_ENTRY_BYTES {
-                entry::encode(&mut self.buffer, ended, &line_end);
+                entry::encode(&mut self.buffer, ended, &frame);
             } else {
                 line.extend_from_slice(ended);
-                write_long(&mut self.buffer, &mut line, &line_end);
-                entry::encode(&mut self.buffer, &line, &line_end);
+                write_long(&mut self.buffer, &mut line, &frame);
+                entry::encode(&mut self.buffer, &line, &frame);
                 line.clear();
             }
             if self.is_full() || self.buffer.len() >= WRITE_BYTES {
@@ -125,7 +125,7 @@ impl LogWriter {
             rest = next;
         }
         line.extend_from_slice(rest);
-        write_long(&mut self.buffer, &mut line, &line_end);
+        write_long(&mut self.buffer, &mut line, &frame);
         self.unfinished[index(chunk.source)] = line;
         Ok(())
     }
@@ -177,7 +177,7 @@ impl Drop for LogWriter {
         for source in [Source::Stdout, Source::Stderr] {
             let last = std::mem::take(&mut self.unfinished[index(source)]);
             if !last.is_empty() {
-                entry::encode(&mut self.buffer, &last, &LineEnd::new(source, Timestamp::now()));
+                entry::encode(&mut self.buffer, &last, &Frame::new(self.log.options.format, source, Timestamp::now()));
             }
         }
         if let Err(error) = self.flush() {
@@ -195,14 +195,14 @@ fn open(log: &Log) -> io::Result<File> {
 }
 
 /// Writes whole entries off the beginning of a line that is too long for one, never through a character.
-fn write_long(buffer: &mut Vec<u8>, line: &mut Vec<u8>, line_end: &LineEnd) {
+fn write_long(buffer: &mut Vec<u8>, line: &mut Vec<u8>, frame: &Frame) {
     let mut done = 0;
     while line.len() - done > MAX_ENTRY_BYTES {
         let piece = &line[done..done + MAX_ENTRY_BYTES];
         let inside = piece.iter().rev().take(3).position(|byte| *byte >= 0xC0).map_or(0, |back| back + 1);
         let cut =
             if piece.last().is_some_and(|byte| *byte >= 0x80) { MAX_ENTRY_BYTES - inside } else { MAX_ENTRY_BYTES };
-        entry::encode(buffer, &piece[..cut], line_end);
+        entry::encode(buffer, &piece[..cut], frame);
         done += cut;
     }
     line.drain(..done);
@@ -210,7 +210,7 @@ fn write_long(buffer: &mut Vec<u8>, line: &mut Vec<u8>, line_end: &LineEnd) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Entry, LogOptions};
+    use super::super::{Entry, LogFormat, LogOptions};
     use super::*;
     use axum::body::Bytes;
 
@@ -227,7 +227,9 @@ mod tests {
 
     fn entries(log: &Log) -> Vec<Entry> {
         let text = std::fs::read(log.path()).unwrap();
-        text.split_inclusive(|byte| *byte == b'\n').map(|line| Entry::decode(line).unwrap()).collect()
+        text.split_inclusive(|byte| *byte == b'\n')
+            .map(|line| Entry::decode(log.options.format, line).unwrap())
+            .collect()
     }
 
     #[tokio::test]
@@ -264,7 +266,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_file_is_rotated_and_the_oldest_goes() {
-        let options = LogOptions { max_bytes: Some(1), max_files: 3 };
+        let options = LogOptions { max_bytes: Some(1), max_files: 3, ..LogOptions::default() };
         let (dir, log) = written(options.clone(), &[]).await;
         for text in ["1\n2\n3\n", "4\n"] {
             let sink = LogWriter::start(Arc::clone(&log)).unwrap();
@@ -275,7 +277,7 @@ mod tests {
         names.sort();
         assert_eq!(names, ["x-json.log", "x-json.log.1", "x-json.log.2"]);
         let newest = std::fs::read(log.rotated(1)).unwrap();
-        assert_eq!(Entry::decode(&newest).unwrap().text, "4\n");
+        assert_eq!(Entry::decode(LogFormat::Json, &newest).unwrap().text, "4\n");
         assert_eq!(log.watch().borrow().rotations, 4);
     }
 }

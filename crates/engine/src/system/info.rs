@@ -154,7 +154,7 @@ fn not_there(registries: &RegistrySettings) -> Value {
     let networks: Vec<&str> = ["127.0.0.0/8", "::1/128"].into_iter().chain(named).collect();
     json!({
         "SystemStatus": null,
-        "Plugins": {"Volume": [], "Network": [], "Authorization": null, "Log": ["json-file"]},
+        "Plugins": {"Volume": [], "Network": [], "Authorization": null, "Log": ["json-file", "local"]},
         "RegistryConfig": {
             "AllowNondistributableArtifactsCIDRs": [], "AllowNondistributableArtifactsHostnames": [],
             "InsecureRegistryCIDRs": networks, "IndexConfigs": indexes(registries), "Mirrors": registries.mirrors,
@@ -170,7 +170,7 @@ fn not_there(registries: &RegistrySettings) -> Value {
             "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "",
             "RemoteManagers": null,
         },
-        "InitBinary": "",
+        "InitBinary": "docker-init",
         "ContainerdCommit": no_commit,
         "RuncCommit": no_commit,
         "InitCommit": no_commit,
