@@ -13,6 +13,7 @@
 pub mod exec;
 pub mod health;
 pub mod mount_point;
+pub mod pauses;
 pub mod record;
 pub mod store;
 
@@ -26,10 +27,11 @@ use tokio::sync::watch;
 
 use crate::error::{ApiError, ApiResult};
 use crate::events::EventBus;
-use crate::log::{Log, LogOptions};
+use crate::log::{Log, LogFormat, LogOptions};
 use crate::streams::Streams;
 use crate::task::Task;
 use exec::Exec;
+use pauses::Pauses;
 use record::{Phase, Record, RecordError};
 
 /// What waiters wait for.
@@ -79,6 +81,7 @@ pub struct Container {
     running: Mutex<Option<Running>>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
     progress: watch::Sender<Progress>,
+    pauses: Mutex<Pauses>,
     /// Taken while the record is written, so that the newest is written last.
     persist: Mutex<()>,
 }
@@ -95,8 +98,11 @@ impl Container {
     /// When its configuration cannot be read.
     pub fn new(record: Record, dir: PathBuf) -> Result<Self, RecordError> {
         let (config, host) = (record.typed_config()?, record.typed_host()?);
-        let log_path = dir.join(format!("{}-json.log", record.id));
         let log = log_options(&host).map_err(|error| RecordError::Log(error.to_string()))?;
+        let log_path = match log.as_ref().map(|options| options.format) {
+            Some(LogFormat::Local) => dir.join(format!("{}-local.log", record.id)),
+            Some(LogFormat::Json) | None => dir.join(format!("{}-json.log", record.id)),
+        };
         let progress =
             Progress { code: record.phase.code(), error: record.phase.error().to_owned(), ..Progress::default() };
         Ok(Self {
@@ -112,6 +118,7 @@ impl Container {
             running: Mutex::default(),
             execs: Mutex::default(),
             progress: watch::Sender::new(progress),
+            pauses: Mutex::default(),
             persist: Mutex::default(),
         })
     }
@@ -171,6 +178,11 @@ impl Container {
             return Err(ApiError::not_found(format!("No such container: {}", self.id)));
         }
         Ok(held)
+    }
+
+    /// The pauses before the engine starts it again.
+    pub fn pauses(&self) -> MutexGuard<'_, Pauses> {
+        lock(&self.pauses)
     }
 
     /// What waiters wait for.

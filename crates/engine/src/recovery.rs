@@ -34,14 +34,18 @@ use crate::task::Task;
 pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     let reader = Arc::clone(engine);
     let known = tokio::task::spawn_blocking(move || read_all(&reader)).await??;
+    let ran: Vec<bool> = known.iter().map(|container| container.record().phase.is_running()).collect();
     join_all(known.iter().map(|container| take_up(engine, container))).await;
     clear_unknown_bundles(engine).await?;
     containers::clear_standby(engine).await;
     // An image that was removed while a container of the last run used it may have lost its last user.
     containers::collect_image(engine);
     containers::clear_leftovers(engine).await;
-    for container in &known {
-        containers::apply_at_start(engine, container);
+    for (container, ran) in known.iter().zip(ran) {
+        // One that has ended since then has been told to restart already.
+        if !ran {
+            containers::apply_at_start(engine, container);
+        }
     }
     if !known.is_empty() {
         let running = known.iter().filter(|container| container.record().phase.is_running()).count();

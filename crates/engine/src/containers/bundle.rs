@@ -209,7 +209,8 @@ pub fn utility_vm(engine: &Engine, host: &HostConfig, machine_id: String) -> Uti
 }
 
 /// `--cpus`, or what `--cpu-quota` and `--cpu-period` make of it, in thousandths.
-fn cpus_milli(host: &HostConfig) -> Option<u64> {
+#[must_use]
+pub fn cpus_milli(host: &HostConfig) -> Option<u64> {
     const DEFAULT_PERIOD_US: u64 = 100_000;
     let positive = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0);
     if let Some(nanos) = positive(host.nano_cpus) {

@@ -4,6 +4,7 @@ use bollard::models::{ContainerConfig, HostConfig, RestartPolicyNameEnum};
 use proto::Isolation;
 use serde_json::{Map, Value, json};
 
+use super::restart_policy;
 use crate::body;
 use crate::error::{ApiError, ApiResult};
 
@@ -41,6 +42,7 @@ impl Requested {
         let isolation = choose_isolation(&host, default)?;
         host.insert("Isolation".into(), json!(isolation.as_str()));
         fill_defaults(&mut host);
+        restart_policy::validate(&host["RestartPolicy"])?;
         let mut requested =
             Self { config: Value::Object(config), host: Value::Object(host), isolation, warnings: Vec::new() };
         check_mount_types(&requested.host)?;
@@ -145,20 +147,10 @@ fn check(host: &HostConfig) -> ApiResult<()> {
     if !RUNTIMES.contains(&runtime) {
         return Err(ApiError::invalid(format!("unknown or invalid runtime name: {runtime}")));
     }
-    let policy = host.restart_policy.clone().unwrap_or_default();
-    let name = policy.name.unwrap_or(RestartPolicyNameEnum::NO);
-    let restarts = !matches!(name, RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO);
+    let policy = host.restart_policy.as_ref().and_then(|policy| policy.name).unwrap_or(RestartPolicyNameEnum::NO);
+    let restarts = !matches!(policy, RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO);
     if restarts && host.auto_remove == Some(true) {
         return Err(ApiError::invalid("can't create 'AutoRemove' container with restart policy"));
-    }
-    let retries = policy.maximum_retry_count.unwrap_or(0);
-    if retries != 0 && name != RestartPolicyNameEnum::ON_FAILURE {
-        return Err(ApiError::invalid(format!(
-            "invalid restart policy: maximum retry count can only be used with 'on-failure'; {name} was given"
-        )));
-    }
-    if retries < 0 {
-        return Err(ApiError::invalid("invalid restart policy: maximum retry count cannot be negative"));
     }
     let later = [
         (host.links.as_ref().is_some_and(|list| !list.is_empty()), "--link"),

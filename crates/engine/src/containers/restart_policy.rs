@@ -1,19 +1,14 @@
 //! `--restart`: starting a container again after it ended by itself.
 
 use std::sync::Arc;
-use std::time::Duration;
+
+use serde_json::Value;
 
 use super::launch;
 use crate::container::Container;
 use crate::container::record::{Ended, Phase, Record};
 use crate::engine::Engine;
-
-/// The first pause before a restart; each further one is twice as long. Source: moby `restartmanager`.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A container that ran this long begins with the first pause again.
-const HEALTHY_AFTER_NS: i64 = 10_000_000_000;
+use crate::error::{ApiError, ApiResult};
 
 /// Whether the policy says to start it again after this end.
 #[must_use]
@@ -32,29 +27,23 @@ pub fn wants_restart(record: &Record, ended: &Ended) -> bool {
     }
 }
 
-/// Starts it again after a pause, unless a client stops or removes it before.
+/// Starts it again after a pause, unless a client stops, starts or removes it before.
 pub fn restart_later(engine: &Arc<Engine>, container: &Arc<Container>, ended: &Ended) {
-    let before = container.record().restarts;
-    let healthy = ended.finished_at.0 - ended.started_at.0 >= HEALTHY_AFTER_NS;
-    let pause = if healthy { FIRST_PAUSE } else { pause(before) };
+    let (pause, turn) = container.pauses().next(ended.finished_at.0 - ended.started_at.0);
     let (engine, container) = (Arc::clone(engine), Arc::clone(container));
     tokio::spawn(async move {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = engine.stopping.cancelled() => return,
         }
-        start_again(&engine, &container).await;
+        start_again(&engine, &container, turn).await;
     });
 }
 
-fn pause(restarts: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(restarts.min(16))).min(LONGEST_PAUSE)
-}
-
-async fn start_again(engine: &Arc<Engine>, container: &Arc<Container>) {
+async fn start_again(engine: &Arc<Engine>, container: &Arc<Container>, turn: u64) {
     // One that was removed meanwhile stays removed.
     let Ok(_lifecycle) = container.hold().await else { return };
-    if !matches!(container.record().phase, Phase::Restarting(_)) {
+    if !matches!(container.record().phase, Phase::Restarting(_)) || !container.pauses().is_turn(turn) {
         return;
     }
     container.record().restarts += 1;
@@ -63,7 +52,30 @@ async fn start_again(engine: &Arc<Engine>, container: &Arc<Container>) {
     }
 }
 
-/// What the policy says when the engine comes up and the container does not run. Source: moby `daemon.restore`.
+/// Refuses a policy that is none.
+///
+/// # Errors
+/// 400 in dockerd's words.
+pub fn validate(policy: &Value) -> ApiResult<()> {
+    let retries = policy["MaximumRetryCount"].as_i64().unwrap_or(0);
+    let text = match policy["Name"].as_str().unwrap_or_default() {
+        "on-failure" if retries >= 0 => return Ok(()),
+        "" | "no" | "always" | "unless-stopped" if retries == 0 => return Ok(()),
+        "on-failure" => "maximum retry count cannot be negative".to_owned(),
+        "" | "no" | "always" | "unless-stopped" if retries < 0 => {
+            "maximum retry count can only be used with 'on-failure' and cannot be negative".to_owned()
+        }
+        "" | "no" | "always" | "unless-stopped" => "maximum retry count can only be used with 'on-failure'".to_owned(),
+        other => format!(
+            "unknown policy '{}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
+            other.chars().take(100).collect::<String>()
+        ),
+    };
+    Err(ApiError::invalid(format!("invalid restart policy: {text}")))
+}
+
+/// What the policy says when the engine comes up and the container does not run. Source: moby `daemon.restore`, but for
+/// `on-failure`, which starts nothing again then, as Docker's documentation has it.
 pub fn apply_at_start(engine: &Arc<Engine>, container: &Arc<Container>) {
     let again = {
         let record = container.record();
@@ -117,9 +129,17 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_a_minute() {
-        assert_eq!(pause(0), Duration::from_millis(100));
-        assert_eq!(pause(3), Duration::from_millis(800));
-        assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+    fn policies_that_are_none_are_refused() {
+        for good in [json!(null), json!({"Name": "no"}), json!({"Name": "on-failure", "MaximumRetryCount": 3})] {
+            validate(&good).unwrap();
+        }
+        for (bad, text) in [
+            (json!({"Name": "odd"}), "unknown policy 'odd'"),
+            (json!({"Name": "always", "MaximumRetryCount": 3}), "only be used with 'on-failure'"),
+            (json!({"Name": "on-failure", "MaximumRetryCount": -1}), "cannot be negative"),
+        ] {
+            let error = validate(&bad).unwrap_err();
+            assert!(error.message.starts_with("invalid restart policy: ") && error.message.contains(text), "{error}");
+        }
     }
 }

@@ -32,6 +32,7 @@ async fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()
         return Err(ApiError::new(ErrorKind::NotModified, ""));
     }
     container.record().restarts = 0;
+    container.pauses().reset();
     let started = launch::launch(engine, container).await;
     if started.is_err()
         && container.record().host_flag("AutoRemove")

@@ -73,6 +73,7 @@ pub async fn restart(State(engine): State<Arc<Engine>>, Path(id): Path<String>, 
         let _lifecycle = again.hold().await?;
         if !again.record().phase.is_running() {
             again.record().restarts = 0;
+            again.pauses().reset();
             launch::launch(&engine, &again).await?;
         }
         again.emit(&engine.events, "restart", &[]);

@@ -41,6 +41,37 @@ behind_both_walls! {
         assert!(host.docker(&["logs", &id]).text() == expected);
     }
 
+    fn rotated_logs_are_read_as_one(host) {
+        for driver in ["json-file", "local"] {
+            let options = ["--log-driver", driver, "--log-opt", "max-size=20k", "--log-opt", "max-file=3"];
+            let id = host.run_detached(&options, &["sh", "-c", "seq 1 3000; sleep 1; echo last >&2"]);
+            host.wait_state(&id, "exited");
+            let lines = host.docker(&["logs", &id]).lines();
+            let first: usize = lines[0].parse().unwrap();
+            assert!(first > 1 && lines.len() == 3001 - first, "{driver}: from {first}, {} lines", lines.len());
+            assert_eq!(host.docker(&["logs", "--tail", "2", &id]).text(), "3000\n");
+            assert_eq!(host.docker(&["logs", "-f", "--since", "1h", "--tail", "1", &id]).err, "last\n");
+            let folder = host.data_root().join("containers").join(&id);
+            if !host.is_reference() {
+                let files = std::fs::read_dir(folder).unwrap().filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().contains(".log"));
+                assert_eq!(files.count(), 3, "{driver}");
+            }
+        }
+    }
+
+    fn drivers_are_what_they_say(host) {
+        let none = host.run_detached(&["--log-driver", "none"], &["echo", "x"]);
+        host.docker(&["logs", &none]).fails_saying(1, &["configured logging driver does not support reading"]);
+        for (options, words) in [
+            (&["--log-driver", "nosuch"][..], &["nosuch"][..]),
+            (&["--log-opt", "odd=1"], &["unknown log opt 'odd' for json-file log driver"]),
+            (&["--log-driver", "local", "--log-opt", "odd=1"], &["unknown log opt 'odd' for log-driver local"]),
+            (&["--log-opt", "mode=odd"], &["logger: logging mode not supported: odd"]),
+        ] {
+            host.docker(&host.words("create", options, &["true"])).fails_saying(1, words);
+        }
+    }
+
     fn logs_of_nothing(host) {
         host.docker(&["logs", "nosuch"]).fails_saying(1, &["no such container", "nosuch"]);
     }

@@ -53,6 +53,7 @@ mod logs;
 mod options;
 mod own_cli;
 mod registry;
+mod restarts;
 mod scratch;
 mod signals;
 mod standby;

@@ -1,0 +1,71 @@
+//! Restart policies, and the first process of `--init`.
+
+use std::time::Duration;
+
+use bulkhead_e2e::{TestHost, eventually};
+
+fn restarts(host: &TestHost, id: &str) -> u64 {
+    host.inspect(id)["RestartCount"].as_u64().unwrap()
+}
+
+behind_both_walls! {
+    fn a_policy_starts_again_what_fails_and_stop_ends_that(host) {
+        let twice = host.run_detached(&["--restart", "on-failure:2"], &["sh", "-c", "echo run; exit 5"]);
+        let always = host.run_detached(&["--restart", "always"], &["sh", "-c", "echo run; exit 0"]);
+        assert!(eventually(Duration::from_secs(40), || restarts(host, &twice) == 2 && host.state(&twice) == ("exited".to_owned(), 5)));
+        assert_eq!(host.docker(&["logs", &twice]).lines().len(), 3);
+        assert!(eventually(Duration::from_secs(30), || restarts(host, &always) >= 2));
+        assert_eq!(host.docker(&["stop", "-t", "0", &always]).code, 0);
+        assert_eq!(host.state(&always).0, "exited");
+        let before = restarts(host, &always);
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!((host.state(&always).0.as_str(), restarts(host, &always)), ("exited", before));
+        assert_eq!(host.docker(&["update", "--restart", "no", &always]).code, 0);
+        assert_eq!(host.docker(&["start", &always]).code, 0);
+        host.wait_state(&always, "exited");
+        assert_eq!(restarts(host, &always), 0);
+        host.docker(&host.words("create", &["--rm", "--restart", "always"], &["true"])).fails(if host.is_reference() { 1 } else { 125 });
+    }
+
+    fn the_first_process_passes_signals_on_and_reaps(host) {
+        // Its child is left behind by a shell that has ended: only the first process can reap it.
+        let script = "sh -c 'sleep 0.2 & exit 0'; trap 'echo asked; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
+        let id = host.run_detached(&["--init"], &["sh", "-c", script]);
+        host.wait_log(&id, "ready");
+        let first = host.docker(&["exec", &id, "sh", "-c", "cat /proc/1/comm; tr '\\0' ' ' < /proc/1/cmdline"]).ok();
+        assert!(first.starts_with("docker-init\n/sbin/docker-init -- sh -c "), "{first}");
+        let zombies = || host.docker(&["exec", &id, "sh", "-c", "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null; true"]).ok();
+        assert!(eventually(Duration::from_secs(10), || zombies().is_empty()), "{}", zombies());
+        assert_eq!(host.docker(&["stop", &id]).code, 0);
+        assert_eq!(host.state(&id), ("exited".to_owned(), 9));
+        assert!(host.docker(&["logs", &id]).text().contains("asked"));
+        assert_eq!(host.run(&["--init", "--user", "1234"], &["no-such-command"]).code, 127);
+    }
+}
+
+#[test]
+fn engines_that_come_back_start_what_they_should() {
+    let Some(mut host) = TestHost::start(bulkhead_e2e::Wall::Process) else { return };
+    if host.is_reference() {
+        return bulkhead_e2e::skip("dockerd takes its containers along without live-restore");
+    }
+    let policies = [("always", "always"), ("unless", "unless-stopped"), ("fails", "on-failure"), ("no", "no")];
+    for (name, policy) in policies {
+        let _ = host.run_detached(&["--name", name, "--restart", policy], &["sleep", "1000"]);
+        assert_eq!(host.docker(&["stop", "-t", "0", name]).code, 0);
+    }
+    let _ = host.run_detached(
+        &["--name", "dies", "--restart", "unless-stopped"],
+        &["sh", "-c", "echo run; test -e /again && exec sleep 1000; touch /again; sleep 1; exit 3"],
+    );
+    host.engine().kill();
+    std::thread::sleep(Duration::from_secs(2));
+    host.start_engine();
+    host.wait_state("always", "running");
+    host.wait_state("dies", "running");
+    for (name, _) in &policies[1..] {
+        assert_eq!(host.state(name).0, "exited", "{name}");
+    }
+    assert_eq!(restarts(&host, "dies"), 1);
+    assert_eq!(host.docker(&["logs", "dies"]).lines(), ["run", "run"]);
+}
