@@ -24,7 +24,7 @@ behind_both_walls! {
         assert_eq!(host.docker(&["start", &always]).code, 0);
         host.wait_state(&always, "exited");
         assert_eq!(restarts(host, &always), 0);
-        host.docker(&host.words("create", &["--rm", "--restart", "always"], &["true"])).fails(if host.is_reference() { 1 } else { 125 });
+        host.docker(&host.words("create", &["--rm", "--restart", "always"], &["true"])).fails_saying(125, &["conflicting options"]);
     }
 
     fn the_first_process_passes_signals_on_and_reaps(host) {
