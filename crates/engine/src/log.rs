@@ -8,6 +8,7 @@
 mod entry;
 mod options;
 mod reader;
+mod unfinished;
 mod writer;
 
 pub use entry::Entry;
@@ -60,6 +61,13 @@ impl Log {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<LogPosition> {
         self.position.subscribe()
+    }
+
+    /// The file with lines that have not ended yet.
+    fn unfinished(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(".unfinished");
+        name.into()
     }
 
     /// The file that was current `generation` rotations ago.

@@ -5,11 +5,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::Log;
 use super::entry::{self, Frame};
+use super::unfinished::Unfinished;
 use crate::clock::Timestamp;
 use crate::output::{Chunk, Source};
 
@@ -22,15 +23,31 @@ const PENDING_CHUNKS: usize = 32;
 
 /// Where the pump puts output for the log.
 pub struct LogSink {
-    queue: mpsc::Sender<(Timestamp, Chunk)>,
+    queue: mpsc::Sender<Item>,
     writer: JoinHandle<()>,
+}
+
+/// Output on its way to the log.
+struct Item {
+    at: Timestamp,
+    chunk: Chunk,
+    /// Told when it is in the file.
+    written: Option<oneshot::Sender<()>>,
 }
 
 impl LogSink {
     /// Hands over some output; waits when the disk is slower than the process.
     pub async fn write(&self, chunk: Chunk) {
         // Without a writer there was an error, which it has reported.
-        let _ = self.queue.send((Timestamp::now(), chunk)).await;
+        let _ = self.queue.send(Item { at: Timestamp::now(), chunk, written: None }).await;
+    }
+
+    /// As [`LogSink::write`], and waits until it is in the file, or cannot be written.
+    pub async fn write_through(&self, chunk: Chunk) {
+        let (written, told) = oneshot::channel();
+        let _ = self.queue.send(Item { at: Timestamp::now(), chunk, written: Some(written) }).await;
+        // A writer that is gone has reported why.
+        let _ = told.await;
     }
 
     /// Waits until everything is in the file.
@@ -49,6 +66,8 @@ pub struct LogWriter {
     file_bytes: u64,
     /// Lines that have not ended yet, by source.
     unfinished: [Vec<u8>; 2],
+    /// The same on disk, for the engine that comes after one that was killed.
+    keep: Unfinished,
     /// Lines on their way to the file.
     buffer: Vec<u8>,
 }
@@ -62,17 +81,19 @@ impl LogWriter {
         let file = open(&log)?;
         let file_bytes = file.metadata()?.len();
         log.position.send_modify(|position| position.idle = false);
-        let writer = Self { log, file, file_bytes, unfinished: Default::default(), buffer: Vec::new() };
+        let (keep, unfinished) = Unfinished::open(log.unfinished());
+        let writer = Self { log, file, file_bytes, unfinished, keep, buffer: Vec::new() };
         let (queue, chunks) = mpsc::channel(PENDING_CHUNKS);
         Ok(LogSink { queue, writer: tokio::spawn(writer.run(chunks)) })
     }
 
-    async fn run(mut self, mut chunks: mpsc::Receiver<(Timestamp, Chunk)>) {
+    async fn run(mut self, mut chunks: mpsc::Receiver<Item>) {
         let log = Arc::clone(&self.log);
         let mut batch = Vec::new();
         let mut reported = false;
         while chunks.recv_many(&mut batch, PENDING_CHUNKS).await > 0 {
-            let work = std::mem::take(&mut batch);
+            let mut work: Vec<Item> = std::mem::take(&mut batch);
+            let told: Vec<_> = work.iter_mut().filter_map(|item| item.written.take()).collect();
             let is_last = chunks.is_empty();
             let written = tokio::task::spawn_blocking(move || {
                 let outcome = self.append(&work);
@@ -90,6 +111,10 @@ impl LogWriter {
                     break;
                 }
             };
+            // Whoever has gone meanwhile needs no word.
+            for told in told {
+                let _ = told.send(());
+            }
             if let Err(error) = outcome
                 && !std::mem::replace(&mut reported, true)
             {
@@ -99,9 +124,10 @@ impl LogWriter {
         log.position.send_modify(|position| position.idle = true);
     }
 
-    fn append(&mut self, batch: &[(Timestamp, Chunk)]) -> io::Result<()> {
-        batch.iter().try_for_each(|(at, chunk)| self.take(*at, chunk))?;
-        self.flush()
+    fn append(&mut self, batch: &[Item]) -> io::Result<()> {
+        batch.iter().try_for_each(|item| self.take(item.at, &item.chunk))?;
+        self.flush()?;
+        self.keep.write(&self.unfinished)
     }
 
     /// Turns a chunk into entries; the last line stays back until it ends.
@@ -183,6 +209,7 @@ impl Drop for LogWriter {
         if let Err(error) = self.flush() {
             tracing::error!(path = %self.log.path.display(), %error, "cannot write the end of a container's log");
         }
+        self.keep.remove();
     }
 }
 

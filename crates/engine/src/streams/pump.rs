@@ -1,9 +1,11 @@
 //! Copies a process' output from its fifos to the log and the attached clients.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use axum::body::Bytes;
 use bytes::BytesMut;
+use rustix::pipe::{PipeFlags, SpliceFlags};
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
@@ -12,82 +14,175 @@ use crate::log::LogSink;
 use crate::output::{Chunk, Source};
 
 /// The reading ends of a process' output.
-pub struct Outputs(Vec<Output>);
+pub struct Outputs {
+    open: Vec<Output>,
+    /// A pipe of the engine's own, for looking at output that stays in its fifo.
+    mirror: Option<Mirror>,
+}
 
 struct Output {
     source: Source,
     pipe: pipe::Receiver,
 }
 
+/// Output that was read. Shape: while `kept` is not zero, the fifo still holds so many bytes of it.
+struct Taken {
+    chunk: Chunk,
+    index: usize,
+    kept: usize,
+}
+
 impl Outputs {
     /// From the ends that there are.
     #[must_use]
     pub fn new(ends: [(Source, Option<pipe::Receiver>); 2]) -> Self {
-        Self(ends.into_iter().filter_map(|(source, pipe)| Some(Output { source, pipe: pipe? })).collect())
+        let open = ends.into_iter().filter_map(|(source, pipe)| Some(Output { source, pipe: pipe? })).collect();
+        Self { open, mirror: None }
+    }
+
+    /// What is read stays in the fifo until [`Outputs::consume`]: an engine that dies in between loses nothing.
+    fn keep_until_logged(&mut self) {
+        match Mirror::new() {
+            Ok(mirror) => self.mirror = Some(mirror),
+            Err(error) => tracing::warn!(%error, "an engine that is killed may lose some of this container's output"),
+        }
     }
 
     /// Waits for the next chunk of any output; none when all have ended.
-    async fn next(&mut self) -> Option<Chunk> {
-        while !self.0.is_empty() {
-            let (index, read) = match &self.0[..] {
-                [one] => (0, one.read().await),
+    async fn next(&mut self) -> Option<Taken> {
+        while !self.open.is_empty() {
+            let mirror = self.mirror.as_ref();
+            let (index, read) = match &self.open[..] {
+                [one] => (0, one.read(mirror).await),
                 [one, two, ..] => tokio::select! {
-                    read = one.read() => (0, read),
-                    read = two.read() => (1, read),
+                    read = one.read(mirror) => (0, read),
+                    read = two.read(mirror) => (1, read),
                 },
                 [] => return None,
             };
             match read {
-                Ok(Some(bytes)) => return Some(Chunk { source: self.0[index].source, bytes }),
-                Ok(None) => drop(self.0.remove(index)),
+                Ok(Some((bytes, kept))) => {
+                    return Some(Taken { chunk: Chunk { source: self.open[index].source, bytes }, index, kept });
+                }
+                Ok(None) => drop(self.open.remove(index)),
                 Err(error) => {
                     tracing::warn!(%error, "cannot read a process' output");
-                    self.0.remove(index);
+                    self.open.remove(index);
                 }
             }
         }
         None
     }
 
-    /// Takes what is in the fifos without waiting, and closes those that nobody writes to any more.
+    /// Takes out of the fifo what was read of it before.
+    fn consume(&self, index: usize, mut bytes: usize) -> io::Result<()> {
+        let mut buffer = vec![0; bytes];
+        while bytes > 0 {
+            match rustix::io::read(&self.open[index].pipe, &mut buffer[..bytes]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(length) => bytes -= length,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes fifos that nobody writes to any more and in which nothing is left.
     ///
     /// When: the fifos were opened after the process began. The kernel reports the end of a fifo that had no writer
     /// when it was opened to a read, but to no poll.
-    fn take_present(&mut self) -> io::Result<Vec<Chunk>> {
-        let mut chunks = Vec::new();
-        let mut failed = None;
-        self.0.retain(|output| {
-            loop {
-                let mut buffer = vec![0; Chunk::MAX_BYTES];
-                match rustix::io::read(&output.pipe, &mut buffer) {
-                    Ok(0) => return false,
-                    Ok(length) => {
-                        buffer.truncate(length);
-                        chunks.push(Chunk { source: output.source, bytes: Bytes::from(buffer) });
-                    }
-                    Err(rustix::io::Errno::AGAIN) => return true,
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => {
-                        failed = Some(error);
-                        return false;
-                    }
+    async fn take_present(&mut self, streams: &Streams, log: Option<&LogSink>) {
+        let mut index = 0;
+        while let Some(output) = self.open.get(index) {
+            let read = match &self.mirror {
+                Some(mirror) => mirror.look(&output.pipe),
+                None => read_now(&output.pipe).map(|bytes| (bytes, 0)),
+            };
+            match read {
+                Ok((bytes, _)) if bytes.is_empty() => drop(self.open.remove(index)),
+                Ok((bytes, kept)) => {
+                    let chunk = Chunk { source: output.source, bytes };
+                    self.deliver(Taken { chunk, index, kept }, streams, log).await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => index += 1,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read a process' output");
+                    self.open.remove(index);
                 }
             }
-        });
-        failed.map_or(Ok(chunks), |error| Err(error.into()))
+        }
+    }
+
+    async fn deliver(&self, taken: Taken, streams: &Streams, log: Option<&LogSink>) {
+        streams.send(&taken.chunk).await;
+        if let Some(log) = log {
+            if taken.kept > 0 {
+                log.write_through(taken.chunk).await;
+            } else {
+                log.write(taken.chunk).await;
+            }
+        }
+        if taken.kept > 0
+            && let Err(error) = self.consume(taken.index, taken.kept)
+        {
+            tracing::warn!(%error, "some of a process' output may be logged twice");
+        }
+    }
+}
+
+fn read_now(pipe: &pipe::Receiver) -> io::Result<Bytes> {
+    let mut buffer = vec![0; Chunk::MAX_BYTES];
+    let length = rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut buffer[..]))?;
+    buffer.truncate(length);
+    Ok(Bytes::from(buffer))
+}
+
+/// Reads a pipe without emptying it. Source: tee(2).
+struct Mirror {
+    reader: OwnedFd,
+    writer: OwnedFd,
+}
+
+impl Mirror {
+    fn new() -> io::Result<Self> {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        Ok(Self { reader, writer })
+    }
+
+    /// The beginning of what is in the pipe, and its length; nothing at its end.
+    fn look(&self, pipe: &pipe::Receiver) -> io::Result<(Bytes, usize)> {
+        let tee = || rustix::pipe::tee(pipe, &self.writer, Chunk::MAX_BYTES, SpliceFlags::NONBLOCK);
+        let length = rustix::io::retry_on_intr(tee)?;
+        let mut buffer = vec![0; length];
+        let mut done = 0;
+        while done < length {
+            done += rustix::io::retry_on_intr(|| rustix::io::read(&self.reader, &mut buffer[done..]))?;
+        }
+        Ok((Bytes::from(buffer), length))
     }
 }
 
 impl Output {
-    async fn read(&self) -> io::Result<Option<Bytes>> {
+    /// The next bytes, and how many of them are still in the fifo.
+    async fn read(&self, mirror: Option<&Mirror>) -> io::Result<Option<(Bytes, usize)>> {
         loop {
             self.pipe.readable().await?;
+            if let Some(mirror) = mirror {
+                match mirror.look(&self.pipe) {
+                    Ok((_, 0)) => return Ok(None),
+                    Ok(seen) => return Ok(Some(seen)),
+                    // The read below tells the runtime that it is empty.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
             let mut buffer = BytesMut::with_capacity(Chunk::MAX_BYTES);
             match self.pipe.try_read_buf(&mut buffer) {
                 Ok(0) => return Ok(None),
                 // A short text must not hold a large buffer while it waits in queues.
-                Ok(length) if length < Chunk::MAX_BYTES / 4 => return Ok(Some(Bytes::copy_from_slice(&buffer))),
-                Ok(_) => return Ok(Some(buffer.freeze())),
+                Ok(length) if length < Chunk::MAX_BYTES / 4 => return Ok(Some((Bytes::copy_from_slice(&buffer), 0))),
+                Ok(_) => return Ok(Some((buffer.freeze(), 0))),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
@@ -96,8 +191,9 @@ impl Output {
 }
 
 /// Copies until every output has ended, or the engine stops. Shape: every byte goes to the log and to every client that
-/// wants its source, in order; the slowest sets the pace. When: `resumed` says that the process ran before the fifos
-/// were opened.
+/// wants its source, in order; the slowest sets the pace. What goes to a log is taken out of its fifo only when it is in the
+/// file, so that an engine that is killed loses none of it. When: `resumed` says that the process ran before the fifos were
+/// opened.
 pub async fn pump(
     mut outputs: Outputs,
     streams: &Streams,
@@ -105,34 +201,23 @@ pub async fn pump(
     stop: &CancellationToken,
     resumed: bool,
 ) {
+    if log.is_some() {
+        outputs.keep_until_logged();
+    }
     if resumed {
-        match outputs.take_present() {
-            Ok(chunks) => {
-                for chunk in chunks {
-                    deliver(chunk, streams, log.as_ref()).await;
-                }
-            }
-            Err(error) => tracing::warn!(%error, "cannot read a process' output"),
-        }
+        outputs.take_present(streams, log.as_ref()).await;
     }
     loop {
-        let chunk = tokio::select! {
-            chunk = outputs.next() => chunk,
+        let taken = tokio::select! {
+            taken = outputs.next() => taken,
             // What is not read stays in the fifo for the next engine.
             () = stop.cancelled() => None,
         };
-        let Some(chunk) = chunk else { break };
-        deliver(chunk, streams, log.as_ref()).await;
+        let Some(taken) = taken else { break };
+        outputs.deliver(taken, streams, log.as_ref()).await;
     }
     if let Some(log) = log {
         log.finish().await;
-    }
-}
-
-async fn deliver(chunk: Chunk, streams: &Streams, log: Option<&LogSink>) {
-    streams.send(&chunk).await;
-    if let Some(log) = log {
-        log.write(chunk).await;
     }
 }
 
@@ -188,5 +273,24 @@ mod tests {
         tokio::time::timeout(std::time::Duration::from_secs(5), done).await.unwrap();
         assert_eq!(client.output.recv().await.unwrap().bytes, "last words");
         drop(shim);
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_engine_has_not_logged_is_still_in_the_fifo() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = FifoSet { stdin: false, stdout: true, stderr: false, terminal: true }.paths(dir.path(), "");
+        fifo::make(&paths).unwrap();
+        let mut ends = fifo::open(&paths).unwrap().outputs;
+        let mut out = std::fs::OpenOptions::new().write(true).open(paths.stdout.as_ref().unwrap()).unwrap();
+        ends.keep_until_logged();
+        out.write_all(b"one\n").unwrap();
+        let seen = ends.next().await.unwrap();
+        assert_eq!((&seen.chunk.bytes[..], seen.kept), (&b"one\n"[..], 4));
+        // The engine dies here, and another one comes.
+        let again = ends.next().await.unwrap();
+        assert_eq!(again.chunk.bytes, "one\n");
+        out.write_all(b"two\n").unwrap();
+        ends.consume(again.index, again.kept).unwrap();
+        assert_eq!(ends.next().await.unwrap().chunk.bytes, "two\n");
     }
 }

@@ -49,6 +49,7 @@ mod images;
 mod info;
 mod isolation;
 mod lifecycle;
+mod live_restore;
 mod logs;
 mod options;
 mod own_cli;
