@@ -36,7 +36,8 @@ impl Condition {
     fn is_met(self, now: &Progress, exits_before: u64) -> bool {
         match self {
             _ if now.removed => true,
-            Self::NotRunning => !now.running,
+            // Also when it was started again since, by its restart policy.
+            Self::NotRunning => !now.running || now.exits > exits_before,
             Self::NextExit => now.exits > exits_before,
             Self::Removed => false,
         }
@@ -86,6 +87,15 @@ mod tests {
         assert!(futures_util::poll!(removed.as_mut()).is_pending());
         sender.send_modify(|progress| progress.removed = true);
         assert_eq!(removed.await.unwrap(), "{\"StatusCode\":7}\n");
+    }
+
+    #[tokio::test]
+    async fn an_exit_counts_though_a_restart_followed_it() {
+        let sender = watch::Sender::new(Progress { running: true, exits: 3, ..Progress::default() });
+        let mut answer = Box::pin(answer(sender.subscribe(), Condition::NotRunning));
+        assert!(futures_util::poll!(answer.as_mut()).is_pending());
+        sender.send_modify(|progress| (progress.exits, progress.code) = (4, 1));
+        assert_eq!(answer.await.unwrap(), "{\"StatusCode\":1}\n");
     }
 
     #[tokio::test]
