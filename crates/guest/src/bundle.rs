@@ -10,6 +10,8 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Root, Spec};
 use proto::ErrorKind;
 
+use crate::shares::SHARES;
+
 /// Everything of the container lies below it, in the guest's own tmpfs.
 pub const RUN: &str = "/run/bulkhead";
 /// Where `/etc/hosts` and its like are written for the container to mount.
@@ -196,7 +198,7 @@ fn setting_path(name: &str) -> PathBuf {
 
 fn binds_host(mount: &Mount) -> bool {
     let bind = mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
-    let own = mount.source().as_ref().is_some_and(|source| source.starts_with(FILES));
+    let own = mount.source().as_ref().is_some_and(|source| source.starts_with(FILES) || source.starts_with(SHARES));
     (bind || mount.typ().as_deref() == Some("bind")) && !own
 }
 

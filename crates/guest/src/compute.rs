@@ -25,6 +25,7 @@ use crate::identity;
 use crate::machine::{Machine, Spare};
 use crate::process::{Prepared, Process, TerminalSize};
 use crate::reaper::Reaper;
+use crate::shares::Shares;
 use crate::substreams::StdioStreams;
 
 /// What must exist before the freeze point, so that no fork makes it.
@@ -74,6 +75,9 @@ pub enum ComputeError {
     /// The container was not removed.
     #[error("cannot remove the container")]
     Delete(#[from] DeleteError),
+    /// A folder of the host cannot be mounted or unmounted.
+    #[error("cannot mount or unmount a folder of the host")]
+    Share(#[source] io::Error),
     /// The standard streams of a process.
     #[error("cannot connect the process's standard streams")]
     Stdio(#[source] io::Error),
@@ -113,7 +117,7 @@ impl ComputeError {
             Self::Prepare(error) => error.kind(),
             Self::Delete(error) => error.kind(),
             Self::Process { kind, .. } => *kind,
-            Self::Scratch { .. } => ErrorKind::Unavailable,
+            Self::Scratch { .. } | Self::Share(_) => ErrorKind::Unavailable,
             Self::Stdio(_) => ErrorKind::ResourceExhausted,
             Self::Kernel { source, .. } if source.kind() == io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
             Self::Kernel { source, .. } if source.kind() == io::ErrorKind::NotConnected => ErrorKind::NotFound,
@@ -130,6 +134,7 @@ pub struct Compute {
     spare: Spare,
     /// Before the scratch: what is dropped first is unmounted first.
     rootfs: MountedRootfs,
+    shares: Shares,
     scratch: Scratch,
     slots: Slots,
     layers: Vec<LayerSource>,
@@ -143,6 +148,7 @@ impl Compute {
     pub fn create(
         request: &CreateContainerRequest,
         streams: StdioStreams,
+        shares: Shares,
         machine: Machine,
         reaper: &Reaper,
     ) -> Result<Self, ComputeError> {
@@ -156,7 +162,7 @@ impl Compute {
             create_of_zygote(request, &mut spare, stdio)?
         };
         let processes = HashMap::new();
-        let mut this = Self { container, processes, spare, rootfs, scratch, slots, layers };
+        let mut this = Self { container, processes, spare, rootfs, shares, scratch, slots, layers };
         this.attach(INIT_PROCESS, started, prepared, reaper)?;
         Ok(this)
     }
@@ -251,10 +257,11 @@ impl Compute {
     /// # Errors
     /// `Delete`, `Rootfs`, `Scratch`.
     pub fn remove(self) -> Result<Machine, ComputeError> {
-        let Self { container, processes, spare, rootfs, scratch, slots, layers: _ } = self;
+        let Self { container, processes, spare, rootfs, shares, scratch, slots, layers: _ } = self;
         drop(processes);
         container.delete(true)?;
         rootfs.unmount()?;
+        shares.unmount().map_err(ComputeError::Share)?;
         scratch.unmount()?;
         Ok(Machine { slots, spare })
     }

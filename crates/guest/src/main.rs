@@ -22,6 +22,7 @@ mod port;
 mod process;
 mod reaper;
 mod service;
+mod shares;
 mod substreams;
 #[allow(unsafe_code)]
 mod sys;

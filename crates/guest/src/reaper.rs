@@ -1,6 +1,6 @@
 //! Reaps every process that ends: PID 1 inherits all orphans of the guest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
@@ -29,7 +29,17 @@ impl Exit {
 
 /// Who waits for which process.
 #[derive(Debug, Clone, Default)]
-pub struct Reaper(Arc<Mutex<HashMap<u32, oneshot::Sender<Exit>>>>);
+pub struct Reaper(Arc<Mutex<Watched>>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    watchers: HashMap<u32, oneshot::Sender<Exit>>,
+    /// Ends that nobody had asked for yet, while processes are started beside the reaper's thread.
+    unclaimed: Option<VecDeque<(u32, Exit)>>,
+}
+
+/// Ends that are kept; orphans of a container end, too.
+const MOST_UNCLAIMED: usize = 1024;
 
 impl Reaper {
     /// Begins to reap. Call it before the first process that is to be watched exists.
@@ -44,11 +54,22 @@ impl Reaper {
     }
 
     /// The end of a process that was just started. No await may lie between its start and this call: the reaper runs on
-    /// the same thread, so it cannot have reaped the process yet.
+    /// the same thread, so it cannot have reaped the process yet. On another thread [`Reaper::remember`] comes before the start.
     pub fn watch(&self, pid: u32) -> oneshot::Receiver<Exit> {
         let (sender, receiver) = oneshot::channel();
-        self.lock().insert(pid, sender);
+        let mut watched = self.lock();
+        let ended = watched.unclaimed.as_ref().and_then(|ends| ends.iter().rfind(|(ended, _)| *ended == pid));
+        match ended.map(|(_, exit)| *exit) {
+            // The receiver is here.
+            Some(exit) => drop(sender.send(exit)),
+            None => drop(watched.watchers.insert(pid, sender)),
+        }
         receiver
+    }
+
+    /// Keeps, from now on, the ends of processes that nobody watches yet, and none of those before.
+    pub fn remember(&self) {
+        self.lock().unclaimed = Some(VecDeque::new());
     }
 
     async fn run(self, mut ended: Signal) {
@@ -61,15 +82,22 @@ impl Reaper {
 
     fn reap(&self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let watcher = u32::try_from(Pid::as_raw(Some(pid))).ok().and_then(|pid| self.lock().remove(&pid));
-            if let Some(watcher) = watcher {
+            let Ok(pid) = u32::try_from(Pid::as_raw(Some(pid))) else { continue };
+            let exit = Exit::now(status);
+            let mut watched = self.lock();
+            if let Some(watcher) = watched.watchers.remove(&pid) {
                 // Whoever watched may have gone.
-                let _ = watcher.send(Exit::now(status));
+                let _ = watcher.send(exit);
+            } else if let Some(unclaimed) = &mut watched.unclaimed {
+                if unclaimed.len() == MOST_UNCLAIMED {
+                    unclaimed.pop_front();
+                }
+                unclaimed.push_back((pid, exit));
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, oneshot::Sender<Exit>>> {
+    fn lock(&self) -> MutexGuard<'_, Watched> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

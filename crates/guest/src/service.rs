@@ -1,5 +1,6 @@
 //! The `Guest` service of `proto::gcs`, over the control substreams.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
@@ -25,6 +26,7 @@ use crate::machine::Machine;
 use crate::port::Port;
 use crate::process::{Process, TerminalSize};
 use crate::reaper::Reaper;
+use crate::shares::Shares;
 use crate::substreams::{self, Destinations, Substreams};
 
 const SIGKILL: i32 = 9;
@@ -51,6 +53,7 @@ impl Ready {
         tokio::spawn(archive::serve_all(files_wanted, Arc::clone(&life) as Arc<dyn FilesOwner>));
         let service = GuestService {
             life,
+            shared: AtomicBool::new(false),
             identity: IdentityFiles::open().context("cannot open the identity's files")?,
             substreams: substreams.clone(),
             reaper: Reaper::spawn().context("cannot watch for processes that end")?,
@@ -131,6 +134,8 @@ impl FilesOwner for Mutex<Life> {
 
 struct GuestService {
     life: Arc<Mutex<Life>>,
+    /// The container has folders of the host.
+    shared: AtomicBool,
     identity: IdentityFiles,
     substreams: Substreams,
     reaper: Reaper,
@@ -171,15 +176,37 @@ impl GuestService {
             streams.stdin = None;
         }
         self.require_personalized()?;
-        let mut life = lock(&self.life);
-        let Life::Personalized { machine, rehearsal } = std::mem::replace(&mut *life, Life::Over) else {
+        let shares = self.substreams.claim_shares(request.shares).await;
+        let life = std::mem::replace(&mut *lock(&self.life), Life::Over);
+        let Life::Personalized { machine, rehearsal } = life else {
             return Err(out_of_order("the guest has had its container already"));
         };
-        let compute = Compute::create(request, streams, machine, &self.reaper).map_err(|error| failed(&error))?;
+        if u32::try_from(shares.len()) != Ok(request.shares) {
+            return Err(Status::new(ErrorKind::InvalidArgument, "the host's folders have no substreams"));
+        }
+        self.shared.store(!shares.is_empty(), Ordering::SeqCst);
+        let shares = Shares::mount(shares).map_err(|error| failed(&ComputeError::Share(error)))?;
+        let (reaper, request) = (self.reaper.clone(), request.clone());
+        if self.shared.load(Ordering::SeqCst) {
+            reaper.remember();
+        }
+        let made = self.aside(move || Compute::create(&request, streams, shares, machine, &reaper));
+        let compute = made.await?.map_err(|error| failed(&error))?;
         let first = compute.process(INIT_PROCESS).map_err(|error| failed(&error))?;
-        *life = Life::Container { compute: Box::new(compute), rehearsal };
-        tokio::spawn(kill_the_rest(Arc::clone(&self.life), Arc::clone(&first)));
+        *lock(&self.life) = Life::Container { compute: Box::new(compute), rehearsal };
+        let shared = self.shared.load(Ordering::SeqCst);
+        tokio::spawn(kill_the_rest(Arc::clone(&self.life), Arc::clone(&first), shared));
         Ok(first.pid())
+    }
+
+    /// Does what may wait for the container's files, or for somebody who does. When these are the host's, this very thread
+    /// fetches them, so another one waits.
+    async fn aside<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+        if !self.shared.load(Ordering::SeqCst) {
+            return Ok(act());
+        }
+        let done = tokio::task::spawn_blocking(act).await;
+        done.map_err(|error| Status::new(ErrorKind::Internal, format!("the work broke off: {error}")))
     }
 
     fn mount(&self, request: &MountRootRequest) -> Result<(), Status> {
@@ -204,42 +231,61 @@ impl GuestService {
     }
 
     /// Does something with the container, if there is one.
-    fn with_container<T>(&self, act: impl FnOnce(&mut Compute) -> Result<T, Status>) -> Result<T, Status> {
-        match &mut *lock(&self.life) {
+    async fn with_container<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Compute) -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        let life = Arc::clone(&self.life);
+        let done = self.aside(move || match &mut *lock(&life) {
             Life::Container { compute, .. } => act(compute),
             Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
             Life::Personalized { .. } => Err(out_of_order("there is no container yet")),
             Life::Mounted(_) => Err(out_of_order("there are a container's files, and no container")),
             Life::Over => Err(out_of_order("the container is gone")),
-        }
+        });
+        done.await?
     }
 
     async fn exec(&self, request: &ExecRequest) -> Result<u32, Status> {
         if request.process == INIT_PROCESS {
             return Err(Status::new(ErrorKind::InvalidArgument, "process 0 is the container's first process"));
         }
-        self.with_container(|_| Ok(()))?;
+        self.with_container(|_| Ok(())).await?;
         let mut streams = self.substreams.claim(request.process).await;
         if !request.stdin {
             streams.stdin = None;
         }
-        let started =
-            self.with_container(|compute| compute.exec(request, streams, &self.reaper).map_err(|error| failed(&error)));
+        let (request, reaper) = (request.clone(), self.reaper.clone());
+        let shared = self.shared.load(Ordering::SeqCst);
+        let started = self.with_container(move |compute| {
+            if shared {
+                reaper.remember();
+            }
+            compute.exec(&request, streams, &reaper).map_err(|error| failed(&error))
+        });
+        let started = started.await;
         let life = Arc::clone(&self.life);
-        tokio::spawn(async move {
-            // After the answer, which the host waits for.
-            tokio::task::yield_now().await;
+        let warm_up = move || {
             if let Life::Container { compute, .. } = &mut *lock(&life) {
                 compute.warm_up();
             }
-        });
+        };
+        if shared {
+            tokio::task::spawn_blocking(warm_up);
+        } else {
+            tokio::spawn(async move {
+                // After the answer, which the host waits for.
+                tokio::task::yield_now().await;
+                warm_up();
+            });
+        }
         started
     }
 
     async fn wait_for(&self, number: u32) -> Result<WaitResponse, Status> {
-        let process = self.with_container(|compute| compute.process(number).map_err(|error| failed(&error)))?;
-        let exit = process.finished().await;
-        let oom_kills = self.with_container(|compute| Ok(compute.container().oom_kills())).unwrap_or_default();
+        let process = self.with_container(move |compute| compute.process(number).map_err(|error| failed(&error)));
+        let exit = process.await?.finished().await;
+        let oom_kills = self.with_container(|compute| Ok(compute.container().oom_kills())).await.unwrap_or_default();
         Ok(WaitResponse {
             exit_code: exit.code,
             exited_at_ns: exit.at_ns,
@@ -248,38 +294,42 @@ impl GuestService {
         })
     }
 
-    fn send_signal(&self, request: &SignalRequest) -> Result<(), Status> {
-        self.with_container(|compute| {
+    async fn send_signal(&self, request: SignalRequest) -> Result<(), Status> {
+        let sent = self.with_container(move |compute| {
             if !request.all {
                 return compute.signal(request.process, request.signal).map_err(|error| failed(&error));
             }
             let signal = i32::try_from(request.signal).unwrap_or_default();
             compute.container().signal_all(signal).map_err(|error| Status::from_error(error.kind(), &error))
-        })
+        });
+        sent.await
     }
 
-    fn resize_terminal(&self, request: &ResizeRequest) -> Result<(), Status> {
+    async fn resize_terminal(&self, request: ResizeRequest) -> Result<(), Status> {
         let clamp = |characters: u32| u16::try_from(characters).unwrap_or(u16::MAX);
         let size = TerminalSize { width: clamp(request.width), height: clamp(request.height) };
-        self.with_container(|compute| {
+        let resized = self.with_container(move |compute| {
             let number = request.process;
             let process = compute.process(number).map_err(|error| failed(&error))?;
             let resized = process.resize(size);
             resized.map_err(|source| failed(&ComputeError::Kernel { what: "resize the terminal of", number, source }))
-        })
+        });
+        resized.await
     }
 
-    fn list_processes(&self) -> Result<ProcessesResponse, Status> {
+    async fn list_processes(&self) -> Result<ProcessesResponse, Status> {
         let processes = self.with_container(|compute| {
             compute.container().processes().map_err(|error| Status::from_error(error.kind(), &error))
-        })?;
+        });
+        let processes = processes.await?;
         Ok(ProcessesResponse { processes: processes.into_iter().map(entry).collect(), ..Default::default() })
     }
 
-    fn measure(&self) -> Result<StatsResponse, Status> {
+    async fn measure(&self) -> Result<StatsResponse, Status> {
         let stats = self.with_container(|compute| {
             compute.container().stats().map_err(|error| Status::from_error(error.kind(), &error))
-        })?;
+        });
+        let stats = stats.await?;
         Ok(StatsResponse {
             cpu_ns: stats.cpu.total_ns,
             cpu_user_ns: stats.cpu.user_ns,
@@ -296,29 +346,35 @@ impl GuestService {
         })
     }
 
-    fn change_limits(&self, request: &UpdateRequest) -> Result<(), Status> {
+    async fn change_limits(&self, request: &UpdateRequest) -> Result<(), Status> {
         let resources = serde_json::from_slice(&request.resources)
             .map_err(|error| Status::new(ErrorKind::InvalidArgument, format!("invalid resources: {error}")))?;
-        self.with_container(|compute| {
+        let updated = self.with_container(move |compute| {
             compute.container().update(&resources).map_err(|error| Status::from_error(error.kind(), &error))
-        })
+        });
+        updated.await
     }
 
     async fn end(&self) -> Result<(), Status> {
-        let first = match &*lock(&self.life) {
-            Life::Blank(_) => return Err(out_of_order("the guest has no identity yet")),
-            Life::Personalized { .. } | Life::Mounted(_) | Life::Over => None,
-            Life::Container { compute, .. } => Some(kill(compute)?),
-        };
-        if let Some(first) = first {
+        let life = Arc::clone(&self.life);
+        let killed = self.aside(move || match &*lock(&life) {
+            Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
+            Life::Personalized { .. } | Life::Mounted(_) | Life::Over => Ok(None),
+            Life::Container { compute, .. } => kill(compute).map(Some),
+        });
+        if let Some(first) = killed.await?? {
             first.ended().await;
         }
-        let life = std::mem::replace(&mut *lock(&self.life), Life::Over);
-        match life {
-            Life::Container { compute, .. } => compute.remove().map(drop).map_err(|error| failed(&error)),
-            Life::Mounted(files) => files.unmount().map_err(|error| failed(&error)),
-            _ => Ok(()),
-        }
+        let life = Arc::clone(&self.life);
+        let removed = self.aside(move || {
+            let life = std::mem::replace(&mut *lock(&life), Life::Over);
+            match life {
+                Life::Container { compute, .. } => compute.remove().map(drop).map_err(|error| failed(&error)),
+                Life::Mounted(files) => files.unmount().map_err(|error| failed(&error)),
+                _ => Ok(()),
+            }
+        });
+        removed.await?
     }
 
     /// Makes the guest of a rehearsal what a fresh fork is: nothing of the container, its disks and its streams is left.
@@ -347,15 +403,19 @@ fn kill(compute: &Compute) -> Result<Arc<Process>, Status> {
 
 /// When the first process has ended, nothing else of the container goes on: in a process namespace of its own the kernel
 /// has seen to that, and otherwise we must.
-async fn kill_the_rest(life: Arc<Mutex<Life>>, first: Arc<Process>) {
+async fn kill_the_rest(life: Arc<Mutex<Life>>, first: Arc<Process>, shared: bool) {
     first.ended().await;
-    if let Life::Container { compute, .. } = &*lock(&life)
+    let kill = move || {
+        if let Life::Container { compute, .. } = &*lock(&life)
         // And not the container that came after a rehearsal.
         && compute.process(INIT_PROCESS).is_ok_and(|now| Arc::ptr_eq(&now, &first))
         && let Err(error) = compute.container().signal_all(SIGKILL)
-    {
-        tracing::warn!("cannot kill what is left of the container: {error}");
-    }
+        {
+            tracing::warn!("cannot kill what is left of the container: {error}");
+        }
+    };
+    // Whoever has the life may wait for the host's folders, which this thread fetches.
+    if shared { drop(tokio::task::spawn_blocking(kill)) } else { kill() }
 }
 
 fn entry(details: ProcessDetails) -> ProcessEntry {
@@ -407,7 +467,7 @@ impl Guest for GuestService {
     }
 
     async fn start(&self, _: &TtrpcContext, _: StartRequest) -> ttrpc::Result<Empty> {
-        done(self.with_container(|compute| compute.start().map_err(|error| failed(&error))))
+        done(self.with_container(|compute| compute.start().map_err(|error| failed(&error))).await)
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ExecResponse> {
@@ -420,23 +480,23 @@ impl Guest for GuestService {
     }
 
     async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
-        done(self.send_signal(&request))
+        done(self.send_signal(request).await)
     }
 
     async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
-        done(self.resize_terminal(&request))
+        done(self.resize_terminal(request).await)
     }
 
     async fn processes(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ProcessesResponse> {
-        answer(self.list_processes())
+        answer(self.list_processes().await)
     }
 
     async fn stats(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<StatsResponse> {
-        answer(self.measure())
+        answer(self.measure().await)
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
-        done(self.change_limits(&request))
+        done(self.change_limits(&request).await)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -16,6 +16,9 @@ const WRITE_BUFFER_BYTES: usize = 32 << 10;
 /// A virtio console gives at most a page in one read.
 const READ_BUFFER_BYTES: usize = 4 << 10;
 
+/// Folders of the host that a container may have; the host bounds them before.
+const MOST_SHARES: u32 = 64;
+
 /// A substream as tokio's traits want it.
 pub type Substream = Compat<yamux::Stream>;
 
@@ -69,6 +72,14 @@ impl Substreams {
             stdout: take(StreamKind::Stdout),
             stderr: take(StreamKind::Stderr),
         }
+    }
+
+    /// Takes the substreams of so many folders of the host, by number; those that the host did not open are missing.
+    pub async fn claim_shares(&self, count: u32) -> Vec<Substream> {
+        self.headers_read().await;
+        let mut waiting = self.lock();
+        let take = |process| waiting.streams.remove(&StreamHeader { kind: StreamKind::Share, process });
+        (0..count.min(MOST_SHARES)).map_while(take).map(FuturesAsyncReadCompatExt::compat).collect()
     }
 
     /// Drops every substream that no process has claimed, which resets it: the next container's processes have the same

@@ -4,8 +4,8 @@
 //! itself (its kernel panicked, somebody killed the VMM), every process in it has ended too.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,6 +20,7 @@ use crate::bundle::Bundle;
 use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process};
 use crate::files::relay::FilesRelay;
 use crate::plan::Plan;
+use crate::shares::Shares;
 use crate::standby::Standby;
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, StdioPaths, Streams};
@@ -37,6 +38,8 @@ pub struct HypervSystem {
     /// Number of the next exec in the guest.
     next_process: AtomicU32,
     vm_dir: PathBuf,
+    /// For its volumes and binds.
+    shares: Mutex<Shares>,
     /// For operations on the container's files.
     _files: FilesRelay,
 }
@@ -90,12 +93,14 @@ impl HypervSystem {
             bundle.write_utility_vm(report).map_err(|error| status!(error))?;
             bundle.write_processes(&report.vmm_pids).map_err(|error| status!(error))?;
             let pid = report.vmm_pids.first().copied().unwrap_or(0);
+            let shares = Shares::serve(worker.vm.guest(), &plan.shares).await?;
             let init = create_container(&worker, id.as_str(), &plan, Caller { stdio: &stdio, fifos }, pid).await?;
             let files = FilesRelay::start(bundle.path(), worker.vm.guest().clone());
-            Ok((init, files.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?))
+            Ok((init, shares, files.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?))
         };
         match created.await {
-            Ok((init, files)) => Ok(Self {
+            Ok((init, shares, files)) => Ok(Self {
+                shares: Mutex::new(shares),
                 guest: worker.vm.guest().clone(),
                 worker,
                 init: Arc::new(init),
@@ -285,6 +290,8 @@ impl ComputeSystem for HypervSystem {
             }
         }
         Arc::clone(&self.worker).destroy().await?;
+        // Not before the guest has written back what it had.
+        *self.shares.lock().unwrap_or_else(PoisonError::into_inner) = Shares::default();
         match std::fs::remove_dir_all(&self.vm_dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(%error, folder = %self.vm_dir.display(), "left behind");

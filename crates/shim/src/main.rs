@@ -29,6 +29,7 @@ mod process;
 mod rootfs;
 mod serve;
 mod service;
+mod shares;
 mod shim;
 mod spec;
 mod standby;
@@ -82,6 +83,7 @@ fn run() -> anyhow::Result<()> {
         ["serve"] => serve::run(&flags),
         ["files"] => files::run(&flags),
         ["copy-up"] => print(&copy_up::run()?),
+        ["share", request] => shares::server::run(request),
         ["delete"] => print(&crash::run(&flags)?.write_to_bytes()?),
         ["template", words @ ..] => print(templates::run(&flags, words)?.as_bytes()),
         ["probe"] => print(templates::probe(&flags)?.as_bytes()),

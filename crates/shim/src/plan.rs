@@ -11,6 +11,7 @@ use proto::{ErrorKind, Status};
 use uvm::{StartRequest, UtilityVm};
 
 use crate::bundle::Bundle;
+use crate::shares::Share;
 use crate::spec;
 use crate::terminal::console_size;
 
@@ -22,6 +23,8 @@ pub struct Plan {
     pub vm: UtilityVmRequest,
     /// The host's cgroup for the VMM.
     pub cgroup: String,
+    /// Folders and files of the host.
+    pub shares: Vec<Share>,
     scratch: PathBuf,
     layers: Vec<PathBuf>,
     /// The spec's profile, compiled here: the guest would take many times as long.
@@ -43,7 +46,8 @@ impl Plan {
             return Err(invalid("hyperv isolation needs a scratch disk, not an upper folder"));
         };
         let mut spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
-        spec::for_guest(&mut spec).map_err(|error| Status::from_error(error.kind(), &error))?;
+        let shares =
+            spec::for_guest(&mut spec, &container.parts).map_err(|error| Status::from_error(error.kind(), &error))?;
         let seccomp = take_seccomp(&mut spec)?;
         let layers = container.layers.into_iter().map(|layer| layer.path).collect();
         let files = spec::files(&spec).map_err(|error| Status::from_error(error.kind(), &error))?;
@@ -53,7 +57,7 @@ impl Plan {
             specialization.provide("/etc/machine-id".into(), format!("{}\n", vm.machine_id));
         }
         tracing::debug!(plain = plain.is_some(), "read the bundle");
-        Ok(Self { spec, vm, cgroup: container.cgroup, scratch: disk, layers, seccomp, plain })
+        Ok(Self { shares, spec, vm, cgroup: container.cgroup, scratch: disk, layers, seccomp, plain })
     }
 
     /// What the utility VM is started with, its logs in the folder `run_dir`.
@@ -103,6 +107,7 @@ impl Plan {
         request.width = u32::from(width);
         request.height = u32::from(height);
         request.stdin = stdin;
+        request.shares = u32::try_from(self.shares.len()).unwrap_or(u32::MAX);
         request.seccomp.clone_from(&self.seccomp);
         Ok(request)
     }

@@ -24,7 +24,7 @@ use crate::events::Publisher;
 use crate::flags::Flags;
 use crate::shim::{Ready, Shim};
 use crate::standby::Standby;
-use crate::{service, sys};
+use crate::{service, shares, sys};
 
 /// Where the listening socket is inherited.
 pub const LISTENER_FD: i32 = 3;
@@ -53,6 +53,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let bundle = Bundle::at(folder);
     leave_the_caller()?;
     start_log(bundle.path(), flags.debug)?;
+    shares::keep_host_mounts().context("cannot keep the host's mounts at hand")?;
     private_mounts().context("cannot make a mount namespace")?;
     bundle.write_shim_pid()?;
     // The process that stands before this one; when a standby's is gone, nobody will come for it.

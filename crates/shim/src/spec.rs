@@ -6,7 +6,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Root, Spec};
-use proto::ErrorKind;
+use proto::control::VolumePart;
+use proto::{ErrorKind, Status};
+
+use crate::shares::Share;
 
 /// The annotation by which small files travel into a utility VM: a JSON object from absolute path to text.
 pub const FILES_ANNOTATION: &str = "dev.bulkhead.files";
@@ -20,13 +23,13 @@ const NAME_FILE_LIMIT: u64 = 64 * 1024;
 /// A specification that cannot be run as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    /// A host folder for a container that has another kernel.
-    #[error("cannot bind {} to {destination}: bind mounts are not supported with hyperv isolation yet", host_path.display())]
-    HostBind {
-        /// On the host.
-        host_path: PathBuf,
+    /// A host folder that cannot be shared.
+    #[error("cannot mount {destination}: {status}")]
+    Share {
         /// In the container.
         destination: String,
+        /// Why not.
+        status: Status,
     },
     /// A name file of the host.
     #[error("cannot read {}", path.display())]
@@ -46,7 +49,7 @@ impl SpecError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::HostBind { .. } => ErrorKind::NotImplemented,
+            Self::Share { status, .. } => status.kind,
             Self::NameFile { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             Self::NameFile { .. } => ErrorKind::Internal,
             Self::Annotation(_) => ErrorKind::InvalidArgument,
@@ -70,17 +73,20 @@ pub fn set_root(spec: &mut Spec, path: &Path) -> bool {
 }
 
 /// Rewrites a specification for a utility VM: what it takes from the host by path goes into [`FILES_ANNOTATION`] or is
-/// refused, and namespaces of the host are not joined.
+/// shared, and namespaces of the host are not joined. Shape: what is shared, by number.
 ///
 /// # Errors
 /// [`SpecError`].
-pub fn for_guest(spec: &mut Spec) -> Result<(), SpecError> {
+pub fn for_guest(spec: &mut Spec, parts: &[VolumePart]) -> Result<Vec<Share>, SpecError> {
+    let mut shares = Vec::new();
     let annotations: HashMap<String, String> = spec.annotations().clone().unwrap_or_default();
     let mut files = files(spec)?;
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
-        if is_host_bind(mount) {
-            deliver(mount, &mut files)?;
+        if is_host_bind(mount) && !deliver(mount, &mut files)? {
+            let destination = mount.destination().display().to_string();
+            let share = Share::take(mount, parts, shares.len());
+            shares.push(share.map_err(|status| SpecError::Share { destination, status })?);
         }
     }
     spec.set_mounts(Some(mounts));
@@ -98,7 +104,7 @@ pub fn for_guest(spec: &mut Spec) -> Result<(), SpecError> {
         linux.set_namespaces(Some(namespaces));
         spec.set_linux(Some(linux));
     }
-    Ok(())
+    Ok(shares)
 }
 
 /// The small files that travel into the utility VM: path in the guest, and text.
@@ -116,18 +122,19 @@ fn is_host_bind(mount: &Mount) -> bool {
     is_bind && !mount.source().as_ref().is_some_and(|source| source.starts_with(GUEST_FILES))
 }
 
-fn deliver(mount: &mut Mount, files: &mut BTreeMap<PathBuf, String>) -> Result<(), SpecError> {
+/// Sends a name file by its content. False for everything else.
+fn deliver(mount: &mut Mount, files: &mut BTreeMap<PathBuf, String>) -> Result<bool, SpecError> {
     let destination = mount.destination().to_string_lossy().into_owned();
     let source = mount.source().clone().unwrap_or_default();
     if !NAME_FILES.contains(&destination.as_str()) {
-        return Err(SpecError::HostBind { host_path: source, destination });
+        return Ok(false);
     }
     let content = read_bounded(&source).map_err(|error| SpecError::NameFile { path: source, source: error })?;
     let name = destination.trim_start_matches("/etc/");
     let path = Path::new(GUEST_FILES).join(name);
     mount.set_source(Some(path.clone()));
     files.insert(path, content);
-    Ok(())
+    Ok(true)
 }
 
 fn read_bounded(path: &Path) -> std::io::Result<String> {
@@ -159,7 +166,7 @@ mod tests {
         fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
         let mut spec = Spec::default();
         spec.set_mounts(Some(vec![bind(&hosts, "/etc/hosts"), bind(Path::new("/run/bulkhead/files/x"), "/etc/x")]));
-        for_guest(&mut spec).unwrap();
+        assert!(for_guest(&mut spec, &[]).unwrap().is_empty());
         let files: BTreeMap<String, String> =
             serde_json::from_str(&spec.annotations().as_ref().unwrap()[FILES_ANNOTATION]).unwrap();
         assert_eq!(files["/run/bulkhead/files/hosts"], "127.0.0.1 localhost\n");
@@ -169,12 +176,16 @@ mod tests {
     }
 
     #[test]
-    fn other_binds_are_refused_and_not_dropped() {
+    fn other_binds_are_shared_or_refused_and_not_dropped() {
         let mut spec = Spec::default();
-        spec.set_mounts(Some(vec![bind(Path::new("/srv"), "/data")]));
-        let error = for_guest(&mut spec).unwrap_err();
+        spec.set_mounts(Some(vec![bind(Path::new("/usr"), "/data"), bind(Path::new("/dev/null"), "/null")]));
+        let error = for_guest(&mut spec, &[]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotImplemented);
-        assert!(error.to_string().contains("/srv") && error.to_string().contains("/data"));
+        assert!(error.to_string().contains("/null"));
+        spec.set_mounts(Some(vec![bind(Path::new("/usr"), "/data")]));
+        let shares = for_guest(&mut spec, &[]).unwrap();
+        assert_eq!(shares[0].source, Path::new("/usr"));
+        assert!(shares[0].read_only);
     }
 
     #[test]
@@ -188,7 +199,7 @@ mod tests {
         assert!(!namespaces.is_empty());
         linux.set_namespaces(Some(namespaces));
         spec.set_linux(Some(linux));
-        for_guest(&mut spec).unwrap();
+        for_guest(&mut spec, &[]).unwrap();
         let linux = spec.linux().clone().unwrap();
         assert!(linux.namespaces().iter().flatten().all(|ns| ns.path().is_none()));
     }

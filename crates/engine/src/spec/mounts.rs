@@ -144,7 +144,7 @@ fn given(input: &SpecInput<'_>) -> Result<Vec<Mount>, SpecError> {
                 mount
             }
             MountKind::Bind | MountKind::Volume => {
-                refuse_in_a_utility_vm(input.isolation)?;
+                check_propagation(point, input.isolation)?;
                 let part = point.subpath.as_ref().map(|_| subpath_point(input.rootfs, number));
                 bind(point, part.as_deref().unwrap_or(&point.source))?
             }
@@ -226,14 +226,16 @@ fn check_place(point: &MountPoint, isolation: Isolation) -> Result<(), SpecError
 /// Source: `linux/magic.h`.
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 
-fn refuse_in_a_utility_vm(isolation: Isolation) -> Result<(), SpecError> {
-    match isolation {
-        Isolation::Process => Ok(()),
-        Isolation::Hyperv => Err(SpecError::NotAvailable(
-            "volumes and bind mounts cannot be used with isolation hyperv yet: use --tmpfs, or isolation process"
-                .into(),
-        )),
+/// The mounts of a utility VM are its own kernel's: what is mounted on one side is not seen on the other.
+fn check_propagation(point: &MountPoint, isolation: Isolation) -> Result<(), SpecError> {
+    let apart = matches!(point.propagation.as_str(), "" | "private" | "rprivate");
+    if isolation == Isolation::Process || apart {
+        return Ok(());
     }
+    Err(SpecError::NotAvailable(format!(
+        "bind propagation {} cannot be used with isolation hyperv, whose kernel has mounts of its own",
+        point.propagation
+    )))
 }
 
 /// The place of a `--tmpfs`: absolute, not the root, nothing that leads upwards.

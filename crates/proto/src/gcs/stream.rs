@@ -13,6 +13,9 @@ pub enum StreamKind {
     Stderr,
     /// Both ways: one operation on the container's files, see [`crate::files`]. Its number is the host's, and no process's.
     Files,
+    /// Both ways: a folder of the host, as FUSE requests of the guest and answers of the host, each with its length in front. Its
+    /// number is the mount's.
+    Share,
 }
 
 /// Says what a substream carries and for which process. Shape: 5 bytes, kind and the process number big endian.
@@ -42,6 +45,7 @@ impl StreamHeader {
             StreamKind::Stdout => 2,
             StreamKind::Stderr => 3,
             StreamKind::Files => 4,
+            StreamKind::Share => 5,
         };
         let [a, b, c, d] = self.process.to_be_bytes();
         [kind, a, b, c, d]
@@ -59,6 +63,7 @@ impl StreamHeader {
             2 => StreamKind::Stdout,
             3 => StreamKind::Stderr,
             4 => StreamKind::Files,
+            5 => StreamKind::Share,
             other => return Err(InvalidHeader(other)),
         };
         Ok(Self { kind, process: u32::from_be_bytes([a, b, c, d]) })
@@ -71,13 +76,20 @@ mod tests {
 
     #[test]
     fn headers_survive_the_wire() {
-        let kinds = [StreamKind::Control, StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr, StreamKind::Files];
+        let kinds = [
+            StreamKind::Control,
+            StreamKind::Stdin,
+            StreamKind::Stdout,
+            StreamKind::Stderr,
+            StreamKind::Files,
+            StreamKind::Share,
+        ];
         for kind in kinds {
             for process in [0, 1, u32::MAX] {
                 let header = StreamHeader { kind, process };
                 assert_eq!(StreamHeader::decode(header.encode()), Ok(header));
             }
         }
-        assert_eq!(StreamHeader::decode([5, 0, 0, 0, 0]), Err(InvalidHeader(5)));
+        assert_eq!(StreamHeader::decode([6, 0, 0, 0, 0]), Err(InvalidHeader(6)));
     }
 }

@@ -100,7 +100,7 @@ pub async fn relay(engine: UnixStream, guest: GuestStream) {
 }
 
 /// A socket for the runtime.
-pub(super) fn into_tokio(socket: StdStream) -> io::Result<UnixStream> {
+pub fn into_tokio(socket: StdStream) -> io::Result<UnixStream> {
     socket.set_nonblocking(true)?;
     UnixStream::from_std(socket)
 }

@@ -220,3 +220,50 @@ fn volume_events_tell_who_mounts_what() {
         ["create watched local", "mount watched local /w", "unmount watched local", "destroy watched local"]
     );
 }
+
+/// `docker run --rm` behind the other wall.
+fn run_process(host: &TestHost, options: &[&str], script: &str) -> bulkhead_e2e::Said {
+    let words =
+        [&["run", "--rm", "--network", "none", "--isolation", "process"], options, &["box", "sh", "-c", script]];
+    host.docker(&words.concat())
+}
+
+#[test]
+fn data_is_shared_by_both_walls_at_once_and_outlives_a_change_of_them() {
+    let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
+    let volume = ["-v", "shared:/s"];
+    assert_eq!(run_process(&host, &volume, "echo first > /s/a; mkdir /s/d; chown 7:8 /s/a").code, 0);
+    let script = "cat /s/a; stat -c %u:%g /s/a; echo second > /s/d/b; mv /s/d/b /s/d/c; ln /s/d/c /s/e; ln -s a /s/l; cat /s/l; rm /s/e; exec sleep 1000";
+    let id = host.run_detached(&volume, &["sh", "-c", script]);
+    host.wait_log(&id, "first\n7:8\nfirst\n");
+    assert_eq!(run_process(&host, &volume, "cat /s/d/c; ls /s; echo third >> /s/a").ok(), "second\na\nd\nl");
+    // Names and attributes are believed for a tenth of a second.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(host.docker(&["exec", &id, "cat", "/s/a"]).ok(), "first\nthird");
+    assert_eq!(host.docker(&["exec", "-w", "/s/d", &id, "sh", "-c", "pwd; cat c"]).ok(), "/s/d\nsecond");
+    assert_eq!(host.docker(&["rm", "-f", &id]).code, 0);
+    assert_eq!(run_process(&host, &volume, "cat /s/d/c").ok(), "second");
+}
+
+#[test]
+fn a_utility_vm_reaches_just_the_folder() {
+    let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
+    let bound = folder(&host, "bound");
+    std::fs::write(bound.join("file"), "from outside\n").unwrap();
+    symlink("/etc/shadow", bound.join("shadow")).unwrap();
+    symlink("../../../../../../etc", bound.join("up")).unwrap();
+    let path = bound.display().to_string();
+    let script =
+        "cat /b/file; cat /b/shadow /b/up/shadow; ls -a /b/.. | grep -c bound; mknod /b/dev c 1 3; echo x > /b/new";
+    let said = host.run(&["-v", &format!("{path}:/b")], &["sh", "-c", script]);
+    assert!(said.text().starts_with("from outside\n0") && !said.text().contains("root:"), "{said}");
+    assert!(bound.join("new").exists() && !bound.join("dev").exists());
+    host.run(&["-v", &format!("{path}:/b:ro")], &["sh", "-c", "cat /b/file; echo x > /b/file"])
+        .fails_saying(1, &["Read-only file system"]);
+    let one =
+        host.run(&["-v", &format!("{path}/file:/etc/one")], &["sh", "-c", "cat /etc/one; echo changed > /etc/one"]);
+    assert_eq!(one.ok(), "from outside");
+    assert_eq!(std::fs::read_to_string(bound.join("file")).unwrap(), "changed\n");
+    host.run(&["-v", "/dev/null:/n"], &["true"]).fails_saying(125, &["neither a file nor a folder"]);
+    host.run(&["-v", &format!("{path}:/b:rslave")], &["true"]).fails_saying(125, &["isolation hyperv"]);
+}
