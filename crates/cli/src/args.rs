@@ -1,5 +1,6 @@
 //! The command line. Names and meanings are docker's where docker has them.
 
+pub mod build;
 pub mod container;
 pub mod files;
 pub mod image;
@@ -97,6 +98,8 @@ pub enum Command {
     Export(files::ExportArgs),
     /// Make an image of a container and its changes
     Commit(files::CommitArgs),
+    /// Build an image from a Dockerfile
+    Build(Box<build::BuildArgs>),
     /// List images
     Images(image::ImagesArgs),
     /// Pull an image from a registry

@@ -1,6 +1,7 @@
 //! The commands, one job per file.
 
 mod attach;
+mod build;
 mod commit;
 mod completion;
 mod container;
@@ -90,6 +91,7 @@ async fn with_containers(client: &Client, command: Command) -> CliResult<()> {
 
 async fn with_images(client: &Client, command: Command) -> CliResult<()> {
     match command {
+        Command::Build(args) => build::build(client, &args).await,
         Command::Images(args) => images::images(client, &args).await,
         Command::Pull(args) => transfer::pull_image(client, &args).await,
         Command::Push(args) => transfer::push(client, &args).await,

@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2, readlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, mkdirat, openat2, readlinkat,
+};
 use rustix::io::Errno;
 
 /// A container's root folder: what is looked up in it stays in it, wherever its links point to.
@@ -174,6 +176,11 @@ impl Root {
 
     /// Makes a folder and its parents, mode 0755, where they do not exist.
     pub(crate) fn create_folders(&self, path: &Path) -> io::Result<()> {
+        self.create_folders_of(path, None)
+    }
+
+    /// As [`Root::create_folders`]; the folders that are made belong to `owner`.
+    pub(crate) fn create_folders_of(&self, path: &Path, owner: Option<(Uid, Gid)>) -> io::Result<()> {
         let folder = OFlags::PATH | OFlags::DIRECTORY;
         match self.resolve(path, folder) {
             Err(Errno::NOENT) => {}
@@ -185,9 +192,12 @@ impl Root {
             done.push(name);
             parent = match self.resolve(&done, folder) {
                 Err(Errno::NOENT) => {
-                    match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-                        Ok(()) | Err(Errno::EXIST) => {}
-                        Err(error) => return Err(error.into()),
+                    match (mkdirat(&parent, name, Mode::from_raw_mode(0o755)), owner) {
+                        (Ok(()), Some((user, group))) => {
+                            chownat(&parent, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+                        }
+                        (Ok(()), None) | (Err(Errno::EXIST), _) => {}
+                        (Err(error), _) => return Err(error.into()),
                     }
                     self.resolve(&done, folder)?
                 }

@@ -16,6 +16,7 @@ mod export;
 mod files;
 mod health;
 mod inspect;
+mod intermediate;
 mod kill;
 mod launch;
 mod list;
@@ -48,7 +49,10 @@ use axum::routing::{delete, get, post};
 
 use crate::engine::Engine;
 
+pub use create::{check_platform, random_id};
 pub use files::clear_leftovers;
+pub use intermediate::Intermediate;
+pub use kill::parse_signal;
 pub use launch::Run;
 pub use mounting::{plain_binds, unknown_mount_type};
 pub use remove::{collect_image, discard_with_volumes, uses_of};

@@ -10,6 +10,7 @@ use proto::ContainerId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::builds::Builds;
 use crate::container::store::ContainerStore;
 use crate::events::EventBus;
 use crate::flags::{Changeable, Settings};
@@ -30,6 +31,8 @@ pub struct Engine {
     pub containers: ContainerStore,
     /// Every volume of this data root.
     pub volumes: VolumeStore,
+    /// Builds that can be cancelled.
+    pub builds: Builds,
     /// What happened and happens.
     pub events: EventBus,
     /// The utility VM that stands by for the next hyperv container.
@@ -68,6 +71,7 @@ impl Engine {
             containers: ContainerStore::default(),
             volumes: VolumeStore::open(volumes.clone())
                 .with_context(|| format!("cannot open the folder of volumes {}", volumes.display()))?,
+            builds: Builds::default(),
             events: EventBus::default(),
             standby: Standby::new(settings.standby_vms != Some(0) && rehearsal::AVAILABLE),
             changeable: RwLock::new(Arc::new(settings.changeable.clone())),

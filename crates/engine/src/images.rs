@@ -28,7 +28,9 @@ use crate::missing;
 use crate::query::Query;
 use crate::version::ApiVersion;
 
+pub(crate) use auth::{Logins, login_for, logins};
 pub(crate) use list::entries;
+pub(crate) use pull::pull_for_build;
 
 /// The routes below `/images`.
 pub fn router() -> Router<Arc<Engine>> {

@@ -13,6 +13,8 @@
 #![deny(unsafe_code)]
 
 mod body;
+mod build;
+mod builds;
 mod clock;
 mod config;
 mod container;
@@ -31,6 +33,7 @@ mod log;
 mod missing;
 mod notify;
 mod output;
+mod peer;
 mod query;
 mod reader;
 mod recovery;

@@ -24,15 +24,16 @@ enum Missing {
 
 use Missing::{NoSuch, NoSwarm, NotYet, Nothing, Swarm};
 
+/// Of BuildKit nothing is there but the advice.
+const BUILDKIT: &str = "building images with BuildKit (set DOCKER_BUILDKIT=0 for the classic builder)";
+
 /// Method (`*` is any), path (`{}` is one part, `{*}` one or more) and answer; the first that fits counts.
 const ENDPOINTS: &[(&str, &str, Missing)] = &[
     ("GET", "/containers/{}/attach/ws", NotYet("attaching by websocket")),
     ("*", "/containers/{}/checkpoints", NotYet("checkpoints")),
     ("*", "/containers/{}/checkpoints/{}", NotYet("checkpoints")),
-    ("POST", "/build", NotYet("building images")),
-    ("POST", "/build/cancel", NotYet("building images")),
-    ("POST", "/session", NotYet("building images with BuildKit")),
-    ("POST", "/grpc", NotYet("building images with BuildKit")),
+    ("POST", "/session", NotYet(BUILDKIT)),
+    ("POST", "/grpc", NotYet(BUILDKIT)),
     ("POST", "/images/load", NotYet("loading images")),
     ("POST", "/images/prune", NotYet("pruning images")),
     ("GET", "/images/{*}/history", NotYet("an image's history")),

@@ -1,6 +1,7 @@
 //! The HTTP server: opens the engine, serves every socket, stops on a signal and leaves the containers running.
 
 use std::convert::Infallible;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,10 +27,11 @@ use crate::flags::Settings;
 use crate::leftover::Leftover;
 use crate::listen::{self, Socket};
 use crate::lock::RootLock;
+use crate::peer::Peer;
 use crate::query::Query;
 use crate::reload::Reloader;
 use crate::version::{self, ApiVersion};
-use crate::{containers, events, images, missing, notify, recovery, sys, system, volumes};
+use crate::{build, containers, events, images, missing, notify, recovery, sys, system, volumes};
 
 /// How long requests that are under way may take once the engine was told to stop.
 const GRACE: Duration = Duration::from_secs(2);
@@ -142,6 +144,7 @@ fn router(engine: Arc<Engine>) -> Router {
         .merge(containers::router())
         .merge(images::router())
         .merge(volumes::router())
+        .merge(build::router())
         .merge(system::router())
         .fallback(missing::answer)
         .method_not_allowed_fallback(missing::answer)
@@ -185,8 +188,11 @@ async fn serve(listener: UnixListener, router: Router, stopping: CancellationTok
 }
 
 async fn connection(stream: UnixStream, router: Router, stopping: CancellationToken) {
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+    let socket = stream.as_fd().try_clone_to_owned().map(Arc::new);
+    let peer = socket.as_ref().ok().map(Peer::of);
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         let router = router.clone();
+        request.extensions_mut().extend(peer.clone().map(extension).unwrap_or_default());
         async move { Ok::<_, Infallible>(answer(router, request.map(Body::new)).await) }
     });
     // A client that has sent its last request may close its half, and still wants the answer.
@@ -209,6 +215,12 @@ async fn connection(stream: UnixStream, router: Router, stopping: CancellationTo
     if let Err(error) = served {
         tracing::debug!(%error, "a connection ended early");
     }
+}
+
+fn extension(peer: Peer) -> axum::http::Extensions {
+    let mut extensions = axum::http::Extensions::new();
+    extensions.insert(peer);
+    extensions
 }
 
 /// Splits the version off the path, lets the router answer, and puts the headers on that every response carries.

@@ -117,8 +117,14 @@ pub(crate) struct ParsedConfig {
     pub diff_ids: Vec<Digest>,
 }
 
-/// Reads and checks an image configuration.
+/// Reads and checks an image configuration from outside, which has layers.
 pub(crate) fn parse(json: &[u8]) -> Result<ParsedConfig, ConfigError> {
+    let parsed = parse_own(json)?;
+    if parsed.diff_ids.is_empty() { Err(ConfigError::NoLayers) } else { Ok(parsed) }
+}
+
+/// Reads and checks an image configuration; one that a build began from nothing may have no layers yet.
+pub(crate) fn parse_own(json: &[u8]) -> Result<ParsedConfig, ConfigError> {
     if json.len() as u64 > MAX_JSON_BYTES {
         return Err(ConfigError::TooLarge { bytes: json.len() });
     }
@@ -130,10 +136,8 @@ pub(crate) fn parse(json: &[u8]) -> Result<ParsedConfig, ConfigError> {
         return Err(ConfigError::Field { field: "rootfs.type" });
     }
     let diff_ids = config.rootfs().diff_ids();
-    match diff_ids.len() {
-        0 => return Err(ConfigError::NoLayers),
-        count if count > MAX_LAYERS => return Err(ConfigError::TooManyLayers { count }),
-        _ => {}
+    if diff_ids.len() > MAX_LAYERS {
+        return Err(ConfigError::TooManyLayers { count: diff_ids.len() });
     }
     let diff_ids: Result<Vec<Digest>, _> = diff_ids.iter().map(|text| text.parse()).collect();
     let diff_ids = diff_ids.map_err(|_| ConfigError::Field { field: "rootfs.diff_ids" })?;

@@ -15,6 +15,7 @@
 //! Source: OCI image-spec 1.1, Docker image specification 1.2, Linux Documentation/filesystems/{erofs,overlayfs}.rst.
 #![forbid(unsafe_code)]
 
+mod build;
 #[cfg(test)]
 mod cases;
 mod changes;
@@ -31,6 +32,7 @@ mod labels;
 mod layer_tar;
 pub mod limits;
 mod load;
+mod nothing;
 mod recipe;
 mod records;
 mod reference;
@@ -47,6 +49,7 @@ mod tree;
 mod worker;
 mod worker_fault;
 
+pub use build::BuildStep;
 pub use changes::ChangeError;
 pub use commit::{CommitError, CommitOptions};
 pub use compression::{StreamRefusal, decompressed};
@@ -63,8 +66,8 @@ pub use reference::{InvalidReference, Reference};
 pub use save::{SaveError, Saving};
 pub use scratch::{Scratch, ScratchError, prepare_upper};
 pub use store::{
-    CheckReport, Finding, HistoryEntry, ImageLease, ImageStore, ImageSummary, ImageUse, LayerFilesError, OpenError,
-    Remedy, RemoveError, Removed, ResolveError, StoreError, TagError,
+    CheckReport, Finding, HistoryEntry, ImageHold, ImageLease, ImageStore, ImageSummary, ImageUse, LayerFilesError,
+    OpenError, Remedy, RemoveError, Removed, ResolveError, StoreError, TagError,
 };
 pub use tar::TarError;
 pub use tree::EntryFault;

@@ -67,6 +67,9 @@ pub(crate) struct ImageRecord {
     pub added_at_ns: i64,
     /// Removed by name and id, and kept for containers that still use it.
     pub detached: bool,
+    /// The image that a build step made it from, for the build cache.
+    #[serde(default)]
+    pub parent: Option<Digest>,
 }
 
 /// What is kept of a layer.

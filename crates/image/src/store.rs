@@ -7,7 +7,7 @@ mod pin;
 mod remove;
 mod sound;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,7 +16,7 @@ use proto::{Digest, ErrorKind};
 
 pub(crate) use batch::{AddLayerError, Batch, StagedLayer};
 pub use check::{CheckReport, Finding, Remedy};
-pub use lease::ImageLease;
+pub use lease::{ImageHold, ImageLease};
 pub(crate) use pin::LayerPin;
 pub use remove::{ImageUse, RemoveError, Removed};
 pub use sound::LayerFilesError;
@@ -25,6 +25,7 @@ use crate::config::{self, Image};
 use crate::content::{ContentStore, FileError};
 use crate::failpoint;
 use crate::limits::Limits;
+use crate::nothing;
 use crate::records::{Change, ImageRecord, LayerRecord, Records, RecordsError};
 use crate::reference::Reference;
 use crate::worker::Converter;
@@ -161,12 +162,16 @@ pub struct ImageSummary {
     pub size_bytes: u64,
     /// The configuration's labels.
     pub labels: HashMap<String, String>,
+    /// The image that a build step made it from.
+    pub parent: Option<Digest>,
+    /// Build steps made others from it: without a name it is one of the builds' steps, and not dangling.
+    pub has_children: bool,
 }
 
 /// One line of `docker history`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryEntry {
-    /// The image's id for the newest line, nothing for the others.
+    /// The image that the step made, as far as it is known: the newest line's, and those of steps that were built here.
     pub id: Option<Digest>,
     /// Seconds since the epoch; 0 if unknown.
     pub created_unix: i64,
@@ -176,7 +181,7 @@ pub struct HistoryEntry {
     pub comment: String,
     /// Length of the layer's regular files; 0 where the step made no layer.
     pub size_bytes: u64,
-    /// The image's tags for the newest line.
+    /// That image's tags.
     pub tags: Vec<String>,
 }
 
@@ -203,6 +208,11 @@ impl Index {
 
     fn attached(&self) -> impl Iterator<Item = &Arc<Image>> {
         self.images.values().filter(|image| self.is_attached(&image.id))
+    }
+
+    /// Images that build steps made from this one.
+    fn has_children(&self, id: &Digest) -> bool {
+        self.records.values().any(|record| !record.detached && record.parent.as_ref() == Some(id))
     }
 
     fn names_of(&self, id: &Digest) -> Vec<Reference> {
@@ -237,7 +247,7 @@ impl Index {
     fn read_image(&self, id: &Digest, record: &ImageRecord) -> Result<Image, RecordsError> {
         let damaged = || RecordsError::Damaged { key: id.to_string() };
         let config_json = record.config.clone().into_bytes();
-        let parsed = config::parse(&config_json).ok().filter(|parsed| parsed.id == *id).ok_or_else(damaged)?;
+        let parsed = config::parse_own(&config_json).ok().filter(|parsed| parsed.id == *id).ok_or_else(damaged)?;
         let bytes_of = |diff_id| self.layers.get(diff_id).map(|layer| layer.content_bytes).ok_or_else(damaged);
         let layer_bytes: Vec<u64> = parsed.diff_ids.iter().map(bytes_of).collect::<Result<_, _>>()?;
         Ok(Image {
@@ -340,7 +350,17 @@ impl ImageStore {
     /// All images but those that were removed and are kept for containers, newest first.
     pub fn list(&self) -> Vec<ImageSummary> {
         let index = self.index();
-        let mut list: Vec<_> = index.attached().map(|image| summary(image, &index.names_of(&image.id))).collect();
+        let mut list: Vec<_> = index
+            .attached()
+            .filter(|image| image.id != *nothing::image_id())
+            .map(|image| {
+                let mut summary = summary(image, &index.names_of(&image.id));
+                summary.parent = index.records.get(&image.id).and_then(|record| record.parent.clone());
+                summary
+            })
+            .collect();
+        let parents: BTreeSet<Digest> = list.iter().filter_map(|image| image.parent.clone()).collect();
+        list.iter_mut().for_each(|image| image.has_children = parents.contains(&image.id));
         list.sort_by(|a, b| {
             (b.created_unix, b.created_ns).cmp(&(a.created_unix, a.created_ns)).then_with(|| a.id.cmp(&b.id))
         });
@@ -357,6 +377,20 @@ impl ImageStore {
             Found::ByName(_, id) | Found::ById(id) => id,
         };
         Ok(index.images[&id].as_ref().clone())
+    }
+
+    /// The image that a build step made this one from, if that is still there.
+    pub fn parent(&self, id: &Digest) -> Option<Digest> {
+        let index = self.index();
+        let parent = index.records.get(id)?.parent.clone()?;
+        index.is_attached(&parent).then_some(parent)
+    }
+
+    /// The images that build steps made from one.
+    pub(crate) fn children(&self, parent: &Digest) -> Vec<Image> {
+        let index = self.index();
+        let children = index.attached().filter(|image| index.records[&image.id].parent.as_ref() == Some(parent));
+        children.map(|image| image.as_ref().clone()).collect()
     }
 
     /// The image with this id, even if it was removed by force and is kept for the containers that use it.
@@ -432,9 +466,13 @@ impl ImageStore {
             tags: Vec::new(),
         }));
         entries.reverse();
-        if let Some(newest) = entries.first_mut() {
-            newest.id = Some(image.id.clone());
-            newest.tags = self.find_tags(&image.id);
+        // What was built here is known step by step.
+        let mut id = Some(image.id.clone());
+        for entry in &mut entries {
+            let Some(step) = id.take() else { break };
+            entry.tags = self.find_tags(&step);
+            id = self.parent(&step).filter(|parent| parent != nothing::image_id());
+            entry.id = Some(step);
         }
         entries
     }
@@ -495,6 +533,8 @@ fn summary(image: &Image, names: &[Reference]) -> ImageSummary {
         created_ns: image.created_at().1,
         size_bytes: image.size_bytes,
         labels: image.config.labels_of_config().cloned().unwrap_or_default(),
+        parent: None,
+        has_children: false,
     }
 }
 

@@ -4,7 +4,7 @@
 //! ```text
 //!   engine                                     files
 //!     ── Message: FilesRequest ────────────────▶
-//!     ── Data * , End (Write only) ────────────▶
+//!     ── Data * , End (Write, Place) ──────────▶
 //!     ◀──────────────── Message: PathStat ──────   (Stat, Read)
 //!     ◀──────────────── Data * ─────────────────   (Read, Export, Layer: a tar stream; Changes: a JSON object a line)
 //!     ◀──────────────── End: how it went ───────
@@ -48,6 +48,16 @@ pub enum FilesRequest {
         path: String,
         /// A folder is not replaced by something else, nor something else by a folder.
         keep_kinds: bool,
+    },
+    /// Unpacks a tar stream as `COPY` of a Dockerfile places it. What is missing of the way there is made, mode 0755.
+    Place {
+        /// Where to. Links in it are followed.
+        path: String,
+        /// It is a folder, made if it is missing, and takes the entries. Otherwise the stream has one entry, which goes into the
+        /// folder that is there, or becomes what the path names.
+        folder: bool,
+        /// `USER:GROUP` in the container's own names or numbers: owner of all that is made, whatever the stream says.
+        owner: Option<String>,
     },
     /// The whole root as a tar stream.
     Export,

@@ -9,6 +9,7 @@ pub mod control;
 pub mod files;
 pub mod gcs;
 mod id;
+pub mod ignore;
 mod isolation;
 mod kernel_paths;
 mod process;

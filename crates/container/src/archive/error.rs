@@ -46,6 +46,9 @@ pub enum ArchiveError {
     /// Folders in folders.
     #[error("{0} lies too deep")]
     TooDeep(String),
+    /// The owner that files are to have is nobody in the container. The words are dockerd's.
+    #[error("unable to convert uid/gid chown string to host mapping: {0}")]
+    Owner(String),
     /// The stream to or from whoever asked.
     #[error("the connection is broken")]
     Stream(#[source] io::Error),
@@ -73,6 +76,7 @@ impl ArchiveError {
             | Self::Format(_)
             | Self::Outside(_)
             | Self::Name(_)
+            | Self::Owner(_)
             | Self::TooDeep(_) => ErrorKind::InvalidArgument,
             Self::Unsupported(_) => ErrorKind::NotImplemented,
             Self::Stream(_) => ErrorKind::Unavailable,

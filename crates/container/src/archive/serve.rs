@@ -15,7 +15,7 @@ use super::error::ArchiveError;
 use super::layer::Own;
 use super::pack::{Packer, View};
 use super::path::{Place, Wanted};
-use super::unpack::unpack;
+use super::unpack::{Placing, place, unpack};
 use crate::rootpath::Root;
 
 /// A container's trees, open.
@@ -87,6 +87,9 @@ pub(super) fn operate<R: Read, W: Write>(
             read(place, &wanted.base, sender)
         }
         FilesRequest::Write { path, keep_kinds } => unpack(&files.merged, path, *keep_kinds, receiver),
+        FilesRequest::Place { path, folder, owner } => {
+            place(&files.merged, &Placing { path, folder: *folder, owner: owner.as_deref() }, receiver)
+        }
         FilesRequest::Export => pack_root(&files.merged, b"", View::Tree, sender),
         FilesRequest::Layer { own, .. } => {
             pack_root(tree(files.upper.as_ref())?, b"./", View::Layer(&Own::new(own)), sender)

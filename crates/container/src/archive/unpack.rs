@@ -25,6 +25,7 @@ use super::pack::{MOST_DEPTH, names};
 use super::path::behind_links;
 use super::reader::TarReader;
 use crate::rootpath::Root;
+use crate::user::{Accounts, UserError};
 
 /// Folders whose times are set at the end.
 const MOST_FOLDERS: usize = 1_000_000;
@@ -37,19 +38,58 @@ pub(super) fn unpack(root: &Root, folder: &str, keep_kinds: bool, from: impl Rea
         Err(Errno::NOTDIR) => return Err(ArchiveError::NotAFolder),
         other => drop(other.map_err(lost)?),
     }
-    let mut tar = TarReader::new(from);
-    let mut unpacking = Unpacking { root, base, keep_kinds, parent: None, times: Vec::new() };
-    while let Some(entry) = tar.next_entry()? {
-        unpacking.entry(&entry, &mut tar)?;
-    }
-    tar.finish()?;
-    unpacking.finish()
+    Unpacking { root, base, keep_kinds, owner: None, parent: None, times: Vec::new() }.run(from, None)
+}
+
+/// What `COPY` of a Dockerfile says about where its files go.
+pub(super) struct Placing<'a> {
+    pub path: &'a str,
+    pub folder: bool,
+    pub owner: Option<&'a str>,
+}
+
+/// Unpacks a stream as [`proto::files::FilesRequest::Place`] says. Source: moby, builder/dockerfile, `performCopyForInfo`.
+pub(super) fn place(root: &Root, placing: &Placing<'_>, from: impl Read) -> Result<(), ArchiveError> {
+    let owner = placing.owner.map(|text| numbers(root, text)).transpose()?;
+    let lost = |error: Errno| ArchiveError::at("find", placing.path.as_bytes())(error);
+    let base = behind_links(root, Path::new(placing.path)).map_err(lost)?;
+    let is_folder = match root.resolve(&base, OFlags::PATH | OFlags::DIRECTORY) {
+        Err(Errno::NOTDIR) if placing.folder => {
+            return Err(ArchiveError::at("place files in", placing.path.as_bytes())(Errno::NOTDIR));
+        }
+        Err(Errno::NOENT | Errno::NOTDIR) => placing.folder,
+        other => other.map(|_| true).map_err(lost)?,
+    };
+    let (base, name) = match base.file_name().map(ToOwned::to_owned) {
+        Some(name) if !is_folder => (base.parent().unwrap_or(Path::new("/")).to_owned(), Some(name)),
+        _ => (base, None),
+    };
+    let made = root.create_folders_of(&base, owner.map(|(user, group)| (Uid::from_raw(user), Gid::from_raw(group))));
+    made.map_err(|error| ArchiveError::at("create", base.as_os_str().as_bytes())(error))?;
+    Unpacking { root, base, keep_kinds: false, owner, parent: None, times: Vec::new() }.run(from, name)
+}
+
+/// `USER[:GROUP]` as `COPY --chown` has it: a group that is not given has the user's name.
+fn numbers(root: &Root, text: &str) -> Result<(u32, u32), ArchiveError> {
+    let (user, group) = text.split_once(':').unwrap_or((text, text));
+    let unknown = |error: UserError| {
+        ArchiveError::Owner(match error {
+            UserError::NoUser(name) => format!("can't find uid for user {name}: no such user: {name}"),
+            UserError::NoGroup(name) => format!("can't find gid for group {name}: no such group: {name}"),
+            other => other.to_string(),
+        })
+    };
+    let accounts = Accounts::read(root).map_err(unknown)?;
+    let user = accounts.resolve(user).map_err(unknown)?.user_id;
+    Ok((user, accounts.group_id(group).map_err(unknown)?))
 }
 
 struct Unpacking<'a> {
     root: &'a Root,
     base: PathBuf,
     keep_kinds: bool,
+    /// Owner of everything, whatever the entries say.
+    owner: Option<(u32, u32)>,
     /// The folder of the entry before, which is most often that of the next one too.
     parent: Option<(PathBuf, OwnedFd)>,
     times: Vec<(PathBuf, Time)>,
@@ -63,6 +103,24 @@ struct Target<'a> {
 }
 
 impl Unpacking<'_> {
+    /// Unpacks the whole stream. Shape: `name` is what its only entry is called, if it is to be called otherwise.
+    fn run(mut self, from: impl Read, name: Option<OsString>) -> Result<(), ArchiveError> {
+        let mut tar = TarReader::new(from);
+        let mut only = name.map(OsString::into_vec);
+        let single = only.is_some();
+        while let Some(mut entry) = tar.next_entry()? {
+            if single {
+                entry.path = only.take().ok_or(ArchiveError::Format("one entry was expected"))?;
+            }
+            if let Some((user, group)) = self.owner {
+                (entry.uid, entry.gid) = (user, group);
+            }
+            self.entry(&entry, &mut tar)?;
+        }
+        tar.finish()?;
+        self.finish()
+    }
+
     fn entry<R: Read>(&mut self, entry: &Entry, content: &mut TarReader<R>) -> Result<(), ArchiveError> {
         let relative = plain(&entry.path)?;
         // The folder itself stays as it is.

@@ -67,7 +67,10 @@ pub async fn create(
 }
 
 /// Other platforms need an emulator, which comes with a later version.
-fn check_platform(platform: &str) -> ApiResult<()> {
+///
+/// # Errors
+/// 501 for any but the host's.
+pub fn check_platform(platform: &str) -> ApiResult<()> {
     let host = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -84,7 +87,10 @@ fn check_platform(platform: &str) -> ApiResult<()> {
 }
 
 /// Makes the container's folder, record and writable part. What was made is taken back when a later step fails.
-fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiResult<Arc<Container>> {
+///
+/// # Errors
+/// As [`create`].
+pub fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> ApiResult<Arc<Container>> {
     let id = new_id()?;
     let mut config = requested.typed_config()?;
     let host = requested.typed_host()?;
@@ -152,13 +158,20 @@ fn health_of(image: &Image) -> Option<HealthConfig> {
 }
 
 /// 64 hexadecimal digits, of which the first twelve are no number, since a host name made of them must not be one.
-fn new_id() -> ApiResult<ContainerId> {
+///
+/// # Errors
+/// 500 when there is no randomness.
+pub fn random_id() -> ApiResult<String> {
     loop {
         let text = hex::encode(names::random::<32>()?);
         if text[..12].bytes().any(|digit| digit.is_ascii_alphabetic()) {
-            return text.parse().map_err(|error| ApiError::caused("cannot make an id", &error));
+            return Ok(text);
         }
     }
+}
+
+fn new_id() -> ApiResult<ContainerId> {
+    random_id()?.parse().map_err(|error| ApiError::caused("cannot make an id", &error))
 }
 
 fn lease<'e>(engine: &'e Engine, reference: &str) -> ApiResult<(Image, ImageLease<'e>)> {

@@ -42,16 +42,20 @@ pub async fn remove(
 
 /// How a client wants a container removed.
 #[derive(Clone, Copy)]
-struct Removal {
+pub struct Removal {
     /// Even if it runs.
-    force: bool,
+    pub force: bool,
     /// With its volumes without names.
-    volumes: bool,
+    pub volumes: bool,
     /// The client's.
-    version: ApiVersion,
+    pub version: ApiVersion,
 }
 
-async fn take_down(engine: &Arc<Engine>, container: &Arc<Container>, wanted: Removal) -> ApiResult<()> {
+/// Removes a container.
+///
+/// # Errors
+/// As [`remove`].
+pub async fn take_down(engine: &Arc<Engine>, container: &Arc<Container>, wanted: Removal) -> ApiResult<()> {
     let Removal { force, volumes, version } = wanted;
     loop {
         let lifecycle = container.hold().await?;

@@ -22,7 +22,11 @@ pub async fn start(State(engine): State<Arc<Engine>>, Path(id): Path<String>) ->
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
+/// Starts a container that does not run.
+///
+/// # Errors
+/// As [`start`].
+pub async fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
     let lifecycle = container.hold().await?;
     let phase = container.record().phase.clone();
     if phase.is_paused() {

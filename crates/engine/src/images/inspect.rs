@@ -73,7 +73,7 @@ fn describe(store: &ImageStore, image: &Image, version: ApiVersion) -> ApiResult
         "Id": image.id.as_str(),
         "RepoTags": store.find_tags(&image.id),
         "RepoDigests": store.find_digests(&image.id),
-        "Parent": "",
+        "Parent": store.parent(&image.id).as_ref().map_or("", proto::Digest::as_str),
         "Comment": comment,
         "Created": image.created.as_deref().unwrap_or(NEVER),
         "DockerVersion": text("docker_version"),

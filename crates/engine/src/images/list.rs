@@ -24,12 +24,14 @@ pub(super) async fn list(engine: Arc<Engine>, query: &Query, version: ApiVersion
     let filters = query.filters()?;
     filters.only(&["reference", "dangling", "label", "before", "since", "until"])?;
     let containers = container_counts(&engine);
-    let with_shared = query.flag("shared-size");
+    let (with_shared, with_steps) = (query.flag("shared-size"), query.flag("all"));
     let images = blocking(&engine, move |store| {
         let all = store.list();
         let bounds = Bounds::read(store, &filters)?;
         let shared = with_shared.then(|| shared_bytes(store, &all));
-        let shown = all.iter().filter(|image| bounds.hold(image) && names_fit(&filters, image));
+        let shown = all
+            .iter()
+            .filter(|image| (with_steps || !is_step(image)) && bounds.hold(image) && names_fit(&filters, image));
         Ok(shown
             .map(|image| {
                 let shared = shared.as_ref().map(|shared| shared.get(&image.id).copied().unwrap_or_default());
@@ -48,8 +50,14 @@ pub(crate) fn entries(engine: &Engine) -> Vec<Value> {
     let count = |image: &ImageSummary| containers.get(&image.id).copied().unwrap_or_default();
     let none = Filters::default();
     all.iter()
+        .filter(|image| !is_step(image))
         .map(|image| entry(image, &none, crate::version::MAX, count(image), shared.get(&image.id).copied()))
         .collect()
+}
+
+/// A step on a build's way to another image.
+pub(super) fn is_step(image: &ImageSummary) -> bool {
+    image.has_children && image.repo_tags.is_empty() && image.repo_digests.is_empty()
 }
 
 /// How many containers were made from each image.
@@ -119,7 +127,7 @@ fn entry(image: &ImageSummary, filters: &Filters, version: ApiVersion, container
     }
     json!({
         "Id": image.id.as_str(),
-        "ParentId": "",
+        "ParentId": image.parent.as_ref().map_or("", Digest::as_str),
         "RepoTags": tags,
         "RepoDigests": digests,
         "Created": image.created_unix,
@@ -163,6 +171,8 @@ mod tests {
             created_ns: 5,
             size_bytes: 5,
             labels: [("a".to_owned(), "b".to_owned())].into(),
+            parent: None,
+            has_children: false,
         }
     }
 

@@ -82,6 +82,26 @@ async fn one(engine: &Engine, name: &Reference, options: &PullOptions, lines: &L
     Ok(())
 }
 
+/// Pulls an image that a build needs; `tell` takes its lines, and may leave some out.
+///
+/// # Errors
+/// The registry's.
+pub(crate) async fn pull_for_build(
+    engine: &Engine,
+    name: &Reference,
+    credentials: Option<Credentials>,
+    tell: impl Fn(Value) + Send + Sync,
+) -> ApiResult<()> {
+    let options = PullOptions { platform: None, credentials };
+    let told = |event: PullEvent| tell(line(&event));
+    let pulled = engine.registries.pull(name, &options, &told).await.map_err(|error| auth::failed(&error))?;
+    let familiar = name.familiar();
+    let outcome = if pulled.newer { "Downloaded newer image" } else { "Image is up to date" };
+    tell(json!({"status": format!("Status: {outcome} for {familiar}")}));
+    publish(engine, "pull", &familiar, &name.familiar_repository());
+    Ok(())
+}
+
 /// Turns events into lines, not too many of them.
 struct Teller<'a> {
     lines: &'a Lines,

@@ -9,7 +9,7 @@ use image::{ImageSummary, RemoveError, Removed, TagError};
 use proto::Digest;
 use serde_json::{Value, json};
 
-use super::{blocking, not_resolved, publish, reference, resolve};
+use super::{blocking, list, not_resolved, publish, reference, resolve};
 use crate::clock::Timestamp;
 use crate::containers::uses_of;
 use crate::engine::Engine;
@@ -34,11 +34,13 @@ pub(super) async fn tag(engine: Arc<Engine>, name: &str, query: &Query) -> ApiRe
 }
 
 pub(super) async fn remove(engine: Arc<Engine>, name: &str, query: &Query) -> ApiResult<Response> {
-    let (name, force) = (name.to_owned(), query.flag("force"));
+    let (name, force, prune) = (name.to_owned(), query.flag("force"), !query.flag("noprune"));
     let shared = Arc::clone(&engine);
     let (id, removed) = blocking(&engine, move |store| {
         let id = resolve(store, &name)?.id;
-        let removed = store.remove(&name, force, &|id| uses_of(&shared, id)).map_err(|error| refused(&error))?;
+        let removed = store
+            .remove_with_steps(&name, force, prune, &|id| uses_of(&shared, id))
+            .map_err(|error| refused(&error))?;
         Ok((id, removed))
     })
     .await?;
@@ -83,7 +85,8 @@ pub(super) async fn prune(engine: Arc<Engine>, query: &Query) -> ApiResult<Respo
         store.collect(&|id| uses_of(&shared, id)).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
         let mut removed = Vec::new();
         for image in store.list() {
-            let wanted = (image.repo_tags.is_empty() || !dangling_only)
+            let wanted = !list::is_step(&image)
+                && (image.repo_tags.is_empty() || !dangling_only)
                 && until.is_none_or(|until| image.created_unix < until)
                 && labels_fit(&filters, &image);
             if !wanted || !uses_of(&shared, &image.id).is_empty() {

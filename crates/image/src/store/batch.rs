@@ -117,9 +117,22 @@ impl<'s> Batch<'s> {
 
     /// Adds an image whose layers were all added or found.
     pub fn add_image(&mut self, config_json: String, parsed: &ParsedConfig, names: &[Reference]) {
+        // One that a build has made stays its step, though it comes again from somewhere else.
+        let parent = self.store.index().records.get(&parsed.id).and_then(|record| record.parent.clone());
+        self.add_step(config_json, parsed, names, parent);
+    }
+
+    /// As [`Batch::add_image`], for one that a build step made from another.
+    pub fn add_step(
+        &mut self,
+        config_json: String,
+        parsed: &ParsedConfig,
+        names: &[Reference],
+        parent: Option<Digest>,
+    ) {
         let now = Timestamp::from_system_time(SystemTime::now());
         let added_at_ns = now.seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(now.nanoseconds));
-        let record = ImageRecord { config: config_json, added_at_ns, detached: false };
+        let record = ImageRecord { config: config_json, added_at_ns, detached: false, parent };
         self.changes.push(Change::PutImage(parsed.id.clone(), record));
         self.changes.extend(names.iter().map(|name| Change::PutName(name.to_string(), parsed.id.clone())));
     }

@@ -136,7 +136,7 @@ impl ImageStore {
         let images: BTreeMap<_, _> = recorded.images.into_iter().collect();
         for (id, record) in &images {
             report.images += 1;
-            let parsed = crate::config::parse(record.config.as_bytes());
+            let parsed = crate::config::parse_own(record.config.as_bytes());
             let fault = match parsed {
                 _ if digest_of(record.config.as_bytes()) != *id => "its configuration has another digest".to_owned(),
                 Err(error) => format!("its configuration cannot be read: {error}"),

@@ -3,6 +3,8 @@
 //! Three things keep a layer: a recorded image, a batch under way that builds on it (a pin), and a lease of an image. A lease
 //! ends when its guard is dropped, and with the process: no clock has a part in it. So there is nothing to expire.
 
+use std::sync::Arc;
+
 use proto::Digest;
 
 use super::{Found, ImageStore, ResolveError, find};
@@ -16,7 +18,30 @@ pub struct ImageLease<'s> {
     id: Digest,
 }
 
+/// As [`ImageLease`], for whoever cannot borrow the store: a build that goes on over many steps.
+#[must_use = "the lease ends when this is dropped"]
+pub struct ImageHold {
+    store: Arc<ImageStore>,
+    id: Digest,
+}
+
 impl ImageStore {
+    /// Leases an image that is there, even if it was removed meanwhile and is only kept; `None` if it is gone.
+    pub fn hold(self: &Arc<Self>, id: &Digest) -> Option<ImageHold> {
+        let mut index = self.index();
+        index.images.get(id)?;
+        *index.leases.entry(id.clone()).or_default() += 1;
+        Some(ImageHold { store: Arc::clone(self), id: id.clone() })
+    }
+
+    fn end_lease(&self, id: &Digest) {
+        let mut index = self.index();
+        if let Some(leases) = index.leases.get_mut(id) {
+            *leases -= 1;
+        }
+        index.leases.retain(|_, leases| *leases > 0);
+    }
+
     /// Finds an image as [`ImageStore::resolve`] does and leases it, in one step.
     ///
     /// # Errors
@@ -33,10 +58,12 @@ impl ImageStore {
 
 impl Drop for ImageLease<'_> {
     fn drop(&mut self) {
-        let mut index = self.store.index();
-        if let Some(leases) = index.leases.get_mut(&self.id) {
-            *leases -= 1;
-        }
-        index.leases.retain(|_, leases| *leases > 0);
+        self.store.end_lease(&self.id);
+    }
+}
+
+impl Drop for ImageHold {
+    fn drop(&mut self) {
+        self.store.end_lease(&self.id);
     }
 }

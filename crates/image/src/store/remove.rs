@@ -7,6 +7,7 @@ use proto::{Digest, ErrorKind};
 use super::{Found, ImageStore, Index, ResolveError, StoreError, find};
 use crate::config::Image;
 use crate::failpoint;
+use crate::nothing;
 use crate::records::{Change, ImageRecord};
 use crate::reference::Reference;
 
@@ -67,6 +68,12 @@ pub enum RemoveError {
         /// Short id of the container.
         container: String,
     },
+    /// Images were built from it.
+    #[error("conflict: unable to delete {image} (cannot be forced) - image has dependent child images")]
+    Children {
+        /// Short id of the image.
+        image: String,
+    },
     /// It was asked for by id and has several names.
     #[error("conflict: unable to delete {image} (must be forced) - image is referenced in multiple repositories")]
     ManyNames {
@@ -84,9 +91,11 @@ impl RemoveError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Resolve(error) => error.kind(),
-            Self::NameInUse { .. } | Self::Running { .. } | Self::Stopped { .. } | Self::ManyNames { .. } => {
-                ErrorKind::Conflict
-            }
+            Self::NameInUse { .. }
+            | Self::Running { .. }
+            | Self::Stopped { .. }
+            | Self::Children { .. }
+            | Self::ManyNames { .. } => ErrorKind::Conflict,
             Self::Store(error) => error.kind(),
         }
     }
@@ -105,6 +114,20 @@ impl ImageStore {
     /// # Errors
     /// As the variants of [`RemoveError`] say; nothing was removed then.
     pub fn remove(&self, name_or_id: &str, force: bool, in_use: InUse<'_>) -> Result<Vec<Removed>, RemoveError> {
+        self.remove_with_steps(name_or_id, force, true, in_use)
+    }
+
+    /// As [`ImageStore::remove`]; with `prune` false, the nameless images that it was built from stay.
+    ///
+    /// # Errors
+    /// As [`ImageStore::remove`].
+    pub fn remove_with_steps(
+        &self,
+        name_or_id: &str,
+        force: bool,
+        prune: bool,
+        in_use: InUse<'_>,
+    ) -> Result<Vec<Removed>, RemoveError> {
         let mut index = self.index();
         let (id, dropped) = match find(&index, name_or_id)? {
             Found::ByName(name, id) => (id, Some(name)),
@@ -116,13 +139,15 @@ impl ImageStore {
         let untagged = dropped.as_ref().map(|name| names_going_with(name, &names));
         let delete = match &untagged {
             Some(going) if going.len() < names.len() => false,
-            Some(_) => may_delete_with_last_name(name_or_id, &id, &users, force)?,
+            Some(_) => may_delete_with_last_name(name_or_id, &id, &users, force)? && !index.has_children(&id),
+            None if index.has_children(&id) => return Err(RemoveError::Children { image: short(id.hex()) }),
             None => may_delete_by_id(&id, &names, &users, force)?,
         };
         let gone: Vec<Reference> = if delete { names } else { untagged.unwrap_or_default() };
         let mut removed: Vec<_> = gone.iter().map(|name| Removed::Untagged(name.familiar())).collect();
         let mut changes: Vec<_> = gone.iter().map(|name| Change::DropName(name.to_string())).collect();
         let mut freed = Vec::new();
+        let parent = index.records[&id].parent.clone().filter(|_| delete && prune);
         if delete {
             removed.push(Removed::Deleted(id.clone()));
             if users.is_empty() && !index.leases.contains_key(&id) {
@@ -141,7 +166,42 @@ impl ImageStore {
         failpoint::reach("remove.recorded");
         self.discard(&freed);
         failpoint::reach("remove.end");
+        if let Some(parent) = parent {
+            self.remove_steps(&mut index, parent, in_use, &mut removed)?;
+        }
         Ok(removed)
+    }
+
+    /// Removes the steps of the build that an image came from, as far as nothing else is made of them.
+    fn remove_steps(
+        &self,
+        index: &mut Index,
+        from: Digest,
+        in_use: InUse<'_>,
+        removed: &mut Vec<Removed>,
+    ) -> Result<(), StoreError> {
+        let mut next = Some(from);
+        while let Some(id) = next.take() {
+            let is_step = index.is_attached(&id)
+                && !index.has_children(&id)
+                && !index.leases.contains_key(&id)
+                && index.names_of(&id).is_empty()
+                && in_use(&id).is_empty();
+            if !is_step {
+                return Ok(());
+            }
+            next = index.records[&id].parent.clone();
+            let (layers, chains) = freed_layers(index, &index.images[&id]);
+            let drops = layers.iter().cloned().map(Change::DropLayer);
+            let changes = std::iter::once(Change::DropImage(id.clone())).chain(drops).collect();
+            self.change(index, changes)?;
+            self.discard(&layers);
+            if id != *nothing::image_id() {
+                removed.push(Removed::Deleted(id));
+            }
+            removed.extend(chains.into_iter().map(Removed::Deleted));
+        }
+        Ok(())
     }
 
     /// Frees the layers of images that were removed by force and that nobody uses any more; gives their ids.
@@ -228,8 +288,11 @@ fn freed_layers(index: &Index, image: &Image) -> (Vec<Digest>, Vec<Digest>) {
     let others = || index.images.values().filter(|other| other.id != image.id);
     let kept: BTreeSet<&Digest> = others().flat_map(|other| &other.diff_ids).chain(index.pins.keys()).collect();
     let kept_chains: BTreeSet<Digest> = others().flat_map(|other| other.chain_ids()).collect();
+    // What images without layers are mounted from.
+    let nothing = others().any(|other| other.diff_ids.is_empty()).then(nothing::layer);
     let own: BTreeSet<&Digest> = image.diff_ids.iter().collect();
-    let layers = own.into_iter().filter(|diff_id| !kept.contains(diff_id)).cloned().collect();
+    let layers =
+        own.into_iter().filter(|diff_id| !kept.contains(diff_id) && nothing != Some(*diff_id)).cloned().collect();
     let chains = image.chain_ids().into_iter().rev().filter(|chain| !kept_chains.contains(chain)).collect();
     (layers, chains)
 }

@@ -9,6 +9,7 @@ use proto::{Digest, ErrorKind};
 use super::{ImageStore, StoreError};
 use crate::config::Image;
 use crate::content::LayerFault;
+use crate::nothing;
 use crate::records::{Change, LayerRecord};
 
 /// A recorded layer whose file is gone or changed.
@@ -55,6 +56,9 @@ impl ImageStore {
             }
         }
         drop(index);
+        if chosen.is_empty() {
+            chosen.push(nothing::layer().clone());
+        }
         chosen.reverse();
         let check = |diff_id: Digest| match self.check_layer(&diff_id) {
             Ok(()) => Ok(LayerFile { path: self.content.layer_path(&diff_id), diff_id }),

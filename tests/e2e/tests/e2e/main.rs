@@ -32,6 +32,7 @@ macro_rules! behind_both_walls {
 
 mod api_cases;
 mod bad_input;
+mod build;
 mod commit;
 mod configuration;
 mod copy;
