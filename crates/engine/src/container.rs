@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use crate::error::{ApiError, ApiResult};
 use crate::events::EventBus;
 use crate::log::{Log, LogFormat, LogOptions};
+use crate::network::record::Network;
 use crate::streams::Streams;
 use crate::task::Task;
 use exec::Exec;
@@ -231,6 +232,19 @@ impl Container {
         }
         attributes.extend(extra.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         events.publish("container", action, self.id.as_str(), attributes);
+    }
+}
+
+impl Container {
+    /// Tells everybody that it is on a network now, or is no longer.
+    pub fn emit_network(&self, events: &EventBus, action: &'static str, network: &Network) {
+        let attributes = [
+            ("container", self.id.to_string()),
+            ("name", network.name.clone()),
+            ("type", network.driver.as_str().to_owned()),
+        ];
+        let attributes = attributes.map(|(name, value)| (name.to_owned(), value)).into();
+        events.publish("network", action, &network.id, attributes);
     }
 }
 

@@ -14,6 +14,7 @@ use crate::builds::Builds;
 use crate::container::store::ContainerStore;
 use crate::events::EventBus;
 use crate::flags::{Changeable, Settings};
+use crate::network::Networks;
 use crate::standby::{Standby, rehearsal};
 use crate::volume::VolumeStore;
 
@@ -33,6 +34,8 @@ pub struct Engine {
     pub volumes: VolumeStore,
     /// Builds that can be cancelled.
     pub builds: Builds,
+    /// Every network of this data root.
+    pub networks: Networks,
     /// What happened and happens.
     pub events: EventBus,
     /// The utility VM that stands by for the next hyperv container.
@@ -64,6 +67,8 @@ impl Engine {
         let registries = RegistryClient::open(Arc::clone(&images), settings.registries.clone(), &known)
             .context("cannot set up the access to registries")?;
         let volumes = settings.data_root.join(VOLUMES);
+        let networks = Networks::open(&settings.data_root, &settings.exec_root, settings.bip)
+            .context("cannot open the networks")?;
         Ok(Self {
             id: identity(&settings.data_root.join("engine-id"))?,
             images,
@@ -72,6 +77,7 @@ impl Engine {
             volumes: VolumeStore::open(volumes.clone())
                 .with_context(|| format!("cannot open the folder of volumes {}", volumes.display()))?,
             builds: Builds::default(),
+            networks,
             events: EventBus::default(),
             standby: Standby::new(settings.standby_vms != Some(0) && rehearsal::AVAILABLE),
             changeable: RwLock::new(Arc::new(settings.changeable.clone())),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{ArgAction, Parser, ValueEnum};
 use image::registry::RegistrySettings;
+use ipnet::IpNet;
 use proto::Isolation;
 use proto::control::BackendChoice;
 
@@ -86,6 +87,10 @@ pub struct Flags {
     /// Layers that are pulled at once
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub max_concurrent_downloads: u16,
+
+    /// Address and subnet of the default bridge, such as 172.17.0.1/16 [default: a subnet that the host does not use]
+    #[arg(long, value_name = "CIDR")]
+    pub bip: Option<IpNet>,
 
     /// Cgroup below which every container gets its own
     #[arg(long, default_value = "/bulkhead", value_name = "CGROUP")]
@@ -202,6 +207,8 @@ pub struct Settings {
     pub template_store: PathBuf,
     /// How registries are reached.
     pub registries: RegistrySettings,
+    /// Address and subnet of the default bridge, if the user chooses them.
+    pub bip: Option<IpNet>,
     /// Absolute cgroup path below which each container gets its own, without a trailing slash.
     pub cgroup_parent: String,
     /// Bound on a utility VM's personalization.
@@ -259,12 +266,23 @@ impl Flags {
                 transfers: usize::from(self.max_concurrent_downloads),
                 ..RegistrySettings::default()
             },
+            bip: self.bip.map(checked_bip).transpose()?,
             cgroup_parent: format!("/{}", self.cgroup_parent.trim_matches('/')),
             personalize_timeout_ms: self.personalize_timeout_ms,
             changeable: self.changeable(),
             data_root,
         })
     }
+}
+
+/// The bridge's own address, so not the one of the subnet or of everybody in it.
+fn checked_bip(bip: IpNet) -> anyhow::Result<IpNet> {
+    let room = bip.max_prefix_len() - bip.prefix_len();
+    let IpNet::V4(net) = bip else { anyhow::bail!("--bip {bip}: the default bridge has IPv4 addresses only") };
+    if room < 2 || net.addr() == net.network() || net.addr() == net.broadcast() {
+        anyhow::bail!("--bip {bip}: not the address of a bridge, such as 172.17.0.1/16");
+    }
+    Ok(bip)
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {

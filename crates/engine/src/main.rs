@@ -31,6 +31,8 @@ mod listen;
 mod lock;
 mod log;
 mod missing;
+mod network;
+mod networks;
 mod notify;
 mod output;
 mod peer;

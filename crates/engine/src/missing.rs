@@ -39,10 +39,6 @@ const ENDPOINTS: &[(&str, &str, Missing)] = &[
     ("GET", "/images/{*}/history", NotYet("an image's history")),
     ("POST", "/images/{*}/tag", NotYet("tagging images")),
     ("GET", "/system/df", NotYet("the report of disk use")),
-    ("GET", "/networks/{}", NoSuch("network {} not found")),
-    ("*", "/networks", NotYet("networks")),
-    ("*", "/networks/{}", NotYet("networks")),
-    ("*", "/networks/{}/{}", NotYet("networks")),
     ("PUT", "/volumes/{}", Swarm),
     ("GET", "/plugins/{*}/json", NoSuch("plugin \"{}\" not found")),
     ("GET", "/plugins", Nothing),
@@ -119,8 +115,6 @@ mod tests {
         let (status, message) = ask(Method::GET, "/containers/abc/checkpoints").await;
         assert_eq!(status, 501);
         assert!(message.contains("checkpoints") && message.contains("GET /containers/abc/checkpoints"), "{message}");
-        assert_eq!(ask(Method::GET, "/networks/web").await, (404, "network web not found".into()));
-        assert_eq!(ask(Method::POST, "/networks/create").await.0, 501);
         assert_eq!(ask(Method::GET, "/plugins/a/b/json").await, (404, "plugin \"a/b\" not found".into()));
         assert_eq!(ask(Method::GET, "/services").await.0, 503);
         assert_eq!(ask(Method::POST, "/swarm/leave").await, (503, "This node is not part of a swarm".into()));

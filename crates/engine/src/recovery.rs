@@ -36,6 +36,7 @@ pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     let known = tokio::task::spawn_blocking(move || read_all(&reader)).await??;
     let ran: Vec<bool> = known.iter().map(|container| container.record().phase.is_running()).collect();
     join_all(known.iter().map(|container| take_up(engine, container))).await;
+    settle_networks(engine).await?;
     clear_unknown_bundles(engine).await?;
     containers::clear_standby(engine).await;
     // An image that was removed while a container of the last run used it may have lost its last user.
@@ -100,7 +101,7 @@ async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
         return;
     };
     match reconnect(engine, container, started_at).await {
-        Ok(()) => {}
+        Ok(()) => containers::adopt_networks(engine, container).await,
         Err(error) => {
             tracing::warn!(id = %container.id, "its shim is gone: {error}");
             let _lifecycle = container.lifecycle.lock().await;
@@ -108,6 +109,15 @@ async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
             supervise::finish(engine, container, None, started_at, report).await;
         }
     }
+}
+
+/// Networks that nobody needs go, those of running containers come back.
+async fn settle_networks(engine: &Arc<Engine>) -> anyhow::Result<()> {
+    let all = engine.containers.all();
+    let runs = |container: &&Arc<Container>| container.record().phase.is_running();
+    let alive = all.iter().filter(runs).map(|container| container.id.to_string()).collect();
+    let engine = Arc::clone(engine);
+    Ok(tokio::task::spawn_blocking(move || engine.networks.settle(&alive)).await?)
 }
 
 /// A container with `--rm` whose removal the last engine did not finish.

@@ -31,7 +31,7 @@ use crate::peer::Peer;
 use crate::query::Query;
 use crate::reload::Reloader;
 use crate::version::{self, ApiVersion};
-use crate::{build, containers, events, images, missing, notify, recovery, sys, system, volumes};
+use crate::{build, containers, events, images, missing, networks, notify, recovery, sys, system, volumes};
 
 /// How long requests that are under way may take once the engine was told to stop.
 const GRACE: Duration = Duration::from_secs(2);
@@ -84,6 +84,15 @@ pub async fn run(mut reloader: Reloader) -> anyhow::Result<()> {
     }
     if tokio::time::timeout(STANDBY_GRACE, standby).await.is_err() {
         tracing::warn!("the utility VM that stood by is slow to go");
+    }
+    if tokio::task::spawn_blocking({
+        let engine = Arc::clone(&engine);
+        move || engine.networks.retire()
+    })
+    .await
+    .is_err()
+    {
+        tracing::warn!("the networks were not taken down");
     }
     engine.copying.close();
     if tokio::time::timeout(GRACE, engine.copying.wait()).await.is_err() {
@@ -145,6 +154,7 @@ fn router(engine: Arc<Engine>) -> Router {
         .merge(images::router())
         .merge(volumes::router())
         .merge(build::router())
+        .merge(networks::router())
         .merge(system::router())
         .fallback(missing::answer)
         .method_not_allowed_fallback(missing::answer)

@@ -47,6 +47,17 @@ pub const FILES_ANNOTATION: &str = "dev.bulkhead.files";
 /// Bytes: the longest host name. Source: Linux `__NEW_UTS_LEN`.
 const MAX_HOSTNAME_BYTES: usize = 64;
 
+/// Whose network a container has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkNamespace<'a> {
+    /// Its own, made with it, in which there is a loopback device.
+    Own,
+    /// The host's.
+    Host,
+    /// One that is there.
+    At(&'a Path),
+}
+
 /// Everything the spec of a container is made from.
 #[derive(Debug, Clone, Copy)]
 pub struct SpecInput<'a> {
@@ -60,6 +71,8 @@ pub struct SpecInput<'a> {
     pub mounts: &'a [MountPoint],
     /// Where the root will be mounted; a utility VM has its own place.
     pub rootfs: &'a Path,
+    /// Its network; a utility VM has its own.
+    pub network: NetworkNamespace<'a>,
     /// Folder with the files that tell a container its names: `hostname`, `hosts`, `resolv.conf`. They are read for a
     /// hyperv container and bound for a process container; one that does not exist yet counts as empty.
     pub files: &'a Path,
@@ -196,7 +209,7 @@ fn linux(input: &SpecInput<'_>, shared: namespaces::Shared, mounts: &[Mount]) ->
     let host = input.host_config;
     let privileged = host.privileged.unwrap_or_default();
     let devices = devices::decide(host, input.isolation)?;
-    let own = sysctl::OwnNamespaces { ipc: !shared.ipc, network: true };
+    let own = sysctl::OwnNamespaces { ipc: !shared.ipc, network: input.network != NetworkNamespace::Host };
     let settings = host.sysctls.as_ref().filter(|settings| !settings.is_empty());
     let settings = settings.map(|settings| sysctl::check(settings, own)).transpose()?;
     let mut linux = Linux::default();
@@ -204,7 +217,7 @@ fn linux(input: &SpecInput<'_>, shared: namespaces::Shared, mounts: &[Mount]) ->
         .set_resources(Some(resources::build(host, input.isolation, devices.rules)?))
         .set_devices((!devices.nodes.is_empty()).then_some(devices.nodes))
         .set_cgroups_path(Some(PathBuf::from(input.cgroup)))
-        .set_namespaces(Some(shared.list()))
+        .set_namespaces(Some(shared.list(input.network)))
         .set_sysctl(settings)
         .set_rootfs_propagation(Some(mounts::propagation(mounts).into()))
         .set_masked_paths(Some(security::masked_paths(host.masked_paths.as_ref(), privileged, input.isolation)))

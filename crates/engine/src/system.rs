@@ -27,7 +27,6 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/version", get(version::version))
         .route("/info", get(info::info))
         .route("/system/df", get(disk::usage))
-        .route("/networks/prune", post(prune::networks))
         .route("/build/prune", post(prune::build_cache))
         .route("/bulkhead/system/check", post(check::check))
         .route("/bulkhead/probe", get(probe_again))

@@ -1,9 +1,11 @@
 //! What an engine left behind.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
+use sha2::Digest as _;
 
 use crate::engine::EngineSettings;
 use crate::procfs;
@@ -56,6 +58,24 @@ pub(crate) fn sweep(root: &Path, settings: &EngineSettings) {
         let _ = unmount(point.as_str(), UnmountFlags::DETACH);
     }
     remove_cgroups(settings);
+    remove_networks(settings);
+}
+
+/// Removes bridges and firewall rules, which bear a mark made of the data root.
+fn remove_networks(settings: &EngineSettings) {
+    let digest = hex::encode(sha2::Sha256::digest(settings.data_root.as_os_str().as_encoded_bytes()));
+    let tag = &digest[..6];
+    let quietly = |program: &str, args: &[&str]| {
+        // What is not there is none to remove.
+        let _ = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    };
+    for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+        let alias = std::fs::read_to_string(entry.path().join("ifalias")).unwrap_or_default();
+        if alias.trim() == format!("bulkhead:{tag}") {
+            quietly("ip", &["link", "delete", &entry.file_name().to_string_lossy()]);
+            quietly("nft", &["delete", "table", "inet", &format!("bulkhead_{tag}")]);
+        }
+    }
 }
 
 /// Removes the cgroups of the engine's parent cgroup, those below it first.

@@ -108,6 +108,7 @@ async fn look(client: &Client) -> Vec<Finding> {
     findings.push(checks::loop_devices());
     let data_root = info.as_ref().ok().and_then(|info| info["DockerRootDir"].as_str()).unwrap_or("/var/lib");
     findings.push(checks::disk_space(std::path::Path::new(data_root)));
+    findings.push(checks::firewall());
     findings.push(checks::memory());
     findings
 }

@@ -6,9 +6,10 @@ use super::{flags_of, key, takes_text};
 use crate::flags::Flags;
 
 /// Values for flags that have no default of their own, by key.
-const VALUES: [(&str, &str); 8] = [
+const VALUES: [(&str, &str); 9] = [
     ("hosts", "[\"unix:///run/bulkhead.sock\"]"),
     ("pidfile", "\"/run/bulkheadd.pid\""),
+    ("bip", "\"172.17.0.1/16\""),
     ("guest-image", "\"/usr/lib/bulkhead\""),
     ("shim", "\"/usr/bin/containerd-shim-bulkhead-v2\""),
     ("standby-vms", "1"),

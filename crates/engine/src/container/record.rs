@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::health::Health;
 use super::mount_point::MountPoint;
 use crate::clock::Timestamp;
+use crate::network::endpoint::Endpoints;
 
 /// Name of the record's file in the container's folder.
 pub const FILE_NAME: &str = "config.json";
@@ -197,6 +198,9 @@ pub struct Record {
     /// What its health check has found, if it has one and ever ran.
     #[serde(default)]
     pub health: Option<Health>,
+    /// Its networks.
+    #[serde(default)]
+    pub network: Endpoints,
 }
 
 impl Record {
@@ -316,6 +320,7 @@ pub mod tests {
             stopped_by_client: false,
             utility_vm: None,
             health: None,
+            network: Endpoints::default(),
         }
     }
 

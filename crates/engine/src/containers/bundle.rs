@@ -11,12 +11,13 @@ use proto::control::{ContainerBundle, ExitReport, UpperDisk, UtilityVmRequest, V
 use proto::{ContainerId, Isolation};
 
 use super::create::{SCRATCH, UPPER_DISK};
+use super::networking::{self, Place};
 use super::{shim, standby};
 use crate::container::mount_point::MountPoint;
 use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
-use crate::spec::{self, SpecInput};
+use crate::spec::{self, NetworkNamespace, SpecInput};
 use crate::standby::{StandbyVm, Vm};
 use crate::streams::fifo::{self, FifoSet};
 use crate::task::StdioPaths;
@@ -59,6 +60,8 @@ pub fn prepare(engine: &Arc<Engine>, container: &Container) -> ApiResult<Bundle>
     let failed =
         |what: &str, error: io::Error| ApiError::caused(format!("cannot prepare the container: {what}"), &error);
     let (config, host) = (container.config()?, container.host()?);
+    // First, since a port that is taken is to be found out before anything runs.
+    networking::attach(engine, container, &config, &host)?;
     let mounts = container.record().mounts.clone();
     volumes::prepare(engine, &mounts)?;
     let (shim_pid, spawned) = match take_standby(engine, container, &host, (&dir, &socket)) {
@@ -123,14 +126,20 @@ pub fn build_spec(engine: &Engine, container: &Container) -> ApiResult<Spec> {
     let (config, host) = (container.config()?, container.host()?);
     let rootfs = engine.bundle(&container.id).join(ROOTFS);
     let mounts = container.record().mounts.clone();
+    let networking = networking::networking(engine, container)?;
     let input = SpecInput {
         isolation: container.isolation,
         config: &config,
         host_config: &host,
         mounts: &mounts,
         rootfs: &rootfs,
-        files: &container.dir,
-        hostname: config.hostname.as_deref().unwrap_or_default(),
+        network: match &networking.place {
+            Place::Own => NetworkNamespace::Own,
+            Place::Host => NetworkNamespace::Host,
+            Place::At(path) => NetworkNamespace::At(path),
+        },
+        files: &networking.files,
+        hostname: &networking.hostname,
         cgroup: &cgroup_path(engine, &host, &container.id),
         terminal: container.terminal,
     };

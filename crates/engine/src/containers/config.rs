@@ -1,5 +1,7 @@
 //! What a client asks of a new container: read, decided, checked.
 
+mod network;
+
 use bollard::models::{ContainerConfig, HostConfig, RestartPolicyNameEnum};
 use proto::Isolation;
 use serde_json::{Map, Value, json};
@@ -7,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::restart_policy;
 use crate::body;
 use crate::error::{ApiError, ApiResult};
+use crate::network::endpoint::Endpoints;
 
 /// The body of `POST /containers/create`, taken apart. Shape: `config` and `host` are objects as the client sent them;
 /// in `host` the isolation is decided and the defaults that matter are filled in.
@@ -18,6 +21,8 @@ pub struct Requested {
     pub host: Value,
     /// The wall.
     pub isolation: Isolation,
+    /// Its networks.
+    pub endpoints: Endpoints,
     /// What the client should know.
     pub warnings: Vec<String>,
 }
@@ -43,12 +48,19 @@ impl Requested {
         host.insert("Isolation".into(), json!(isolation.as_str()));
         fill_defaults(&mut host);
         restart_policy::validate(&host["RestartPolicy"])?;
-        let mut requested =
-            Self { config: Value::Object(config), host: Value::Object(host), isolation, warnings: Vec::new() };
+        let mut requested = Self {
+            config: Value::Object(config),
+            host: Value::Object(host),
+            isolation,
+            endpoints: Endpoints::default(),
+            warnings: Vec::new(),
+        };
         check_mount_types(&requested.host)?;
         let typed = requested.typed_host()?;
         check(&typed)?;
-        requested.warnings = check_network(&typed, &networking)?;
+        let (endpoints, warnings) = network::decide(&requested, &typed, networking)?;
+        requested.endpoints = endpoints;
+        requested.warnings = warnings;
         Ok(requested)
     }
 
@@ -172,30 +184,6 @@ fn check_mount_types(host: &Value) -> ApiResult<()> {
     }
 }
 
-/// There are no networks yet: every container has a loopback interface of its own.
-fn check_network(host: &HostConfig, networking: &Value) -> ApiResult<Vec<String>> {
-    const ADVICE: &str = "not supported by this version of Bulkhead; use --network none";
-    let missing = |what: String| Err(ApiError::not_implemented(format!("{what}: {ADVICE}")));
-    let mode = host.network_mode.as_deref().unwrap_or_default();
-    if !matches!(mode, "" | "none" | "default" | "bridge") {
-        return missing(format!("network mode {mode:?}"));
-    }
-    if host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty()) || host.publish_all_ports == Some(true) {
-        return missing("published ports".into());
-    }
-    let endpoints = networking["EndpointsConfig"].as_object();
-    let other = |name: &&String| !matches!(name.as_str(), "none" | "default" | "bridge");
-    if let Some(name) = endpoints.into_iter().flat_map(Map::keys).find(other) {
-        return missing(format!("network {name:?}"));
-    }
-    if mode == "none" {
-        return Ok(Vec::new());
-    }
-    Ok(vec![
-        "There are no networks yet: the container has a loopback interface only. Use --network none to say so.".into(),
-    ])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,23 +212,10 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_refused_and_not_ignored() {
-        for host in [
-            json!({ "NetworkMode": "host" }),
-            json!({ "NetworkMode": "container:x" }),
-            json!({ "PortBindings": { "80/tcp": [{ "HostPort": "80" }] } }),
-            json!({ "Links": ["x"] }),
-        ] {
-            assert_eq!(read(host.clone()).unwrap_err().http_status(), 501, "{host}");
-        }
+        assert_eq!(read(json!({ "Links": ["x"] })).unwrap_err().http_status(), 501);
         assert_eq!(read(json!({ "Runtime": "nosuch" })).unwrap_err().http_status(), 400);
         let both = json!({ "AutoRemove": true, "RestartPolicy": { "Name": "always" } });
         assert_eq!(read(both).unwrap_err().message, "can't create 'AutoRemove' container with restart policy");
-    }
-
-    #[test]
-    fn no_network_is_said_so() {
-        assert_eq!(read(json!({})).unwrap().warnings.len(), 1);
-        assert_eq!(read(json!({ "NetworkMode": "default" })).unwrap().warnings.len(), 1);
     }
 
     #[test]

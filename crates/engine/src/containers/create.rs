@@ -24,8 +24,10 @@ use crate::container::record::{Phase, Record};
 use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
+use crate::network::endpoint::Endpoints;
+use crate::network::{self, FilesRequest};
 use crate::query::Query;
-use crate::spec::{self, SpecInput};
+use crate::spec::{self, NetworkNamespace, SpecInput};
 use crate::version::ApiVersion;
 use crate::{body, error};
 
@@ -102,9 +104,7 @@ pub fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> 
         spec::merge_image(&mut config, defaults);
     }
     health::merge(&mut config.healthcheck, health_of(&image).as_ref());
-    if host.uts_mode.as_deref() != Some("host") && config.hostname.as_deref().unwrap_or_default().is_empty() {
-        config.hostname = Some(id.as_str()[..12].to_owned());
-    }
+    give_hostname(&mut config, &host, &id);
     requested.set_config(&config)?;
     crate::container::log_options(&host)?;
     let name = name.map_or_else(|| names::draw(&engine.containers), Ok)?;
@@ -138,6 +138,7 @@ pub fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> 
         stopped_by_client: false,
         utility_vm: None,
         health: None,
+        network: requested.endpoints,
     };
     record.write(&folder.path).map_err(|error| ApiError::caused("cannot create the container", &error))?;
     failpoint::reach("create.recorded");
@@ -155,6 +156,18 @@ fn health_of(image: &Image) -> Option<HealthConfig> {
     let whole: Value = serde_json::from_slice(&image.config_json).ok()?;
     let health = HealthConfig::deserialize(whole["config"].get("Healthcheck")?);
     health.inspect_err(|error| tracing::warn!(image = %image.id, %error, "cannot read the image's health check")).ok()
+}
+
+/// The host name of a container that was given none.
+fn give_hostname(config: &mut ContainerConfig, host: &HostConfig, id: &ContainerId) {
+    let named = config.hostname.as_deref().is_some_and(|name| !name.is_empty());
+    let shares_network = host.network_mode.as_deref().is_some_and(|mode| mode.starts_with("container:"));
+    match host.network_mode.as_deref() {
+        _ if named || shares_network || host.uts_mode.as_deref() == Some("host") => {}
+        // As Docker: on the host's network, the host's name.
+        Some("host") => config.hostname = Some(rustix::system::uname().nodename().to_string_lossy().into_owned()),
+        _ => config.hostname = Some(id.as_str()[..12].to_owned()),
+    }
 }
 
 /// 64 hexadecimal digits, of which the first twelve are no number, since a host name made of them must not be one.
@@ -221,42 +234,14 @@ impl Drop for Folder {
     }
 }
 
-/// Writes hostname, hosts and resolv.conf as Docker does for a container without networks.
+/// Writes hostname, hosts and resolv.conf of a container that is on no network yet.
 ///
 /// # Errors
 /// 400 for a wrong `--add-host`, 500 for a file that cannot be written.
 pub fn write_network_files(dir: &Path, config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
-    let hostname = config.hostname.as_deref().unwrap_or_default();
-    let mut hosts = String::from(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
-    );
-    for extra in host.extra_hosts.iter().flatten() {
-        let (name, address) = extra
-            .split_once([':', '='])
-            .ok_or_else(|| ApiError::invalid(format!("bad format for add-host: {extra:?}")))?;
-        hosts.push_str(&format!("{}\t{name}\n", address.trim_matches(['[', ']'])));
-    }
-    let files = [("hostname", format!("{hostname}\n")), ("hosts", hosts), ("resolv.conf", resolv_conf(host))];
-    files.into_iter().try_for_each(|(name, text)| {
-        std::fs::write(kept(dir, name), text).map_err(|error| ApiError::caused(format!("cannot write {name}"), &error))
-    })
-}
-
-/// The client's name servers, or the host's file.
-fn resolv_conf(host: &HostConfig) -> String {
-    let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
-    let (servers, search, options) = (list(&host.dns), list(&host.dns_search), list(&host.dns_options));
-    if servers.is_empty() && search.is_empty() && options.is_empty() {
-        return std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    }
-    let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    if !search.is_empty() {
-        text.push_str(&format!("search {}\n", search.join(" ")));
-    }
-    if !options.is_empty() {
-        text.push_str(&format!("options {}\n", options.join(" ")));
-    }
-    text
+    let endpoints = Endpoints::default();
+    let request = FilesRequest { config, host, endpoints: &endpoints, name_server: None, gateway: None, apart: false };
+    network::write_files(dir, &request)
 }
 
 /// Notes which paths are hidden or read-only, as Docker does, unless the client has said so itself.
@@ -289,6 +274,7 @@ impl Plan<'_> {
             host_config: self.host,
             mounts: self.mounts,
             rootfs: Path::new("rootfs"),
+            network: NetworkNamespace::Own,
             files,
             hostname,
             cgroup: &super::bundle::cgroup_path(engine, self.host, self.id),
@@ -372,15 +358,5 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(a.as_str().len(), 64);
         assert!(a.as_str()[..12].parse::<u64>().is_err());
-    }
-
-    #[test]
-    fn name_servers_of_the_client_replace_the_hosts() {
-        let host = HostConfig {
-            dns: Some(vec!["1.1.1.1".into()]),
-            dns_search: Some(vec!["a".into(), "b".into()]),
-            ..HostConfig::default()
-        };
-        assert_eq!(resolv_conf(&host), "nameserver 1.1.1.1\nsearch a b\n");
     }
 }

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
-use super::{size, usage, view};
+use super::{network_view, size, usage, view};
 use crate::container::mount_point::MountPoint;
 use crate::container::{Container, kept};
 use crate::engine::Engine;
@@ -64,7 +64,7 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
         "GraphDriver": view::graph_driver(engine, container),
         "Mounts": record.mounts.iter().map(MountPoint::view).collect::<Vec<_>>(),
         "Config": view::config(&record),
-        "NetworkSettings": view::network_settings(&record),
+        "NetworkSettings": network_view::settings(&record, &engine.networks),
         "Bulkhead": ours(engine, container),
     }))
 }

@@ -6,7 +6,7 @@ use proto::{ErrorKind, Isolation};
 use tokio::task::JoinHandle;
 
 use super::bundle::{self, Bundle};
-use super::{health, shim, supervise};
+use super::{health, networking, shim, supervise};
 use crate::clock::Timestamp;
 use crate::container::record::{Fault, Phase};
 use crate::container::{Container, Running};
@@ -49,6 +49,7 @@ pub async fn launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
             tracing::info!(id = %container.id, error = error.message, "a container did not start");
             tracing::debug!(id = %container.id, "its shim said:\n{}", shim::log_tail(&engine.bundle(&container.id)));
             shim::delete_leftovers(engine, &container.id).await;
+            networking::release(engine, container).await;
             container.set_running(None);
             volumes::release(engine, container, false);
             let fault = Fault { code: fault_code(&error), error: error.message.clone() };
@@ -76,6 +77,7 @@ async fn try_launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
     let files = container.files.write().await;
     let bundle = prepare(engine, container).await?;
     shim::reap(bundle.shim_pid);
+    networking::announce(engine, container, "connect");
     let ends =
         fifo::open(&bundle.stdio).map_err(|error| ApiError::caused("cannot open the container's fifos", &error))?;
     let task = Task::connect(&bundle.socket, container.id.as_str()).await?;

@@ -7,7 +7,7 @@ use axum::extract::State;
 use proto::{Digest, Isolation};
 use serde_json::{Value, json};
 
-use super::{size, view};
+use super::{network_view, size, view};
 use crate::clock::Timestamp;
 use crate::container::Container;
 use crate::container::mount_point::MountPoint;
@@ -15,6 +15,7 @@ use crate::container::record::{Phase, Record};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::filters::Filters;
+use crate::network::endpoint::PublishedPort;
 use crate::query::Query;
 
 /// The filters that are known. Source: moby `daemon/list.go`.
@@ -66,10 +67,6 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
     let record = container.record().clone();
     let (config, host) = (container.config()?, container.host()?);
     let image = if names_image(engine, &record) { record.image.clone() } else { record.image_id.to_string() };
-    let mut networks = json!({});
-    if record.host_text("NetworkMode") == "none" {
-        networks["none"] = view::network_settings(&record)["Networks"]["none"].clone();
-    }
     Ok(json!({
         "Id": record.id,
         "Names": [format!("/{}", record.name)],
@@ -77,7 +74,7 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
         "ImageID": record.image_id,
         "Command": command_text(&record.command()),
         "Created": record.created.seconds(),
-        "Ports": view::ports(&config),
+        "Ports": network_view::ports(&config, &record.network),
         "Labels": record.config["Labels"].as_object().cloned().unwrap_or_default(),
         "State": record.phase.word(),
         "Status": view::status_text(&record),
@@ -86,7 +83,7 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
             "Isolation": record.isolation,
             "Annotations": host.annotations.unwrap_or_default(),
         },
-        "NetworkSettings": { "Networks": networks },
+        "NetworkSettings": { "Networks": network_view::networks(&record) },
         "Mounts": record.mounts.iter().map(MountPoint::view).collect::<Vec<_>>(),
         "Isolation": record.isolation,
     }))
@@ -173,9 +170,9 @@ fn fits(filters: &Filters, record: &Record) -> bool {
         && filters.fits("isolation", isolation)
         && filters.fits_exactly("health", health_word(record))
         && filters.fits("is-task", |word| matches!(word, "0" | "false" | "False"))
-        && filters.fits("network", |network| record.host_text("NetworkMode") == network)
+        && filters.fits("network", |network| is_on(record, network))
         && filters.fits("volume", |wanted| has_mount(record, wanted))
-        && filters.fits("publish", |_| false)
+        && filters.fits("publish", |port| publishes(record, port))
         && filters.fits("expose", |port| exposes(record, port))
         && filters.fits_labels("label", |label| record.label(label))
 }
@@ -183,6 +180,21 @@ fn fits(filters: &Filters, record: &Record) -> bool {
 /// Docker's word: of a container without a check `none`.
 fn health_word(record: &Record) -> &'static str {
     record.health.as_ref().map_or("none", |health| health.status.word())
+}
+
+fn is_on(record: &Record, wanted: &str) -> bool {
+    let by_id = |id: &str| !id.is_empty() && !wanted.is_empty() && id.starts_with(wanted);
+    record.network.all.iter().any(|(name, endpoint)| name == wanted || by_id(&endpoint.network_id))
+}
+
+/// `80`, `80/udp`, `8000-8010/tcp`: a port of the host or of the container.
+fn publishes(record: &Record, wanted: &str) -> bool {
+    let (ports, protocol) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) else { return false };
+    let within = |port: u16| (first..=last).contains(&port);
+    let fits = |port: &PublishedPort| within(port.host.port()) || within(port.container_port);
+    record.network.ports.iter().any(|port| port.protocol.as_str() == protocol && fits(port))
 }
 
 fn exposes(record: &Record, wanted: &str) -> bool {
@@ -251,7 +263,8 @@ mod tests {
             (r#"{"label":["a=b"]}"#, true),
             (r#"{"label":["a=c"]}"#, false),
             (r#"{"volume":["v"]}"#, false),
-            (r#"{"network":["none"]}"#, true),
+            (r#"{"network":["none"]}"#, false),
+            (r#"{"publish":["80"]}"#, false),
         ] {
             assert_eq!(fits(&Filters::parse(filters).unwrap(), &record), expected, "{filters}");
         }

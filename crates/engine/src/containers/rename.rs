@@ -29,10 +29,13 @@ pub async fn rename(State(engine): State<Arc<Engine>>, Path(id): Path<String>, q
         return Err(ApiError::invalid("Renaming a container with the same name as its current name"));
     }
     engine.containers.rename(&container, name).map_err(|error| error.context("Error when allocating new name"))?;
+    container.record().network.rename(&old, name);
     if let Err(error) = container.save().await {
         engine.containers.rename(&container, &old)?;
+        container.record().network.rename(name, &old);
         return Err(error);
     }
+    engine.networks.store.rename(container.id.as_str(), &old, name);
     container.emit(&engine.events, "rename", &[("oldName", format!("/{old}"))]);
     Ok(StatusCode::NO_CONTENT)
 }

@@ -18,7 +18,7 @@ use super::{bundle, create, names, shim};
 use crate::container::kept;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
-use crate::spec::{self, SpecInput};
+use crate::spec::{self, NetworkNamespace, SpecInput};
 use crate::standby::{PATIENCE, Prepare, StandbyVm, rehearsal};
 use crate::task::Task;
 
@@ -201,6 +201,7 @@ impl Plan {
             host_config: &host,
             mounts: &[],
             rootfs: &self.folder.join(bundle::ROOTFS),
+            network: NetworkNamespace::Own,
             files: &self.rehearsal,
             hostname: ID,
             cgroup: &self.cgroup,

@@ -8,7 +8,7 @@ use proto::control::ExitReport;
 use tokio::task::JoinHandle;
 
 use super::launch::Run;
-use super::{health, remove, restart_policy, shim};
+use super::{health, networking, remove, restart_policy, shim};
 use crate::clock::Timestamp;
 use crate::container::record::{Ended, Phase};
 use crate::container::{Container, Running};
@@ -93,6 +93,7 @@ pub async fn finish(
     container.execs().values().for_each(|exec| exec.container_ended());
     let release = release(engine, container, task);
     let ((), ()) = tokio::join!(release, container.streams.end_run());
+    networking::release(engine, container).await;
     let ended = Ended {
         started_at,
         finished_at: Timestamp(report.exited_at_ns),

@@ -1,6 +1,5 @@
 //! Containers as Docker's clients expect to see them.
 
-use bollard::models::ContainerConfig;
 use proto::Isolation;
 use serde_json::{Map, Value, json};
 
@@ -120,40 +119,6 @@ pub fn graph_driver(engine: &Engine, container: &Container) -> Value {
             "Data": { "LowerDir": lower, "Scratch": text(kept(&container.dir, SCRATCH)) },
         }),
     }
-}
-
-/// `NetworkSettings`: a loopback interface only.
-#[must_use]
-pub fn network_settings(record: &Record) -> Value {
-    let mode = record.host_text("NetworkMode");
-    let mut networks = Map::new();
-    if mode == "none" {
-        networks.insert("none".into(), endpoint());
-    }
-    json!({
-        "Bridge": "", "SandboxID": "", "SandboxKey": "", "Ports": {}, "HairpinMode": false, "LinkLocalIPv6Address": "",
-        "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null, "EndpointID": "",
-        "Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "IPAddress": "", "IPPrefixLen": 0,
-        "IPv6Gateway": "", "MacAddress": "", "Networks": networks,
-    })
-}
-
-fn endpoint() -> Value {
-    json!({
-        "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null, "GwPriority": 0,
-        "NetworkID": "", "EndpointID": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "",
-        "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": null,
-    })
-}
-
-/// `docker ps`' ports: those that the image names, none of which is published.
-#[must_use]
-pub fn ports(config: &ContainerConfig) -> Vec<Value> {
-    let port = |text: &String| {
-        let (number, kind) = text.split_once('/').unwrap_or((text, "tcp"));
-        Some(json!({ "PrivatePort": number.parse::<u16>().ok()?, "Type": kind }))
-    };
-    config.exposed_ports.iter().flatten().filter_map(port).collect()
 }
 
 /// `docker ps`' status, such as `Up 3 minutes` or `Exited (1) 2 hours ago`. Source: moby `container/state.go`.

@@ -6,7 +6,7 @@ use bollard::models::{ContainerConfig, HostConfig, HostConfigCgroupnsModeEnum};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 use proto::Isolation;
 
-use super::SpecError;
+use super::{NetworkNamespace, SpecError};
 
 /// Which of the namespaces a container shares with the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,6 +24,9 @@ pub(super) fn decide(config: &ContainerConfig, host: &HostConfig, isolation: Iso
     let pid = mode("pid", host.pid_mode.as_deref(), &["private"], isolation)?;
     let ipc = mode("ipc", host.ipc_mode.as_deref(), &["private", "shareable", "none"], isolation)?;
     let uts = mode("uts", host.uts_mode.as_deref(), &[], isolation)?;
+    if host.network_mode.as_deref() == Some("host") && isolation == Isolation::Hyperv {
+        return Err(no_host("network"));
+    }
     mode("userns", host.userns_mode.as_deref(), &[], Isolation::Process)?;
     let named = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     if uts && (named(&config.hostname) || named(&config.domainname)) {
@@ -60,11 +63,11 @@ fn no_host(what: &str) -> SpecError {
 }
 
 impl Shared {
-    /// The list for the spec. The network namespace is always the container's own.
-    pub(super) fn list(self) -> Vec<LinuxNamespace> {
+    /// The list for the spec.
+    pub(super) fn list(self, network: NetworkNamespace<'_>) -> Vec<LinuxNamespace> {
         let own = [
             (LinuxNamespaceType::Mount, true),
-            (LinuxNamespaceType::Network, true),
+            (LinuxNamespaceType::Network, network != NetworkNamespace::Host),
             (LinuxNamespaceType::Uts, !self.uts),
             (LinuxNamespaceType::Pid, !self.pid),
             (LinuxNamespaceType::Ipc, !self.ipc),
@@ -73,6 +76,9 @@ impl Shared {
         let namespace = |(typ, _)| {
             let mut namespace = LinuxNamespace::default();
             namespace.set_typ(typ);
+            if let (LinuxNamespaceType::Network, NetworkNamespace::At(path)) = (typ, network) {
+                namespace.set_path(Some(path.to_owned()));
+            }
             namespace
         };
         own.into_iter().filter(|(_, own)| *own).map(namespace).collect()
@@ -92,7 +98,7 @@ mod tests {
     #[test]
     fn everything_is_the_containers_own_by_default() {
         let shared = shared(|_| (), Isolation::Hyperv).unwrap();
-        assert_eq!((shared, shared.list().len()), (Shared::default(), 6));
+        assert_eq!((shared, shared.list(NetworkNamespace::Own).len()), (Shared::default(), 6));
     }
 
     #[test]

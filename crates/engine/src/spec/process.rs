@@ -202,6 +202,7 @@ mod tests {
             host_config,
             mounts: &[],
             rootfs: path,
+            network: super::super::NetworkNamespace::Own,
             files: path,
             hostname: "box",
             cgroup: "/bulkhead/x",

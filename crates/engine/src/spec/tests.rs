@@ -15,6 +15,7 @@ fn try_built(config: &ContainerConfig, host: &HostConfig, isolation: Isolation) 
         host_config: host,
         mounts: &[],
         rootfs: Path::new("/r"),
+        network: NetworkNamespace::Own,
         files: Path::new("/nonexistent"),
         hostname: config.hostname.as_deref().unwrap_or("box"),
         cgroup: "/bulkhead/c0ffee",

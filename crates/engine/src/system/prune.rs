@@ -3,11 +3,6 @@
 use axum::Json;
 use serde_json::{Value, json};
 
-/// `POST /networks/prune`.
-pub(super) async fn networks() -> Json<Value> {
-    Json(json!({ "NetworksDeleted": null }))
-}
-
 /// `POST /build/prune`.
 pub(super) async fn build_cache() -> Json<Value> {
     Json(json!({ "CachesDeleted": null, "SpaceReclaimed": 0 }))

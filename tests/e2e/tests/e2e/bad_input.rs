@@ -258,10 +258,7 @@ impl PathWithoutQemu {
 #[test]
 fn what_is_not_there_yet_says_so() {
     let Some(host) = TestHost::start_own(Wall::Process) else { return };
-    let said = host.docker(&["run", "--rm", "-p", "8080:80", "box", "true"]);
-    assert_eq!(said.code, 125, "{said}");
-    assert!(said.err.contains("network") || said.err.contains("port"), "{said}");
-    for words in [&["volume", "create", "v"][..], &["network", "create", "n"], &["pull", "alpine"], &["build", "-"]] {
+    for words in [&["volume", "create", "v"][..], &["pull", "alpine"], &["build", "-"]] {
         let said = host.docker(words);
         assert_ne!(said.code, 0, "{said}");
         assert!(!said.err.trim().is_empty(), "{said}");

@@ -72,7 +72,6 @@ fn what_is_planned_answers_not_implemented() {
     for head in [
         "POST /v1.41/build HTTP/1.1",
         "POST /v1.41/volumes/create HTTP/1.1",
-        "POST /v1.41/networks/create HTTP/1.1",
         "GET /v1.41/containers/x/attach/ws HTTP/1.1",
     ] {
         let answer = request(&host, head);

@@ -52,6 +52,7 @@ mod isolation;
 mod lifecycle;
 mod live_restore;
 mod logs;
+mod networks;
 mod options;
 mod own_cli;
 mod registry;

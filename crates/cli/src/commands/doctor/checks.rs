@@ -145,6 +145,21 @@ pub(super) fn file_system(name: &'static str, without: &str) -> Finding {
     )
 }
 
+/// The program by which networks are made.
+pub(super) fn firewall() -> Finding {
+    let subject = "nftables";
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    if folders.map(|folder| folder.join("nft")).any(|program| program.is_file()) {
+        return Finding::good(subject, "the program nft is there");
+    }
+    Finding::warning(
+        subject,
+        "there is no program nft: containers can have no network but none and host",
+        "install nftables",
+    )
+}
+
 /// Room where the engine keeps its data.
 pub(super) fn disk_space(folder: &Path) -> Finding {
     let subject = "disk space";

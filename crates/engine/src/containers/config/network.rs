@@ -1,0 +1,180 @@
+//! Which networks a new container is to be on.
+
+use std::collections::BTreeMap;
+
+use bollard::models::{EndpointSettings, HostConfig, NetworkingConfig};
+use proto::Isolation;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Requested;
+use crate::error::{ApiError, ApiResult};
+use crate::network;
+use crate::network::endpoint::{Endpoint, Endpoints};
+
+/// Networks that one container may be on.
+const MOST: usize = 64;
+
+/// Reads a container's networks, and what it publishes. The answer has what the client should know, too.
+///
+/// # Errors
+/// 400, in dockerd's words, for what cannot be combined; 501 for what this version does not do.
+pub(super) fn decide(
+    requested: &Requested,
+    host: &HostConfig,
+    networking: Value,
+) -> ApiResult<(Endpoints, Vec<String>)> {
+    let networking = match networking {
+        Value::Null => NetworkingConfig::default(),
+        value => {
+            NetworkingConfig::deserialize(value).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?
+        }
+    };
+    let given: BTreeMap<String, EndpointSettings> =
+        networking.endpoints_config.unwrap_or_default().into_iter().collect();
+    let mode = host.network_mode.as_deref().unwrap_or_default();
+    let wanted = network::wanted_ports(host, &[])?;
+    let publishes = !wanted.is_empty() || host.publish_all_ports == Some(true);
+    let mut warnings = Vec::new();
+    if mode.starts_with("container:") {
+        check_shared(requested, host, publishes)?;
+        if requested.isolation == Isolation::Hyperv {
+            return Err(not_yet(&format!("network mode {mode:?} with isolation hyperv")));
+        }
+        return Ok((Endpoints::default(), warnings));
+    }
+    if requested.isolation == Isolation::Hyperv {
+        check_hyperv(mode, publishes, &given, &mut warnings)?;
+    }
+    if mode == "host" && publishes {
+        warnings.push("Published ports are discarded when using host network mode".into());
+    }
+    let primary = if matches!(mode, "" | "default") { "bridge" } else { mode };
+    let mut all: BTreeMap<String, Endpoint> =
+        given.into_iter().map(|(name, asked)| (named(&name), Endpoint::asked(asked))).collect();
+    all.entry(primary.to_owned()).or_default();
+    if all.len() > MOST {
+        return Err(ApiError::invalid(format!("a container may be on {MOST} networks at most")));
+    }
+    if matches!(primary, "host" | "none") && all.len() > 1 {
+        return Err(ApiError::invalid(
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode",
+        ));
+    }
+    let mac = requested.config["MacAddress"].as_str().filter(|mac| !mac.is_empty());
+    if let (Some(mac), Some(endpoint)) = (mac, all.get_mut(primary)) {
+        endpoint.asked.mac_address.get_or_insert_with(|| mac.to_owned());
+    }
+    Ok((Endpoints { all, ..Endpoints::default() }, warnings))
+}
+
+fn named(name: &str) -> String {
+    if name == "default" { "bridge".to_owned() } else { name.to_owned() }
+}
+
+fn not_yet(what: &str) -> ApiError {
+    ApiError::not_implemented(format!("{what}: not supported by this version of Bulkhead; use --network none"))
+}
+
+/// A utility VM has no networks yet: it has a loopback device only.
+fn check_hyperv(
+    mode: &str,
+    publishes: bool,
+    given: &BTreeMap<String, EndpointSettings>,
+    warnings: &mut Vec<String>,
+) -> ApiResult<()> {
+    let plain = |name: &str| matches!(name, "" | "none" | "default" | "bridge");
+    if mode == "host" {
+        return Ok(());
+    }
+    if !plain(mode) {
+        return Err(not_yet(&format!("network mode {mode:?} with isolation hyperv")));
+    }
+    if publishes {
+        return Err(not_yet("published ports with isolation hyperv"));
+    }
+    if let Some(name) = given.keys().find(|name| !plain(name)) {
+        return Err(not_yet(&format!("network {name:?} with isolation hyperv")));
+    }
+    if mode != "none" {
+        warnings.push(
+            "There are no networks for hyperv containers yet: the container has a loopback interface only. Use --network none to say so."
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// Source: moby `daemon/container.go` and `runconfig/errors.go`.
+fn check_shared(requested: &Requested, host: &HostConfig, publishes: bool) -> ApiResult<()> {
+    let has = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let text = |name: &str| requested.config[name].as_str().is_some_and(|text| !text.is_empty());
+    let exposes = requested.config["ExposedPorts"].as_object().is_some_and(|ports| !ports.is_empty());
+    for (conflict, what) in [
+        (text("Hostname"), "hostname and the network mode"),
+        (has(&host.links), "container type network can't be used with links. This would result in undefined behavior"),
+        (has(&host.dns), "dns and the network mode"),
+        (has(&host.extra_hosts), "custom host-to-IP mapping and the network mode"),
+        (text("MacAddress"), "mac-address and the network mode"),
+        (publishes, "port publishing and the container type network mode"),
+        (exposes, "port exposing and the container type network mode"),
+    ] {
+        if conflict {
+            return Err(ApiError::invalid(format!("conflicting options: {what}")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[allow(clippy::needless_pass_by_value, reason = "tests read better with json!() as the argument")]
+    fn read(host: Value, networking: Value) -> ApiResult<Requested> {
+        let body = json!({ "Image": "busybox", "HostConfig": host, "NetworkingConfig": networking });
+        Requested::read(body, Isolation::Process)
+    }
+
+    #[test]
+    fn networks_are_decided() {
+        let names = |requested: Requested| requested.endpoints.all.into_keys().collect::<Vec<_>>();
+        assert_eq!(names(read(json!({}), Value::Null).unwrap()), ["bridge"]);
+        let default = read(json!({"NetworkMode": "default"}), json!({"EndpointsConfig": {"default": {}}})).unwrap();
+        assert_eq!(names(default), ["bridge"]);
+        let two = json!({"EndpointsConfig": {"web": {"Aliases": ["x"]}, "db": {}}});
+        let two = read(json!({"NetworkMode": "web"}), two).unwrap();
+        assert_eq!(two.endpoints.all["web"].asked.aliases, Some(vec!["x".to_owned()]));
+        assert_eq!(names(two), ["db", "web"]);
+        let host = read(json!({"NetworkMode": "host", "PublishAllPorts": true}), Value::Null).unwrap();
+        assert_eq!(host.warnings.len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_combined_is_refused_in_dockers_words() {
+        let none = read(json!({"NetworkMode": "none"}), json!({"EndpointsConfig": {"web": {}}})).unwrap_err();
+        assert!(none.message.starts_with("container cannot be connected to multiple networks"));
+        let ports = json!({"NetworkMode": "container:x", "PortBindings": {"80/tcp": [{"HostPort": "8081"}]}});
+        let error = read(ports, Value::Null).unwrap_err();
+        assert_eq!(error.message, "conflicting options: port publishing and the container type network mode");
+        let bad = read(json!({"PortBindings": {"80/tcp": [{"HostPort": "xx"}]}}), Value::Null).unwrap_err();
+        assert_eq!((bad.http_status().as_u16(), bad.message.as_str()), (400, "invalid port specification: \"xx\""));
+    }
+
+    #[test]
+    fn a_utility_vm_has_none_yet_and_says_so() {
+        let hyperv = |mut host: Value| {
+            host["Isolation"] = json!("hyperv");
+            read(host, Value::Null)
+        };
+        assert_eq!(hyperv(json!({})).unwrap().warnings.len(), 1);
+        assert!(hyperv(json!({"NetworkMode": "none"})).unwrap().warnings.is_empty());
+        for host in
+            [json!({"NetworkMode": "web"}), json!({"PublishAllPorts": true}), json!({"NetworkMode": "container:x"})]
+        {
+            assert_eq!(hyperv(host).unwrap_err().http_status(), 501);
+        }
+    }
+}

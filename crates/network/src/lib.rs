@@ -1,0 +1,31 @@
+//! Container networks on a Linux host: namespaces, bridges and links by netlink, one nftables table, address pools, published
+//! ports, names. It knows no container and no image: names, addresses and paths come in.
+//!
+//! ```text
+//!  container's namespace          host
+//!  eth0 ──────────── veth ─────── bridge (gateway) ── forward, masquerade ──▶ outside
+//!  127.0.0.11 ◀── name server     table inet bulkhead-...: dnat of published ports
+//!                 (engine's task) proxy for what the kernel does not translate (IPv6 to IPv4, from our own bridges)
+//! ```
+//!
+//! Everything here blocks, but for the tasks of [`dns`] and [`proxy`]. Source: docs/design/0014-networks.md.
+#![deny(unsafe_code)]
+
+pub mod dns;
+mod error;
+mod firewall;
+mod host;
+mod link;
+mod namespace;
+mod netlink;
+mod pool;
+pub mod proxy;
+pub mod resolver;
+mod watch;
+
+pub use error::NetworkError;
+pub use firewall::{Firewall, NetworkRules, Protocol, Publication};
+pub use host::{HostLock, forward_packets};
+pub use link::{BridgeSpec, Plug, Plugged, delete_link, ensure_bridge, links_with_alias, plug, unplug};
+pub use namespace::Namespace;
+pub use pool::{Pool, PoolError, first_address, free_subnet, host_networks, overlaps};

@@ -1,0 +1,337 @@
+//! Links by netlink: bridges on the host, one veth per endpoint.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+
+use futures_util::TryStreamExt;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use serde::{Deserialize, Serialize};
+
+use crate::error::NetworkError;
+use crate::namespace::Namespace;
+use crate::netlink::{set_sysctl, talk};
+
+/// A bridge as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeSpec {
+    /// At most 15 bytes.
+    pub name: String,
+    /// By which its engine knows it again.
+    pub alias: String,
+    /// Its own hardware address: without one it would change with its ports.
+    pub mac: [u8; 6],
+    /// Largest packet in bytes, if not the kernel's.
+    pub mtu: Option<u32>,
+    /// The gateways' addresses.
+    pub addresses: Vec<IpNet>,
+    /// A bridge that somebody else made serves as well: the user has named it.
+    pub may_exist: bool,
+}
+
+/// One end in a namespace, the other on a bridge.
+#[derive(Debug, Clone)]
+pub struct Plug {
+    /// Name of the bridge.
+    pub bridge: String,
+    /// Name of the end on the bridge, at most 15 bytes.
+    pub host_link: String,
+    /// Name of the end in the namespace; without one, the first `eth` that is free.
+    pub name: Option<String>,
+    /// Hardware address of the end in the namespace.
+    pub mac: [u8; 6],
+    /// Largest packet in bytes, if not the kernel's.
+    pub mtu: Option<u32>,
+    /// Its address.
+    pub ipv4: Option<Ipv4Net>,
+    /// Its address.
+    pub ipv6: Option<Ipv6Net>,
+    /// Ports that are isolated reach the bridge and what is beyond, not each other.
+    pub isolated: bool,
+}
+
+/// An end that was plugged in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plugged {
+    /// Its name in the namespace.
+    pub name: String,
+}
+
+async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
+    match handle.link().get().match_name(name).execute().try_next().await {
+        Ok(found) => Ok(found),
+        Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(None),
+        Err(error) => Err(NetworkError::netlink(format!("look for the link {name}"))(error)),
+    }
+}
+
+async fn index_of(handle: &Handle, name: &str) -> Result<u32, NetworkError> {
+    find(handle, name).await?.map(|link| link.header.index).ok_or_else(|| NetworkError::NoLink(name.to_owned()))
+}
+
+fn is(error: &rtnetlink::Error, errno: nix::errno::Errno) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -(errno as i32))
+}
+
+fn alias_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
+        _ => None,
+    })
+}
+
+fn name_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+/// Makes a bridge, or takes the one that an earlier run of the engine has made; afterwards it is as `spec` says, up.
+///
+/// # Errors
+/// `Taken` when a link of that name is somebody else's.
+pub fn ensure_bridge(spec: &BridgeSpec) -> Result<(), NetworkError> {
+    talk(async |handle| {
+        match find(&handle, &spec.name).await? {
+            Some(link) if spec.may_exist || alias_of(&link) == Some(&spec.alias) => {}
+            Some(_) => return Err(NetworkError::Taken(spec.name.clone())),
+            None => {
+                let mut bridge = LinkBridge::new(&spec.name).address(spec.mac.to_vec());
+                if let Some(mtu) = spec.mtu {
+                    bridge = bridge.mtu(mtu);
+                }
+                let made = handle.link().add(bridge.build()).execute().await;
+                made.map_err(NetworkError::netlink(format!("make the bridge {}", spec.name)))?;
+                // The kernel takes no alias from the request that makes a link.
+                let named = LinkUnspec::new_with_name(&spec.name).alias(&spec.alias).build();
+                let named = handle.link().set(named).execute().await;
+                named.map_err(NetworkError::netlink(format!("mark the bridge {}", spec.name)))?;
+            }
+        }
+        set_sysctl(&format!("ipv6/conf/{}/accept_ra", spec.name), "0");
+        let has_v6 = spec.addresses.iter().any(|address| matches!(address, IpNet::V6(_)));
+        set_sysctl(&format!("ipv6/conf/{}/disable_ipv6", spec.name), if has_v6 { "0" } else { "1" });
+        // For packets of 127.0.0.0/8 that a published port has given another target; the firewall lets no others in.
+        set_sysctl(&format!("ipv4/conf/{}/route_localnet", spec.name), "1");
+        let index = index_of(&handle, &spec.name).await?;
+        for address in &spec.addresses {
+            let added = handle.address().add(index, address.addr(), address.prefix_len()).replace().execute().await;
+            added.map_err(NetworkError::netlink(format!("give {} the address {address}", spec.name)))?;
+        }
+        let up = LinkUnspec::new_with_index(index).up().build();
+        handle.link().set(up).execute().await.map_err(NetworkError::netlink(format!("bring up {}", spec.name)))
+    })
+}
+
+/// Deletes a link of the host. One that is not there is none to delete.
+///
+/// # Errors
+/// What the kernel says.
+pub fn delete_link(name: &str) -> Result<(), NetworkError> {
+    talk(async |handle| {
+        let Some(link) = find(&handle, name).await? else { return Ok(()) };
+        match handle.link().del(link.header.index).execute().await {
+            Err(error) if !is(&error, nix::errno::Errno::ENODEV) => {
+                Err(NetworkError::netlink(format!("delete the link {name}"))(error))
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Names of the host's links that carry this alias.
+///
+/// # Errors
+/// What the kernel says.
+pub fn links_with_alias(alias: &str) -> Result<Vec<String>, NetworkError> {
+    talk(async |handle| {
+        let links: Vec<LinkMessage> =
+            handle.link().get().execute().try_collect().await.map_err(NetworkError::netlink("list links"))?;
+        let ours = links.iter().filter(|link| alias_of(link) == Some(alias));
+        Ok(ours.filter_map(|link| name_of(link).map(str::to_owned)).collect())
+    })
+}
+
+/// Connects a namespace with a bridge: both ends are made where they belong, up, with their addresses.
+///
+/// # Errors
+/// What the kernel says; nothing stays.
+pub fn plug(namespace: &Namespace, plug: &Plug) -> Result<Plugged, NetworkError> {
+    let file = namespace.open()?;
+    let name = match &plug.name {
+        Some(name) => name.clone(),
+        None => namespace.run(|| talk(async |handle| free_name(&handle).await))?,
+    };
+    talk(async |handle| {
+        let bridge = index_of(&handle, &plug.bridge).await?;
+        let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(name.clone())
+            .setns_by_fd(file.as_raw_fd())
+            .address(plug.mac.to_vec());
+        let mut veth = LinkVeth::new(&plug.host_link, "").controller(bridge).up();
+        if let Some(mtu) = plug.mtu {
+            peer = peer.mtu(mtu);
+            veth = veth.mtu(mtu);
+        }
+        let veth = veth.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
+        let made = handle.link().add(veth.build()).execute().await;
+        made.map_err(NetworkError::netlink(format!("make the link {}", plug.host_link)))?;
+        if plug.isolated {
+            let index = index_of(&handle, &plug.host_link).await?;
+            let port = LinkBridgePort::new(index).isolated(true).build();
+            let set = handle.link().set_port(port).execute().await;
+            set.map_err(NetworkError::netlink(format!("isolate {}", plug.host_link)))?;
+        }
+        Ok(())
+    })
+    .and_then(|()| namespace.run(|| furnish(&name, plug)))
+    .inspect_err(|_| {
+        if let Err(error) = delete_link(&plug.host_link) {
+            tracing::warn!(link = plug.host_link, error = &error as &dyn std::error::Error, "left behind");
+        }
+    })?;
+    Ok(Plugged { name })
+}
+
+async fn free_name(handle: &Handle) -> Result<String, NetworkError> {
+    const MOST: u32 = 256;
+    for number in 0..MOST {
+        let name = format!("eth{number}");
+        if find(handle, &name).await?.is_none() {
+            return Ok(name);
+        }
+    }
+    Err(NetworkError::Taken("eth255".into()))
+}
+
+/// In the namespace: addresses, and up. Routes come with [`set_default_routes`].
+fn furnish(name: &str, plug: &Plug) -> Result<(), NetworkError> {
+    if plug.ipv6.is_none() {
+        set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
+    } else {
+        set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "0");
+        // The address is ours to give: nobody else has it, and the first packet is not to wait for proof.
+        set_sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0");
+        set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "0");
+    }
+    talk(async |handle| {
+        let index = index_of(&handle, name).await?;
+        let v4 = plug.ipv4.map(IpNet::V4);
+        let v6 = plug.ipv6.map(IpNet::V6);
+        for address in [v4, v6].into_iter().flatten() {
+            let added = handle.address().add(index, address.addr(), address.prefix_len()).execute().await;
+            added.map_err(NetworkError::netlink(format!("give {name} the address {address}")))?;
+        }
+        let up = LinkUnspec::new_with_index(index).up().build();
+        handle.link().set(up).execute().await.map_err(NetworkError::netlink(format!("bring up {name}")))
+    })
+}
+
+/// Takes a link of the host away, and with it the other end.
+///
+/// # Errors
+/// What the kernel says.
+pub fn unplug(host_link: &str) -> Result<(), NetworkError> {
+    delete_link(host_link)
+}
+
+impl Namespace {
+    /// Makes these the namespace's default routes, in place of others.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_default_routes(&self, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>) -> Result<(), NetworkError> {
+        self.run(|| {
+            talk(async |handle| {
+                let failed = |gateway: IpAddr| NetworkError::netlink(format!("route by {gateway}"));
+                if let Some(gateway) = ipv4 {
+                    let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+                    handle.route().add(route).replace().execute().await.map_err(failed(gateway.into()))?;
+                }
+                if let Some(gateway) = ipv6 {
+                    let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).build();
+                    handle.route().add(route).replace().execute().await.map_err(failed(gateway.into()))?;
+                }
+                Ok(())
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a namespace of the test's own, so that nothing of the machine's is touched; `None` without the rights.
+    fn alone<T: Send>(work: impl FnOnce(&std::path::Path) -> T + Send) -> Option<T> {
+        let folder = tempfile::tempdir().unwrap();
+        let outer = match Namespace::make(&folder.path().join("outer")) {
+            Ok(outer) => outer,
+            Err(error) => {
+                eprintln!("SKIPPED: {error}");
+                return None;
+            }
+        };
+        let done = outer.run(|| Ok(work(folder.path())));
+        Namespace::remove(outer.path()).unwrap();
+        Some(done.unwrap())
+    }
+
+    fn bridge(alias: &str) -> BridgeSpec {
+        BridgeSpec {
+            name: "bh-test".into(),
+            alias: alias.into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: Some(1400),
+            addresses: vec!["10.9.0.1/24".parse().unwrap(), "fd00:9::1/64".parse().unwrap()],
+            may_exist: false,
+        }
+    }
+
+    #[test]
+    fn two_namespaces_on_a_bridge_reach_each_other() {
+        alone(|folder| {
+            ensure_bridge(&bridge("mine")).unwrap();
+            ensure_bridge(&bridge("mine")).unwrap();
+            assert!(matches!(ensure_bridge(&bridge("another's")), Err(NetworkError::Taken(_))));
+            assert_eq!(links_with_alias("mine").unwrap(), ["bh-test"]);
+            let spaces: Vec<Namespace> = [2, 3]
+                .map(|number: u8| {
+                    let space = Namespace::make(&folder.join(number.to_string())).unwrap();
+                    let end = Plug {
+                        bridge: "bh-test".into(),
+                        host_link: format!("bhv{number}"),
+                        name: None,
+                        mac: [2, 0, 0, 0, 0, number],
+                        mtu: None,
+                        ipv4: Some(format!("10.9.0.{number}/24").parse().unwrap()),
+                        ipv6: Some(format!("fd00:9::{number}/64").parse().unwrap()),
+                        isolated: false,
+                    };
+                    assert_eq!(plug(&space, &end).unwrap().name, "eth0");
+                    let gateways = (Some("10.9.0.1".parse().unwrap()), Some("fd00:9::1".parse().unwrap()));
+                    space.set_default_routes(gateways.0, gateways.1).unwrap();
+                    space
+                })
+                .into();
+            for (address, size) in [("10.9.0.3:7", 5), ("[fd00:9::3]:7", 6)] {
+                let to: std::net::SocketAddr = address.parse().unwrap();
+                let listen = |kind: &str| format!("{kind}:7").parse::<std::net::SocketAddr>().unwrap();
+                let local = if to.is_ipv4() { listen("0.0.0.0") } else { listen("[::]") };
+                let socket = spaces[1].run(|| Ok(std::net::UdpSocket::bind(local).unwrap())).unwrap();
+                socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+                let local = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                let sender = spaces[0].run(|| Ok(std::net::UdpSocket::bind(local).unwrap())).unwrap();
+                sender.send_to(&vec![1; size], to).unwrap();
+                assert_eq!(socket.recv(&mut [0; 16]).unwrap(), size, "{address}");
+            }
+            unplug("bhv2").unwrap();
+            unplug("bhv2").unwrap();
+            spaces.iter().for_each(|space| Namespace::remove(space.path()).unwrap());
+            delete_link("bh-test").unwrap();
+            assert!(links_with_alias("mine").unwrap().is_empty());
+        });
+    }
+}

@@ -1,0 +1,321 @@
+//! Networks: who reaches whom, by address and by name, through which ports, and what is left of it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use bulkhead_e2e::{Said, TestHost, Wall, eventually};
+
+/// A container that serves its host name by HTTP on port 80.
+const SERVER: &[&str] = &["httpd", "-f", "-p", "80", "-h", "/etc"];
+
+/// `docker run` without the default of other tests, which is no network.
+fn run(host: &TestHost, options: &[&str], command: &[&str]) -> Said {
+    host.docker(&[&["run", "--isolation", host.wall().word()], options, &["box"], command].concat())
+}
+
+/// Starts a container in the background.
+fn start(host: &TestHost, name: &str, options: &[&str], command: &[&str]) -> String {
+    run(host, &[&["-d", "--name", name], options].concat(), command).ok()
+}
+
+fn exec(host: &TestHost, container: &str, command: &[&str]) -> Said {
+    host.docker(&[&["exec", container], command].concat())
+}
+
+/// What the container reads from a server.
+fn fetch(host: &TestHost, container: &str, from: &str) -> Said {
+    // Not wget's own -T: it crashes Debian's static busybox.
+    exec(host, container, &["timeout", "2", "wget", "-q", "-O", "-", &format!("http://{from}/hostname")])
+}
+
+/// Waits until a server answers a container.
+fn wait_fetch(host: &TestHost, container: &str, from: &str, wanted: &str) {
+    let mut last = String::new();
+    let came = eventually(Duration::from_secs(10), || {
+        let said = fetch(host, container, from);
+        last = said.to_string();
+        said.text().trim() == wanted
+    });
+    assert!(came, "{container} does not read {wanted} from {from}: {last}; the engine's log:\n{}", host.log());
+}
+
+/// What the host reads from an address of its own.
+fn read(address: &str) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(3)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
+    stream.write_all(b"GET /hostname HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer.split_once("\r\n\r\n")?.1.trim().to_owned())
+}
+
+/// Waits until the host reads this from an address.
+fn wait_read(address: &str, wanted: &str) {
+    let mut last = None;
+    let came = eventually(Duration::from_secs(10), || {
+        last = read(address);
+        last.as_deref() == Some(wanted)
+    });
+    assert!(came, "{address} does not answer {wanted} but {last:?}");
+}
+
+/// The number at which a port of a container is published.
+fn port(host: &TestHost, container: &str, port: &str) -> String {
+    host.docker(&["port", container, port]).ok().lines().next().unwrap().rsplit(':').next().unwrap().to_owned()
+}
+
+fn endpoint(host: &TestHost, container: &str, network: &str, field: &str) -> String {
+    let value = host.inspect(container)["NetworkSettings"]["Networks"][network][field].clone();
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Bridge of a network.
+fn bridge(host: &TestHost, network: &str) -> String {
+    let id = host.docker(&["network", "inspect", "-f", "{{.Id}}", network]).ok();
+    let option = "{{index .Options \"com.docker.network.bridge.name\"}}";
+    let named = host.docker(&["network", "inspect", "-f", option, network]).ok();
+    if named.is_empty() { format!("bh-{}", &id[..12]) } else { named }
+}
+
+/// The engine's table in the host's firewall, if it is there.
+fn table(host: &TestHost) -> String {
+    let name = table_name(host);
+    let output = Command::new("/usr/sbin/nft").args(["list", "table", "inet", &name]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn table_name(host: &TestHost) -> String {
+    format!("bulkhead_{}", bridge(host, "bridge").strip_prefix("bh0-").unwrap())
+}
+
+fn namespaces(host: &TestHost) -> usize {
+    std::fs::read_dir(host.folder().join("run/n")).map_or(0, Iterator::count)
+}
+
+fn link_exists(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).exists()
+}
+
+#[test]
+fn neighbours_are_reached_by_name_and_the_host_reaches_ports() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    host.docker(&["network", "create", "--label", "a=b", "shop"]).ok();
+    let options = ["--network", "shop", "--network-alias", "www", "-p", "80", "-p", "127.0.0.1::80/udp"];
+    let web = start(&host, "web", &options, SERVER);
+    start(&host, "client", &["--network", "shop"], &["sleep", "1000"]);
+    for name in ["web", "www", &web[..12], "WEB", "web.shop"] {
+        wait_fetch(&host, "client", name, &web[..12]);
+    }
+    assert_ne!(exec(&host, "client", &["nslookup", "nobody.invalid"]).code, 0);
+    let published = port(&host, "web", "80/tcp");
+    for address in ["127.0.0.1", "[::1]"] {
+        wait_read(&format!("{address}:{published}"), &web[..12]);
+    }
+    let gateway = endpoint(&host, "web", "shop", "Gateway");
+    wait_read(&format!("{gateway}:{published}"), &web[..12]);
+    // By the host's address from another network, too: it goes by the proxy.
+    start(&host, "other", &[], &["sleep", "1000"]);
+    wait_fetch(&host, "other", &format!("{gateway}:{published}"), &web[..12]);
+    let shown = host.docker(&["ps", "--filter", "network=shop", "--format", "{{.Names}} {{.Ports}}"]).ok();
+    assert!(shown.contains("web ") && shown.contains(&format!("0.0.0.0:{published}->80/tcp")), "{shown}");
+    // A name that is renamed is found by the new one.
+    host.docker(&["rename", "web", "store"]).ok();
+    wait_fetch(&host, "client", "store", &web[..12]);
+    assert_ne!(fetch(&host, "client", "web").code, 0);
+}
+
+#[test]
+fn a_port_that_is_taken_undoes_the_start() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let first = start(&host, "first", &["-p", "127.0.0.1:0:80"], SERVER);
+    let taken = port(&host, "first", "80/tcp");
+    let said = run(&host, &["-d", "--name", "second", "-p", &format!("{taken}:80")], SERVER);
+    assert_eq!(said.code, 125);
+    let text = format!("Bind for 0.0.0.0:{taken} failed: port is already allocated");
+    assert!(
+        said.err.contains("driver failed programming external connectivity on endpoint second")
+            && said.err.contains(&text),
+        "{said}"
+    );
+    assert_eq!(host.state("second").0, "created");
+    assert_eq!((namespaces(&host), endpoint(&host, "second", "bridge", "IPAddress")), (1, String::new()));
+    // Somebody else has it.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let foreign = listener.local_addr().unwrap().port().to_string();
+    let said = run(&host, &["--rm", "-p", &format!("127.0.0.1:{foreign}:80")], &["true"]);
+    assert!(said.code == 125 && said.err.contains("address already in use"), "{said}");
+    wait_read(&format!("127.0.0.1:{taken}"), &first[..12]);
+    host.docker(&["rm", "-f", "first"]).ok();
+    assert!(read(&format!("127.0.0.1:{taken}")).is_none());
+    host.docker(&["start", "second"]).ok();
+    wait_read(&format!("127.0.0.1:{taken}"), &host.inspect("second")["Id"].as_str().unwrap()[..12]);
+}
+
+#[test]
+fn networks_are_apart_and_change_while_a_container_runs() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    for options in [&["one"][..], &["two"], &["--internal", "inside"]] {
+        host.docker(&[&["network", "create"], options].concat()).ok();
+    }
+    let web = start(&host, "web", &["--network", "one"], SERVER);
+    start(&host, "client", &["--network", "two"], &["sleep", "1000"]);
+    let address = endpoint(&host, "web", "one", "IPAddress");
+    assert_ne!(fetch(&host, "client", &address).code, 0, "another network is reached");
+    host.docker(&["network", "connect", "--alias", "www", "two", "web"]).ok();
+    wait_fetch(&host, "client", "www", &web[..12]);
+    let second = endpoint(&host, "web", "two", "IPAddress");
+    assert!(exec(&host, "web", &["cat", "/etc/hosts"]).ok().contains(&format!("{second}\t{}", &web[..12])));
+    let again = host.docker(&["network", "connect", "two", "web"]);
+    assert!(again.err.contains("endpoint with name web already exists in network two"), "{again}");
+    assert!(host.docker(&["network", "rm", "two"]).err.contains("has active endpoints"));
+    host.docker(&["network", "disconnect", "two", "web"]).ok();
+    assert_ne!(fetch(&host, "client", &second).code, 0);
+    assert!(!exec(&host, "web", &["cat", "/etc/hosts"]).ok().contains(&second));
+    // Inside there are neighbours and nothing else.
+    let inner = start(&host, "inner", &["--network", "inside", "-p", "80"], SERVER);
+    host.docker(&["network", "connect", "inside", "client"]).ok();
+    wait_fetch(&host, "client", "inner", &inner[..12]);
+    assert!(!exec(&host, "inner", &["ip", "route"]).ok().contains("default"));
+    assert_eq!(host.docker(&["port", "inner"]).ok(), "");
+    let events = host.docker(&[
+        "events",
+        "--since",
+        "0",
+        "--until",
+        "1s",
+        "--filter",
+        "type=network",
+        "--format",
+        "{{.Action}} {{.Actor.Attributes.name}}",
+    ]);
+    for wanted in ["create one", "connect one", "connect two", "disconnect two"] {
+        assert!(events.ok().lines().any(|line| line == wanted), "{wanted}");
+    }
+}
+
+#[test]
+fn addresses_modes_and_files_are_as_asked_for() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let create = [
+        "network",
+        "create",
+        "--subnet",
+        "10.201.7.0/24",
+        "--ip-range",
+        "10.201.7.128/25",
+        "--ipv6",
+        "--subnet",
+        "fd00:b17:7::/64",
+        "-o",
+        "com.docker.network.driver.mtu=1400",
+        "fixed",
+    ];
+    host.docker(&create).ok();
+    let options = [
+        "--network",
+        "fixed",
+        "--ip",
+        "10.201.7.9",
+        "--mac-address",
+        "02:00:00:00:07:09",
+        "--add-host",
+        "up:host-gateway",
+        "--dns-search",
+        "x.invalid",
+    ];
+    start(&host, "static", &options, SERVER);
+    start(&host, "any", &["--network", "fixed"], &["sleep", "1000"]);
+    let shown = exec(&host, "static", &["ip", "addr", "show", "eth0"]).ok();
+    for wanted in ["mtu 1400", "02:00:00:00:07:09", "10.201.7.9/24", "fd00:b17:7::"] {
+        assert!(shown.contains(wanted), "{wanted}: {shown}");
+    }
+    assert_eq!(endpoint(&host, "any", "fixed", "IPAddress"), "10.201.7.128");
+    let v6 = endpoint(&host, "static", "fixed", "GlobalIPv6Address");
+    wait_fetch(&host, "any", &format!("[{v6}]"), &host.inspect("static")["Id"].as_str().unwrap()[..12]);
+    let hosts = exec(&host, "static", &["cat", "/etc/hosts"]).ok();
+    assert!(hosts.contains("10.201.7.1\tup\n") && hosts.contains("10.201.7.9\t"), "{hosts}");
+    let resolver = exec(&host, "static", &["cat", "/etc/resolv.conf"]).ok();
+    assert!(resolver.contains("nameserver 127.0.0.11") && resolver.contains("search x.invalid"), "{resolver}");
+    let taken = run(&host, &["--rm", "--network", "fixed", "--ip", "10.201.7.9"], &["true"]);
+    assert!(taken.err.contains("Address already in use"), "{taken}");
+    let links = |options: &[&str]| run(&host, &[&["--rm"], options].concat(), &["ls", "/sys/class/net"]).ok();
+    assert_eq!(links(&["--network", "none"]), "lo");
+    assert!(links(&["--network", "host"]).contains(&bridge(&host, "fixed")));
+    let shared =
+        run(&host, &["--rm", "--network", "container:static"], &["sh", "-c", "hostname; ip addr show eth0"]).ok();
+    assert!(
+        shared.contains("10.201.7.9/24")
+            && shared.contains(&host.inspect("static")["Config"]["Hostname"].as_str().unwrap().to_owned()),
+        "{shared}"
+    );
+}
+
+#[test]
+fn networks_outlive_a_killed_engine_and_a_changed_firewall() {
+    let Some(mut host) = TestHost::start_own(Wall::Process) else { return };
+    host.docker(&["network", "create", "shop"]).ok();
+    let web = start(&host, "web", &["--network", "shop", "-p", "127.0.0.1:0:80"], SERVER);
+    start(&host, "client", &["--network", "shop"], &["sleep", "1000"]);
+    let address = format!("127.0.0.1:{}", port(&host, "web", "80/tcp"));
+    wait_read(&address, &web[..12]);
+    host.engine().kill();
+    wait_read(&address, &web[..12]);
+    // What an engine leaves that was killed while it made a container.
+    let stray = host.folder().join("run/n/stray");
+    std::fs::write(&stray, "").unwrap();
+    host.start_engine();
+    assert!(!stray.exists());
+    wait_read(&address, &web[..12]);
+    wait_fetch(&host, "client", "web", &web[..12]);
+    let said = run(&host, &["--rm", "-p", &format!("{address}:80")], &["true"]);
+    assert!(said.err.contains("port is already allocated"), "{said}");
+    let name = table_name(&host);
+    let deleted = Command::new("/usr/sbin/nft").args(["delete", "table", "inet", &name]).status().unwrap();
+    assert!(deleted.success());
+    assert!(eventually(Duration::from_secs(10), || table(&host).contains("chain published")), "{}", host.log());
+    wait_read(&address, &web[..12]);
+    let bridges = [bridge(&host, "shop"), bridge(&host, "bridge")];
+    host.docker(&["rm", "-f", "web", "client"]).ok();
+    assert_eq!(namespaces(&host), 0);
+    assert!(!table(&host).contains("dnat ip to 1") && link_exists(&bridges[0]));
+    host.docker(&["network", "prune", "-f"]).ok();
+    assert!(!link_exists(&bridges[0]));
+    host.stop_engine();
+    assert!(!link_exists(&bridges[1]));
+    let left = Command::new("/usr/sbin/nft").args(["list", "table", "inet", &name]).status().unwrap();
+    assert!(!left.success(), "its rules are left");
+    host.start_engine();
+}
+
+#[test]
+fn what_a_network_cannot_be_is_told_in_dockers_words() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let said = |words: &[&str]| host.docker(words).err;
+    host.docker(&["network", "create", "--subnet", "10.202.7.0/24", "mine"]).ok();
+    host.docker(&host.words("create", &["--name", "alone"], &["true"])).ok();
+    for (words, text) in [
+        (&["network", "inspect", "nosuch"][..], "network nosuch not found"),
+        (&["network", "create", "mine"], "network with name mine already exists"),
+        (&["network", "create", "bridge"], "operation is not permitted on predefined bridge network"),
+        (&["network", "create", "-d", "nosuch", "x"], "plugin \"nosuch\" not found"),
+        (
+            &["network", "create", "--subnet", "10.202.7.128/25", "x"],
+            "Pool overlaps with other one on this address space",
+        ),
+        (&["network", "rm", "host"], "host is a pre-defined network and cannot be removed"),
+        (
+            &["network", "connect", "host", "alone"],
+            "container cannot be disconnected from host network or connected to host network",
+        ),
+        (&["network", "connect", "mine", "alone"], "with one of the networks in private (none) mode"),
+        (&["network", "disconnect", "mine", "alone"], "is not connected to network mine"),
+    ] {
+        let error = said(words);
+        assert!(error.contains(text), "{words:?}: {error}");
+    }
+    let unknown = run(&host, &["--rm", "--network", "nosuch"], &["true"]);
+    assert!(unknown.code == 125 && unknown.err.contains("network nosuch not found"), "{unknown}");
+}
