@@ -11,6 +11,7 @@ mod run_to_exit;
 mod runtime;
 mod series;
 mod standby;
+mod storm;
 
 use anyhow::{Context, bail};
 use bulkhead_e2e::{HostOptions, TestHost, Wall};
@@ -34,6 +35,9 @@ struct Arguments {
     /// Measure `docker load` of a Debian image, and nothing else.
     #[arg(long)]
     load: bool,
+    /// Start this many containers at once, then a hundred execs a second, and nothing else.
+    #[arg(long, value_name = "CONTAINERS")]
+    storm: Option<usize>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -50,6 +54,11 @@ fn main() -> anyhow::Result<()> {
         let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
         println!("\n# `docker load`, real docker CLI ({} rounds in turn)\n", arguments.rounds);
         return load::measure(&host, dockerd.as_ref(), arguments.rounds);
+    }
+    if let Some(containers) = arguments.storm {
+        let host = start("--log-level=warn")?;
+        let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
+        return storm::measure(&host, dockerd.as_ref(), containers);
     }
     let host = start("--standby-vms=1")?;
     let without_standby = start("--standby-vms=0")?;

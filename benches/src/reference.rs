@@ -52,7 +52,8 @@ impl Dockerd {
         Ok(dockerd)
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
         self.folder.path().join("docker.sock")
     }
 

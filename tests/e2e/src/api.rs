@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// How much of a body is read at most, in bytes; streams may never end.
 const MAX_BODY_BYTES: usize = 1 << 20;
-/// How long a stream that has begun may pause before it is taken as it is.
+/// See [`ApiConnection::set_pause`]; enough where only a stream's beginning is of interest.
 const STREAM_PAUSE: Duration = Duration::from_millis(150);
 
 /// One connection, used for one request after another.
@@ -17,6 +17,7 @@ pub struct ApiConnection {
     stream: UnixStream,
     /// What was read and belongs to the next answer.
     buffer: Vec<u8>,
+    pause: Duration,
 }
 
 /// What the engine answered.
@@ -60,7 +61,7 @@ impl ApiConnection {
     pub fn open(socket: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_write_timeout(Some(Duration::from_secs(30)))?;
-        let mut connection = Self { stream, buffer: Vec::new() };
+        let mut connection = Self { stream, buffer: Vec::new(), pause: STREAM_PAUSE };
         connection.set_patience(Duration::from_secs(30))?;
         Ok(connection)
     }
@@ -71,6 +72,11 @@ impl ApiConnection {
     /// The socket is gone.
     pub fn set_patience(&mut self, patience: Duration) -> io::Result<()> {
         self.stream.set_read_timeout(Some(patience))
+    }
+
+    /// How long a stream that has begun may pause before it is taken as it is.
+    pub fn set_pause(&mut self, pause: Duration) {
+        self.pause = pause;
     }
 
     /// Sends bytes as they are.
@@ -155,7 +161,7 @@ impl ApiConnection {
             return Ok(());
         }
         let patience = self.stream.read_timeout()?;
-        self.stream.set_read_timeout(Some(STREAM_PAUSE))?;
+        self.stream.set_read_timeout(Some(self.pause))?;
         let chunked = answer.header("transfer-encoding").is_some_and(|value| value.contains("chunked"));
         let read = if chunked { self.read_chunks(answer) } else { self.read_to_end(answer) };
         self.stream.set_read_timeout(patience)?;
