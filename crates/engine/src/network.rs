@@ -316,7 +316,7 @@ impl Networks {
     ///
     /// When: in a blocking thread; no request is served any more.
     pub fn retire(&self) {
-        if !lock(&self.sandboxes).is_empty() || lock(&self.up).is_empty() {
+        if !lock(&self.sandboxes).is_empty() || !self.guarding.is_completed() {
             return;
         }
         for network in self.store.all() {

@@ -168,7 +168,7 @@ mod tests {
             ("version=2", 501, "DOCKER_BUILDKIT=0"),
             ("remote=git://x/y", 501, "remote build context"),
             ("buildargs=[", 400, "error reading build args"),
-            ("t=UPPER", 500, "repository name must be lowercase"),
+            ("t=UPPER", 500, "must be lowercase"),
             ("platform=linux/s390x", 501, "s390x"),
             ("isolation=vm", 400, "invalid isolation"),
         ] {

@@ -70,8 +70,8 @@ fn versions_are_negotiated() {
 fn what_is_planned_answers_not_implemented() {
     let Some(host) = TestHost::start_own(Wall::Process) else { return };
     for head in [
-        "POST /v1.41/build HTTP/1.1",
-        "POST /v1.41/volumes/create HTTP/1.1",
+        "POST /v1.41/session HTTP/1.1",
+        "GET /v1.41/containers/x/checkpoints HTTP/1.1",
         "GET /v1.41/containers/x/attach/ws HTTP/1.1",
     ] {
         let answer = request(&host, head);

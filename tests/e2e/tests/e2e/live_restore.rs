@@ -9,11 +9,22 @@ use bulkhead_e2e::{TestHost, eventually};
 /// Writes numbers, one a line, for as long as it lives; its output must be all of them in order.
 const WRITER: &str = "i=0; while :; do i=$((i+1)); echo $i; [ $((i % 50)) = 0 ] && sleep 0.05; done";
 
+/// How often the engine is killed.
+const PAUSES: [u64; 3] = [200, 700, 4000];
+
+/// Every number is there, in order. What was being logged when the engine was killed may stand there twice
+/// (`crates/engine/src/streams/pump.rs`).
 #[track_caller]
 fn check_output(host: &TestHost, id: &str) -> usize {
     let lines = host.docker(&["logs", id]).lines();
-    let wrong = lines.iter().enumerate().find(|(at, line)| line.parse() != Ok(at + 1));
-    assert!(wrong.is_none(), "{id}: {wrong:?} of {} lines", lines.len());
+    let (mut expected, mut repeated) = (1, 0);
+    for (at, line) in lines.iter().enumerate() {
+        let number: usize = line.parse().unwrap_or_else(|_| panic!("{id}: line {at} is {line:?}"));
+        assert!(number <= expected, "{id}: {expected} to {number} are lost");
+        repeated += usize::from(number < expected);
+        expected = number + 1;
+    }
+    assert!(repeated <= PAUSES.len(), "{id}: {repeated} pieces stand twice, and there were {} kills", PAUSES.len());
     lines.len()
 }
 
@@ -30,7 +41,7 @@ behind_both_walls! {
         let ends = host.run_detached(&[], &["sh", "-c", "echo begun; sleep 3; printf 'no end of line'; exit 23"]);
         let again = host.run_detached(&["--restart", "on-failure:1"], &["sh", "-c", "echo run; sleep 3; exit 7"]);
         let _gone = host.docker(&host.words("run", &["-d", "--rm", "--name", "gone"], &["sleep", "3"])).ok();
-        for pause in [200, 700, 4000] {
+        for pause in PAUSES {
             std::thread::sleep(Duration::from_millis(300));
             host.engine().kill();
             std::thread::sleep(Duration::from_millis(pause));
