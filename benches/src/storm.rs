@@ -164,11 +164,11 @@ impl Side<'_> {
         let body = json!({ "Cmd": ["echo", said], "AttachStdout": true, "AttachStderr": true });
         let exec = Self::post(&mut connection, &format!("/containers/{container}/exec"), &body)?;
         let exec = exec["Id"].as_str().context("no id")?;
-        let output = connection.request("POST", &format!("/exec/{exec}/start"), Some(b"{}"))?;
+        let output = connection.hijack(&format!("/exec/{exec}/start"), b"{}")?;
         let code = self.connect()?.request("GET", &format!("/exec/{exec}/json"), None)?.json()["ExitCode"].clone();
         let took = began.elapsed();
-        if code != json!(0) || !String::from_utf8_lossy(&output.body).contains(&said) {
-            bail!("exec {number}: exit code {code}, output {:?}", String::from_utf8_lossy(&output.body));
+        if code != json!(0) || !String::from_utf8_lossy(&output).contains(&said) {
+            bail!("exec {number}: exit code {code}, output {:?}", String::from_utf8_lossy(&output));
         }
         Ok(took)
     }

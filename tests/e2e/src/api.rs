@@ -192,6 +192,23 @@ impl ApiConnection {
         Ok(())
     }
 
+    /// Asks for a stream in both directions, as the docker CLI does, and reads what comes until the engine closes it.
+    ///
+    /// # Errors
+    /// As [`ApiConnection::answer`]; the answer as text when it is not 101.
+    pub fn hijack(&mut self, path: &str, body: &[u8]) -> io::Result<Vec<u8>> {
+        let mut request = head("POST", path, "application/json", Some(body.len()));
+        request.splice(request.len() - 2.., *b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
+        request.extend_from_slice(body);
+        let mut answer = self.exchange(&request, false)?;
+        if answer.status != 101 {
+            return Err(io::Error::other(format!("{} {}", answer.status, answer.message())));
+        }
+        self.stream.set_read_timeout(Some(self.pause))?;
+        self.read_to_end(&mut answer)?;
+        Ok(answer.body)
+    }
+
     fn read_to_end(&mut self, answer: &mut Answer) -> io::Result<()> {
         loop {
             answer.body.append(&mut self.buffer);
@@ -203,7 +220,14 @@ impl ApiConnection {
 
     fn read_more(&mut self) -> io::Result<()> {
         let mut bytes = [0; 16 << 10];
-        match self.stream.read(&mut bytes)? {
+        let read = loop {
+            match self.stream.read(&mut bytes) {
+                // Whoever traces the client interrupts it.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        match read {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             length => {
                 self.buffer.extend_from_slice(&bytes[..length]);
