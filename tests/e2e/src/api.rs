@@ -192,15 +192,23 @@ impl ApiConnection {
         Ok(())
     }
 
-    /// Asks for a stream in both directions, as the docker CLI does, and reads what comes until the engine closes it.
+    /// Asks for a stream in both directions, as the docker CLI does; what it carries is not read.
+    ///
+    /// # Errors
+    /// As [`ApiConnection::answer`].
+    pub fn upgrade(&mut self, path: &str, body: &[u8]) -> io::Result<Answer> {
+        let mut request = head("POST", path, "application/json", Some(body.len()));
+        request.splice(request.len() - 2.., *b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
+        request.extend_from_slice(body);
+        self.exchange(&request, false)
+    }
+
+    /// As [`ApiConnection::upgrade`], and reads what comes until the engine closes the stream.
     ///
     /// # Errors
     /// As [`ApiConnection::answer`]; the answer as text when it is not 101.
     pub fn hijack(&mut self, path: &str, body: &[u8]) -> io::Result<Vec<u8>> {
-        let mut request = head("POST", path, "application/json", Some(body.len()));
-        request.splice(request.len() - 2.., *b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
-        request.extend_from_slice(body);
-        let mut answer = self.exchange(&request, false)?;
+        let mut answer = self.upgrade(path, body)?;
         if answer.status != 101 {
             return Err(io::Error::other(format!("{} {}", answer.status, answer.message())));
         }

@@ -175,11 +175,7 @@ behind_both_walls! {
         let before = procfs::resident_bytes(pid);
         let upgrade = |path: &str, body: &str| {
             let mut connection = connect(host);
-            let mut request = head("POST", path, "application/json", Some(body.len()));
-            request.splice(request.len() - 2.., *b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
-            request.extend_from_slice(body.as_bytes());
-            connection.send(&request).unwrap();
-            assert_eq!(connection.answer(false).unwrap().status, 101, "{path}");
+            assert_eq!(connection.upgrade(path, body.as_bytes()).unwrap().status, 101, "{path}");
             connection
         };
         let mut deaf = upgrade(&format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1"), "");
