@@ -1,6 +1,7 @@
 //! `POST /build`: images from Dockerfiles, as dockerd's classic builder makes them.
 //!
-//! The way of a build: [`options`] reads the request, [`context`] takes the files in, [`dockerfile`] reads the Dockerfile;
+//! The way of a build: [`options`] reads the request, [`context`] takes the files in ([`remote`] and [`git`] fetch them where
+//! the client does not send them), [`dockerfile`] reads the Dockerfile;
 //! [`builder`] goes through its stages. Each instruction changes the [`state`], and is carried out by [`metadata`], [`run`]
 //! or [`copy`], unless [`cache`] knows an image that came of it already. RUN and COPY work in containers behind the
 //! build's wall ([`crate::containers::Intermediate`]). [`output`] is what the client sees.
@@ -13,12 +14,15 @@ mod cache;
 mod context;
 mod copy;
 mod dockerfile;
+mod git;
 mod metadata;
 mod options;
 mod output;
+mod remote;
 mod run;
 mod source;
 mod state;
+mod submodules;
 
 use std::sync::Arc;
 
@@ -36,7 +40,8 @@ use crate::query::Query;
 use crate::{images, reader};
 use options::Options;
 
-/// Name of the folder below the data root in which builds keep their files, which have no names there.
+/// Name of the folder below the data root in which builds keep their files. Only repositories have names there, until they
+/// were read.
 const FOLDER: &str = "builds";
 
 /// The routes of this module.
@@ -96,4 +101,15 @@ fn folder(engine: &Engine) -> ApiResult<std::path::PathBuf> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.map_err(|error| ApiError::caused("cannot make the folder of builds", &error))?;
     Ok(folder)
+}
+
+/// Removes what builds have left that an engine's sudden end broke off. When: before any begins.
+///
+/// # Errors
+/// The folder cannot be removed.
+pub fn clear(data_root: &std::path::Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(data_root.join(FOLDER)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -10,6 +10,7 @@ use proto::ContainerId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::build;
 use crate::builds::Builds;
 use crate::container::store::ContainerStore;
 use crate::events::EventBus;
@@ -59,6 +60,7 @@ impl Engine {
         {
             make_private(&folder)?;
         }
+        build::clear(&settings.data_root).context("cannot clear the folder of builds")?;
         let images = settings.data_root.join("images");
         let images =
             ImageStore::open(&images).with_context(|| format!("cannot open the image store {}", images.display()))?;

@@ -30,6 +30,7 @@ use crate::version::ApiVersion;
 
 pub(crate) use auth::{Logins, login_for, logins};
 pub(crate) use list::entries;
+pub(crate) use progress::bar as progress_bar;
 pub(crate) use pull::pull_for_build;
 
 /// The routes below `/images`.

@@ -23,6 +23,7 @@ mod disk_use;
 mod engine;
 mod error;
 mod events;
+mod fetch;
 mod filters;
 mod flags;
 mod images;

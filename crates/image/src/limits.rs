@@ -38,6 +38,8 @@ pub const DECOMPRESSION_MAX_RATIO: u64 = 200;
 /// Largest zstd window, as a power of two (64 MiB): what a worker's memory has room for. zstd's levels up to 19 use 8 MiB at
 /// most; only `--ultra -22` and `--long=27` ask for 128.
 pub const MAX_ZSTD_WINDOW_LOG: u32 = 26;
+/// Memory for undoing xz, KiB: a dictionary of 64 MiB, as `xz -9` has, and what stands beside it.
+pub const MAX_XZ_KIB: u32 = (64 << 10) + 1024;
 /// Uncompressed bytes of a whole archive.
 pub const MAX_ARCHIVE_BYTES: u64 = 256 << 30;
 /// Files in an archive.

@@ -27,7 +27,7 @@ use std::os::unix::fs::FileExt;
 
 use proto::Digest;
 
-use crate::compression::{Compression, StreamRefusal};
+use crate::compression::{Compression, HEAD_BYTES, StreamRefusal};
 use crate::convert::{Converted, LayerError, convert, layer_uuid};
 use crate::erofs::{SuperblockFault, read_superblock};
 use crate::limits::Limits;
@@ -64,19 +64,18 @@ impl Converter {
     }
 }
 
-/// Bytes that tell how a stream is compressed.
-const HEAD: usize = 8;
-
 fn convert_outside(mut input: impl Read, output: &File, limits: &Limits) -> Result<Converted, LayerError> {
-    let mut head = Vec::with_capacity(HEAD);
-    input.by_ref().take(HEAD as u64).read_to_end(&mut head).map_err(LayerError::from_read)?;
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    input.by_ref().take(HEAD_BYTES as u64).read_to_end(&mut head).map_err(LayerError::from_read)?;
     let compression =
         Compression::of(&head).map_err(|program| LayerError::Refused(StreamRefusal::Unsupported { program }))?;
     let input = head.as_slice().chain(input);
     let mut converter = Worker::start(Job::Convert, limits, output.as_fd())?;
     let diff_id = match compression {
         Compression::None => feed::plain(input, &mut converter, limits)?,
-        Compression::Gzip | Compression::Zstd => feed::compressed(input, &mut converter, limits)?,
+        Compression::Gzip | Compression::Zstd | Compression::Xz | Compression::Bzip2 => {
+            feed::compressed(input, &mut converter, limits)?
+        }
     };
     converter.give_digest(&diff_id)?;
     match converter.answer()? {

@@ -30,6 +30,7 @@ mod patience;
 pub mod procfs;
 pub mod registry;
 mod terminal;
+pub mod web;
 
 pub use build::EngineKind;
 pub use docker::{Running, Said};

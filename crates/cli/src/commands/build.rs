@@ -18,7 +18,7 @@ use context::Context;
 /// `build`.
 pub(super) async fn build(client: &Client, args: &BuildArgs) -> CliResult<()> {
     let context = Context::open(args)?;
-    let url = url(args, &context.dockerfile)?;
+    let url = url(args, &context.dockerfile)?.with_some("remote", context.remote.as_deref());
     let mut lines = client.lines(Method::POST, &url, context.body).await?;
     let mut image = None;
     let mut out = std::io::stdout();

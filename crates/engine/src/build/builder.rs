@@ -1,5 +1,7 @@
 //! A build from its begin to its end: stages, and what all instructions need.
 
+use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -29,7 +31,7 @@ use crate::reader::BodyReader;
 pub(super) const BUILDKIT: &str =
     "Refer to https://docs.docker.com/go/buildkit/ to learn how to build images with BuildKit enabled";
 /// Bytes of a Dockerfile.
-const MAX_DOCKERFILE: u64 = 4 << 20;
+pub(super) const MAX_DOCKERFILE: u64 = 4 << 20;
 
 /// A stage that is over.
 pub(super) struct Done {
@@ -69,9 +71,13 @@ pub async fn run(
     cancelled: CancellationToken,
 ) -> Result<(), Failure> {
     let folder = super::folder(&engine)?;
-    let named = options.dockerfile.clone();
-    let (context, text) =
-        tokio::task::spawn_blocking(move || take_in(&folder, body, &named)).await.map_err(ApiError::from)??;
+    let (named, remote) = (options.dockerfile.clone(), options.remote.clone());
+    let (told, token) = (output.clone(), cancelled.clone());
+    let taking = tokio::task::spawn_blocking(move || match remote {
+        Some(remote) => remote.context(&folder, &named, &told, &token),
+        None => find_dockerfile(spooled(&folder, body, MAX_ARCHIVE_BYTES)?, &named),
+    });
+    let (context, text) = taking.await.map_err(ApiError::from)??;
     let mut file = Dockerfile::parse(&text).map_err(|error| ApiError::invalid(error.to_string()))?;
     if !options.target.is_empty() {
         file.end_at(&options.target).map_err(|error| ApiError::invalid(error.to_string()))?;
@@ -103,11 +109,15 @@ fn label_step(name: &str, value: &str) -> Step {
     Step { text: format!("LABEL {name}={value}"), command: Command::Label(vec![(quoted(name), quoted(value))]) }
 }
 
-/// Takes the context in, and finds the Dockerfile.
-fn take_in(folder: &std::path::Path, body: BodyReader, named: &str) -> ApiResult<(Context, String)> {
-    let tar = image::decompressed(body)
+/// Takes a context in that is an archive.
+pub(super) fn spooled(folder: &Path, archive: impl Read, max_bytes: u64) -> ApiResult<Context> {
+    let tar = image::decompressed(archive)
         .map_err(|error| ApiError::invalid(format!("cannot read the build context: {}", chain(&error))))?;
-    let mut context = Context::spool(folder, tar, MAX_ARCHIVE_BYTES, (0, "")).map_err(|error| spool_failed(&error))?;
+    Context::spool(folder, tar, max_bytes, (0, "")).map_err(|error| spool_failed(&error))
+}
+
+/// Finds the Dockerfile, and takes away what is ignored.
+pub(super) fn find_dockerfile(mut context: Context, named: &str) -> ApiResult<(Context, String)> {
     let read = |path: &str| {
         let content = context.read(path, MAX_DOCKERFILE);
         content.map_err(|error| ApiError::caused("cannot read the build context", &error))

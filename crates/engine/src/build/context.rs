@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 
 pub use select::{Selected, clean};
-pub use spool::SpoolError;
+pub use spool::{SpoolError, nameless};
 
 /// What a name stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +58,10 @@ impl Node {
 pub struct Context {
     nodes: BTreeMap<Vec<u8>, Node>,
     contents: File,
+    /// Bytes of contents so far.
+    written: u64,
+    /// Bytes of names that may still come.
+    names_left: usize,
 }
 
 impl Context {
@@ -75,8 +79,74 @@ impl Context {
         Ok(Some(content))
     }
 
+    /// What is in one of its folders only, links to that followed; `None` if there is no such folder.
+    pub fn narrowed(mut self, path: &str) -> Option<Self> {
+        let (folder, node) = self.find(path.as_bytes())?;
+        if node.kind != Kind::Folder {
+            return None;
+        }
+        let mut nodes = BTreeMap::from([(Vec::new(), node.clone())]);
+        let below = self.below(&folder);
+        nodes.extend(below.map(|(path, node)| {
+            let name = path.strip_prefix(&folder[..]).unwrap_or(path);
+            (name.strip_prefix(b"/").unwrap_or(name).to_vec(), node.clone())
+        }));
+        self.nodes = nodes;
+        Some(self)
+    }
+
+    /// Everything at its root, whatever it is called.
+    #[must_use]
+    pub fn select_all(&self) -> Vec<Selected> {
+        let top = self.nodes.keys().filter(|path| !path.is_empty() && !path.contains(&b'/'));
+        top.filter_map(|path| self.one(path)).collect()
+    }
+
     /// Takes a file away.
     pub fn remove(&mut self, path: &str) {
         self.nodes.remove(path.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            tar.append_data(&mut header, path, *content).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn several_streams_make_one_context_and_a_folder_of_it_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut context = Context::empty(folder.path()).unwrap();
+        context.take_in(&tar(&[("a", b"one"), ("sub/b", b"two")])[..], 100, (0, "")).unwrap();
+        context.take_in(&tar(&[("c", b"three")])[..], 100, (0, "sub/deep")).unwrap();
+        let text = |context: &Context, path: &str| context.read(path, 100).unwrap();
+        assert_eq!((text(&context, "a"), text(&context, "sub/deep/c")), (Some(b"one".into()), Some(b"three".into())));
+        let error = context.take_in(&tar(&[("d", &[0; 90])])[..], 100, (0, "")).unwrap_err();
+        assert!(matches!(error, SpoolError::TooLarge(_)), "the bound is for all of them");
+        let narrowed = context.narrowed("a/../sub/./").unwrap();
+        assert_eq!((text(&narrowed, "b"), text(&narrowed, "deep/c")), (Some(b"two".into()), Some(b"three".into())));
+        assert_eq!(text(&narrowed, "a"), None);
+        assert!(narrowed.narrowed("b").is_none(), "no folder");
+    }
+
+    #[test]
+    fn a_single_file_keeps_its_odd_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let context = Context::of_file(folder.path(), "a*[", 7, &b"x"[..], 1).unwrap();
+        let selected = context.select_all();
+        assert_eq!((selected.len(), &selected[0].name[..]), (1, &b"a*["[..]));
+        assert!(Context::of_file(folder.path(), "a", 7, &b"xy"[..], 1).is_err());
     }
 }

@@ -17,6 +17,21 @@ use super::output::Failure;
 use super::state::State;
 use crate::containers::Intermediate;
 use crate::error::{ApiError, ApiResult, chain};
+use crate::fetch;
+
+/// What a source names: in a context, by a pattern, or everything of a context of its own, which was fetched.
+struct Source {
+    context: Arc<Context>,
+    pattern: Option<String>,
+}
+
+/// Files of one context.
+struct Group {
+    context: Arc<Context>,
+    files: Vec<Selected>,
+    /// By ADD, from a URL: such archives are not unpacked.
+    fetched: bool,
+}
 
 /// One placing: what, from where.
 struct Placing {
@@ -37,10 +52,9 @@ impl Builder {
             return Err(ApiError::invalid(format!("the --chmod option requires BuildKit. {BUILDKIT}")).into());
         }
         let is_add = name == "ADD";
-        self.check_urls(files, is_add)?;
         let sources = match &files.from {
             Some(from) => self.read_image(from, files).await?,
-            None => vec![(Arc::clone(&self.context), files.sources.clone())],
+            None => self.own_sources(files, is_add).await?,
         };
         let (groups, hash) = tokio::task::spawn_blocking({
             let from_context = files.from.is_none();
@@ -48,7 +62,7 @@ impl Builder {
         })
         .await
         .map_err(ApiError::from)??;
-        let count: usize = groups.iter().map(|(_, files)| files.len()).sum();
+        let count: usize = groups.iter().map(|group| group.files.len()).sum();
         if count > 1 && !files.destination.ends_with('/') {
             let rule = "with more than one source file, the destination must be a directory and end with a /";
             return Err(ApiError::invalid(format!("When using {name} {rule}")).into());
@@ -62,9 +76,9 @@ impl Builder {
         let container = self.create_idle(state).await?;
         let keep_owners = files.from.is_some();
         let mut outcome = Ok(());
-        for (context, selected) in groups {
+        for group in groups {
             let request = (&destination[..], files.chown.clone(), keep_owners);
-            outcome = place_all(&container, context, selected, is_add, request).await;
+            outcome = place_all(&container, group, is_add, request).await;
             if outcome.is_err() {
                 break;
             }
@@ -95,27 +109,33 @@ impl Builder {
         outcome
     }
 
-    fn check_urls(&self, files: &CopyFiles, is_add: bool) -> Result<(), Failure> {
-        let is_url = |source: &&String| ["http://", "https://"].iter().any(|scheme| source.starts_with(scheme));
-        match files.sources.iter().find(is_url) {
-            Some(_) if !is_add => Err(ApiError::invalid("COPY failed: source can't be a URL for COPY").into()),
-            Some(url) => Err(ApiError::not_implemented(format!(
-                "ADD failed: fetching {url}: not supported by this version of Bulkhead; fetch it in a RUN, or before the build"
-            ))
-            .into()),
-            None => Ok(()),
+    /// Sources that are no image's: of the context, and fetched ones, in their order.
+    async fn own_sources(&self, files: &CopyFiles, is_add: bool) -> Result<Vec<Source>, Failure> {
+        let mut sources = Vec::new();
+        for source in &files.sources {
+            if !fetch::is_url(source) {
+                sources.push(Source { context: Arc::clone(&self.context), pattern: Some(source.clone()) });
+                continue;
+            }
+            if !is_add {
+                return Err(ApiError::invalid("COPY failed: source can't be a URL for COPY").into());
+            }
+            let context = self.download(source, &files.destination).await;
+            let context = context.map_err(|error| error.context("ADD failed"))?;
+            sources.push(Source { context: Arc::new(context), pattern: None });
         }
+        Ok(sources)
     }
 
     /// Reads the sources out of an image, each into a context of its own.
-    async fn read_image(&self, from: &str, files: &CopyFiles) -> Result<Vec<(Arc<Context>, Vec<String>)>, Failure> {
+    async fn read_image(&self, from: &str, files: &CopyFiles) -> Result<Vec<Source>, Failure> {
         let (image, _hold) = self.image_of_copy(from).await?;
         let config = ContainerConfig { image: Some(image.id.to_string()), ..ContainerConfig::default() };
         let container = self.create_of(&config).await?;
         let mut read = Vec::new();
         for source in &files.sources {
             match self.read_source(&container, source).await {
-                Ok(context) => read.push((Arc::new(context), vec![source.clone()])),
+                Ok(context) => read.push(Source { context: Arc::new(context), pattern: Some(source.clone()) }),
                 Err(error) => {
                     container.remove().await?;
                     return Err(error.into());
@@ -153,44 +173,43 @@ pub(super) fn spool_failed(error: &SpoolError) -> ApiError {
     if error.is_clients() { ApiError::invalid(chain(error)) } else { ApiError::internal(chain(error)) }
 }
 
-type Chosen = Vec<(Arc<Context>, Vec<Selected>)>;
-
 /// What the sources name, and the hash of it all. Source: moby, builder/dockerfile/copy.go, `getSourceHashFromInfos`.
-fn choose(sources: Vec<(Arc<Context>, Vec<String>)>, name: &str, from_context: bool) -> ApiResult<(Chosen, String)> {
-    let mut chosen = Vec::new();
-    let mut hashes = Vec::new();
-    for (context, sources) in sources {
-        let mut files = Vec::new();
-        for source in sources {
-            let found = context.select(&source).map_err(|reason| {
+fn choose(sources: Vec<Source>, name: &str, from_context: bool) -> ApiResult<(Vec<Group>, String)> {
+    let mut groups: Vec<Group> = Vec::new();
+    for Source { context, pattern } in sources {
+        let files = match &pattern {
+            None => context.select_all(),
+            Some(pattern) => context.select(pattern).map_err(|reason| {
                 let hint = "file not found in build context or excluded by .dockerignore: ";
                 let hint = if from_context && reason.starts_with("stat ") { hint } else { "" };
                 ApiError::invalid(format!("{name} failed: {hint}{reason}"))
-            })?;
-            files.extend(found);
+            })?,
+        };
+        match groups.last_mut() {
+            Some(last) if Arc::ptr_eq(&last.context, &context) => last.files.extend(files),
+            _ => groups.push(Group { context, files, fetched: pattern.is_none() }),
         }
-        hashes.extend(files.iter().map(|file| file.hash.clone()));
-        chosen.push((context, files));
     }
+    let hashes: Vec<String> =
+        groups.iter().flat_map(|group| group.files.iter().map(|file| file.hash.clone())).collect();
     let hash = match &hashes[..] {
         [] => return Err(ApiError::invalid(format!("{name} failed: no source files were specified"))),
         [one] => one.clone(),
         many => format!("multi:{}", hex::encode(Sha256::digest(many.join(",")))),
     };
-    Ok((chosen, hash))
+    Ok((groups, hash))
 }
 
 /// Places what was chosen: archives one by one, everything else together.
 async fn place_all(
     container: &Intermediate,
-    context: Arc<Context>,
-    selected: Vec<Selected>,
-    unpacks: bool,
+    Group { context, files, fetched }: Group,
+    is_add: bool,
     (destination, owner, keep_owners): (&str, Option<String>, bool),
 ) -> ApiResult<()> {
     let mut placings: Vec<Placing> = Vec::new();
-    for file in selected {
-        let unpack = unpacks && !file.is_folder && is_archive(&context, &file)?;
+    for file in files {
+        let unpack = is_add && !fetched && !file.is_folder && is_archive(&context, &file);
         let folder = unpack || file.is_folder || destination.ends_with('/');
         match placings.last_mut() {
             Some(last) if !unpack && !last.unpack && last.folder && folder => last.files.push(file),
@@ -219,26 +238,12 @@ async fn place_all(
 }
 
 /// Whether ADD unpacks a file: it is a tar stream, compressed or not.
-fn is_archive(context: &Context, file: &Selected) -> ApiResult<bool> {
-    let Some(mut content) = context.content(file) else { return Ok(false) };
-    let mut head = [0; 6];
-    let count = content.read(&mut head).map_err(|error| ApiError::caused("cannot read the build context", &error))?;
-    let foreign = match &head[..count] {
-        [b'B', b'Z', b'h', ..] => "bzip2",
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz",
-        _ => "",
-    };
-    if !foreign.is_empty() {
-        let name = String::from_utf8_lossy(&file.name).into_owned();
-        return Err(ApiError::not_implemented(format!(
-            "ADD failed: {name} is compressed by {foreign}, which this version of Bulkhead does not undo; COPY leaves it as it is"
-        )));
-    }
-    let Some(content) = context.content(file) else { return Ok(false) };
-    let Ok(plain) = image::decompressed(content) else { return Ok(false) };
+fn is_archive(context: &Context, file: &Selected) -> bool {
+    let Some(content) = context.content(file) else { return false };
+    let Ok(plain) = image::decompressed(content) else { return false };
     let mut block = Vec::new();
     // A stream that breaks is none; then it is copied as it is.
-    Ok(plain.take(512).read_to_end(&mut block).is_ok() && is_tar_header(&block))
+    plain.take(512).read_to_end(&mut block).is_ok() && is_tar_header(&block)
 }
 
 /// Whether a block's checksum is right. Source: POSIX.1-1988, ustar.

@@ -7,6 +7,7 @@ use proto::Isolation;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::remote::Remote;
 use crate::containers::check_platform;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::query::Query;
@@ -16,6 +17,8 @@ use crate::query::Query;
 pub struct Options {
     /// Names for the image.
     pub tags: Vec<Reference>,
+    /// Where the context comes from, if the client does not send it.
+    pub remote: Option<Remote>,
     /// Path of the Dockerfile in the context; empty for the usual one.
     pub dockerfile: String,
     pub quiet: bool,
@@ -54,6 +57,10 @@ impl Options {
         let named = |name: &str| query.get(name).unwrap_or_default().to_owned();
         Ok(Self {
             tags,
+            remote: match query.get("remote") {
+                None | Some("" | "client-session") => None,
+                Some(remote) => Some(Remote::read(remote)?),
+            },
             dockerfile: named("dockerfile"),
             quiet: query.flag("q"),
             no_cache: query.flag("nocache"),
@@ -83,12 +90,7 @@ fn refuse(query: &Query) -> ApiResult<()> {
     if query.get("outputs").is_some_and(|outputs| !matches!(outputs, "[]" | "null")) {
         return Err(ApiError::not_implemented("--output needs BuildKit, which this version of Bulkhead does not have"));
     }
-    match query.get("remote") {
-        None | Some("client-session") => Ok(()),
-        Some(remote) => Err(ApiError::not_implemented(format!(
-            "the remote build context {remote:?}: not supported by this version of Bulkhead; fetch it, and send it as the context"
-        ))),
-    }
+    Ok(())
 }
 
 /// A tag; one that is none is dockerd's 500.
@@ -166,7 +168,7 @@ mod tests {
         for (query, status, words) in [
             ("squash=1", 400, "squash is only supported with experimental mode"),
             ("version=2", 501, "DOCKER_BUILDKIT=0"),
-            ("remote=git://x/y", 501, "remote build context"),
+            ("remote=ftp://x/y", 500, "could not be recognized as URL"),
             ("buildargs=[", 400, "error reading build args"),
             ("t=UPPER", 500, "must be lowercase"),
             ("platform=linux/s390x", 501, "s390x"),

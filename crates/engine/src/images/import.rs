@@ -1,5 +1,6 @@
 //! `POST /images/create?fromSrc=-`: an image from a root file system.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -10,28 +11,31 @@ use serde_json::json;
 use super::{progress, publish, reference};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
+use crate::fetch;
 use crate::query::Query;
 use crate::reader;
 
 pub(super) async fn create(engine: Arc<Engine>, query: &Query, body: Body) -> ApiResult<Response> {
-    match query.get("fromSrc") {
-        Some("-") => {}
-        Some(source) => {
-            return Err(ApiError::not_implemented(format!(
-                "importing from {source}: only the request's own body (-) can be imported yet"
-            )));
-        }
-        None => return Err(ApiError::invalid("one of fromImage and fromSrc is needed")),
-    }
+    let source = query.get("fromSrc").ok_or_else(|| ApiError::invalid("one of fromImage and fromSrc is needed"))?;
+    // As dockerd, which takes a URL without a scheme.
+    let url =
+        (source != "-").then(|| if fetch::is_url(source) { source.to_owned() } else { format!("http://{source}") });
     let options = ImportOptions {
         reference: reference(query)?,
         changes: query.all("changes").filter(|change| !change.is_empty()).map(str::to_owned).collect(),
-        message: query.get("message").unwrap_or("Imported from -").to_owned(),
+        message: query.get("message").map_or_else(|| format!("Imported from {source}"), str::to_owned),
         architecture: architecture(query.get("platform"))?,
         ..ImportOptions::default()
     };
     let rootfs = reader::of_body(body);
     progress::answer(move |lines| {
+        let rootfs: Box<dyn Read + Send> = match &url {
+            None => Box::new(rootfs),
+            Some(url) => {
+                lines.send(json!({"status": format!("Downloading from {url}")}));
+                Box::new(fetch::fetch(url, &engine.stopping)?.body)
+            }
+        };
         let id = engine.images.import(rootfs, &options).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
         let name = options.reference.as_ref().map_or_else(|| id.to_string(), Reference::familiar);
         publish(&engine, "import", id.as_str(), &name);

@@ -62,7 +62,7 @@ pub(super) fn step(status: &str, id: &Digest, of: Option<(u64, u64)>) -> Value {
 }
 
 /// The bar that older clients print as it is. Source: moby, pkg/jsonmessage, `JSONProgress.String`.
-fn bar(current: u64, total: u64) -> String {
+pub(crate) fn bar(current: u64, total: u64) -> String {
     let filled = usize::try_from((current * 100).checked_div(total).unwrap_or(0).min(100) / 2).unwrap_or(0);
     let (done, left) = ("=".repeat(filled), " ".repeat(50 - filled));
     format!("[{done}>{left}] {:>8}/{}", size(current), size(total))

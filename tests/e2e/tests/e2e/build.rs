@@ -55,7 +55,7 @@ behind_both_walls! {
     fn a_client_that_goes_away_ends_its_build(host) {
         let folder = host.folder().join("context");
         std::fs::create_dir(&folder).unwrap();
-        std::fs::write(folder.join("Dockerfile"), "FROM box\nRUN echo begun; sleep 1000\n").unwrap();
+        std::fs::write(folder.join("Dockerfile"), "FROM box\nRUN echo be''gun; sleep 1000\n").unwrap();
         let path = folder.to_str().unwrap();
         let wall = ["--isolation", host.wall().word()];
         let wall: &[&str] = if host.is_reference() { &[] } else { &wall };

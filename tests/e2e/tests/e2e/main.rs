@@ -33,6 +33,7 @@ macro_rules! behind_both_walls {
 mod api_cases;
 mod bad_input;
 mod build;
+mod build_remote;
 mod commit;
 mod configuration;
 mod copy;

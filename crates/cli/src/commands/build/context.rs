@@ -27,6 +27,8 @@ pub(super) struct Context {
     pub body: RequestBody,
     /// Path of the Dockerfile in it; empty for the usual one.
     pub dockerfile: String,
+    /// Where the engine fetches it, if nothing is sent.
+    pub remote: Option<String>,
 }
 
 impl Context {
@@ -38,9 +40,14 @@ impl Context {
         if args.context == "-" {
             return from_stdin(args);
         }
+        if is_remote(&args.context) {
+            let dockerfile = args.file.as_ref().map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
+            return Ok(Self { body: RequestBody::empty(), dockerfile, remote: Some(args.context.clone()) });
+        }
         let root = PathBuf::from(&args.context);
         if !root.is_dir() {
-            let text = format!("the build context {:?} is no folder: give one, or - for an archive", args.context);
+            let text =
+                format!("the build context {:?} is no folder: give one, a URL, or - for an archive", args.context);
             return Err(CliError::Usage(text).with_code(1));
         }
         let (dockerfile, foreign) = dockerfile(&root, args.file.as_deref())?;
@@ -53,8 +60,15 @@ impl Context {
             IgnoreList::parse(&ignore).map_err(|error| CliError::Usage(format!("{IGNORE}: {error}")).with_code(1))?;
         let sent = if dockerfile.is_empty() { "Dockerfile".to_owned() } else { dockerfile.clone() };
         let folder = Folder { root, ignore, always: [IGNORE.to_owned(), sent] };
-        Ok(Self { body: streamed(move |to| folder.pack(to, foreign.as_deref())), dockerfile })
+        Ok(Self { body: streamed(move |to| folder.pack(to, foreign.as_deref())), dockerfile, remote: None })
     }
+}
+
+/// Whether a context is elsewhere, as dockerd tells them: a URL, or a repository.
+fn is_remote(context: &str) -> bool {
+    let is_there = Path::new(context).is_dir();
+    !is_there
+        && ["http://", "https://", "git://", "git@", "github.com/"].iter().any(|prefix| context.starts_with(prefix))
 }
 
 /// Where the Dockerfile is among the files, and its content if it is not among them.
@@ -74,14 +88,14 @@ fn from_stdin(args: &BuildArgs) -> CliResult<Context> {
     let mut head = Vec::new();
     let read = io::stdin().lock().take(512).read_to_end(&mut head);
     read.map_err(CliError::local("cannot read standard input"))?;
-    let is_archive = head.starts_with(&[0x1f, 0x8b])
-        || head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
+    let compressed: [&[u8]; 4] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], b"\xfd7zXZ\0", b"BZh"];
+    let is_archive = compressed.iter().any(|magic| head.starts_with(magic))
         || head.get(257..262).is_some_and(|magic| magic == b"ustar");
     let mut rest = io::Cursor::new(head).chain(io::stdin());
     if is_archive {
         let dockerfile = args.file.as_ref().map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
         let body = streamed(move |mut to| io::copy(&mut rest, &mut to).map(drop));
-        return Ok(Context { body, dockerfile });
+        return Ok(Context { body, dockerfile, remote: None });
     }
     let mut text = Vec::new();
     rest.read_to_end(&mut text).map_err(CliError::local("cannot read standard input"))?;
@@ -90,7 +104,7 @@ fn from_stdin(args: &BuildArgs) -> CliResult<Context> {
         append(&mut tar, "Dockerfile", &text)?;
         tar.into_inner()?.flush()
     });
-    Ok(Context { body, dockerfile: String::new() })
+    Ok(Context { body, dockerfile: String::new(), remote: None })
 }
 
 fn append(tar: &mut Builder<impl Write>, name: &str, content: &[u8]) -> io::Result<()> {

@@ -41,7 +41,7 @@ impl Context {
         Ok(fitting.filter_map(|path| self.one(path)).collect())
     }
 
-    fn one(&self, path: &[u8]) -> Option<Selected> {
+    pub(super) fn one(&self, path: &[u8]) -> Option<Selected> {
         let (found, node) = self.find(path)?;
         let is_folder = node.kind == Kind::Folder;
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();

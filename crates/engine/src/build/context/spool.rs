@@ -52,10 +52,27 @@ impl Context {
     /// # Errors
     /// [`SpoolError::Spool`].
     pub fn empty(folder: &Path) -> Result<Self, SpoolError> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let contents = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR);
-        let contents = File::from(contents.map_err(|error| SpoolError::Spool(error.into()))?);
-        Ok(Self { nodes: BTreeMap::from([(Vec::new(), Node::plain_folder())]), contents })
+        let contents = nameless(folder).map_err(SpoolError::Spool)?;
+        let nodes = BTreeMap::from([(Vec::new(), Node::plain_folder())]);
+        Ok(Self { nodes, contents, written: 0, names_left: MAX_NAME_BYTES })
+    }
+
+    /// One that has a single file, of which nothing is known but its content and when it was changed, seconds since the epoch.
+    ///
+    /// # Errors
+    /// As [`SpoolError`] says.
+    pub fn of_file(
+        folder: &Path,
+        name: &str,
+        modified: u64,
+        mut content: impl Read,
+        max_bytes: u64,
+    ) -> Result<Self, SpoolError> {
+        let mut context = Self::empty(folder)?;
+        let kind = context.keep_content(&mut content, max_bytes)?;
+        let node = Node { kind, mode: 0o600, modified, ..Node::plain_folder() };
+        context.put(name.as_bytes().to_vec(), node).ok_or_else(|| SpoolError::Outside(name.to_owned()))?;
+        Ok(context)
     }
 
     /// Takes a plain tar stream in, to its end. Shape: of `(top, below)`, `top` names are left out of every path, and `below` is
@@ -70,23 +87,31 @@ impl Context {
         (top, below): (usize, &str),
     ) -> Result<Self, SpoolError> {
         let mut context = Self::empty(folder)?;
-        let mut archive = tar::Archive::new(tar);
-        let mut room =
-            Room { bytes: max_bytes, names: MAX_NAME_BYTES, written: 0, place: (top, below.as_bytes().to_vec()) };
-        for entry in archive.entries().map_err(SpoolError::Stream)? {
-            context.take(entry.map_err(SpoolError::Stream)?, &mut room)?;
-        }
-        // What follows the end, so that the client can send it.
-        io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(SpoolError::Stream)?;
+        context.take_in(tar, max_bytes, (top, below))?;
         Ok(context)
     }
 
-    fn take<R: Read>(&mut self, mut entry: tar::Entry<'_, R>, room: &mut Room) -> Result<(), SpoolError> {
+    /// As [`Context::spool`], beside what is there. Shape: `max_bytes` is for all contents together.
+    ///
+    /// # Errors
+    /// As [`SpoolError`] says.
+    pub fn take_in(&mut self, tar: impl Read, max_bytes: u64, (top, below): (usize, &str)) -> Result<(), SpoolError> {
+        let mut archive = tar::Archive::new(tar);
+        let room = Room { bytes: max_bytes, place: (top, below.as_bytes().to_vec()) };
+        for entry in archive.entries().map_err(SpoolError::Stream)? {
+            self.take(entry.map_err(SpoolError::Stream)?, &room)?;
+        }
+        // What follows the end, so that the client can send it.
+        io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(SpoolError::Stream)?;
+        Ok(())
+    }
+
+    fn take<R: Read>(&mut self, mut entry: tar::Entry<'_, R>, room: &Room) -> Result<(), SpoolError> {
         let path = entry.path_bytes().into_owned();
         let shown = || String::from_utf8_lossy(&path).chars().take(300).collect::<String>();
         let plain = room.placed(&path).ok_or_else(|| SpoolError::Outside(shown()))?;
         let link = entry.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default();
-        room.take_names(plain.len() + link.len() + 32)?;
+        self.take_names(plain.len() + link.len() + 32)?;
         let header = entry.header();
         let number = |number: io::Result<u64>| number.map_err(SpoolError::Stream);
         let mut node = Node {
@@ -100,10 +125,12 @@ impl Context {
         let device = (header.device_major().ok().flatten(), header.device_minor().ok().flatten());
         let device = (device.0.unwrap_or(0), device.1.unwrap_or(0));
         let kind = header.entry_type();
-        node.xattrs = xattrs(&mut entry, room)?;
+        node.xattrs = self.xattrs(&mut entry)?;
         node.kind = match kind {
             EntryType::Directory => Kind::Folder,
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => self.keep_content(&mut entry, room)?,
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                self.keep_content(&mut entry, room.bytes)?
+            }
             EntryType::Symlink => Kind::Symlink(link),
             EntryType::Link => {
                 let target = room.placed(&link).and_then(|target| self.nodes.get(&target));
@@ -120,22 +147,22 @@ impl Context {
         self.put(plain, node).ok_or_else(|| SpoolError::Outside(shown()))
     }
 
-    fn keep_content(&mut self, entry: &mut impl Read, room: &mut Room) -> Result<Kind, SpoolError> {
-        let (mut hash, offset) = (Sha256::new(), room.written);
+    fn keep_content(&mut self, entry: &mut impl Read, max_bytes: u64) -> Result<Kind, SpoolError> {
+        let (mut hash, offset) = (Sha256::new(), self.written);
         let mut buffer = vec![0; 128 << 10];
         loop {
             let count = entry.read(&mut buffer).map_err(SpoolError::Stream)?;
             if count == 0 {
                 break;
             }
-            room.written += count as u64;
-            if room.written > room.bytes {
+            self.written += count as u64;
+            if self.written > max_bytes {
                 return Err(SpoolError::TooLarge("too many bytes"));
             }
             hash.update(&buffer[..count]);
             self.contents.write_all(&buffer[..count]).map_err(SpoolError::Spool)?;
         }
-        Ok(Kind::File { offset, bytes: room.written - offset, hash: hash.finalize().into() })
+        Ok(Kind::File { offset, bytes: self.written - offset, hash: hash.finalize().into() })
     }
 
     /// Puts a node at its path, with the folders above it. `None` if something above is no folder.
@@ -158,13 +185,44 @@ impl Context {
         self.nodes.insert(path, node);
         Some(())
     }
+
+    fn take_names(&mut self, bytes: usize) -> Result<(), SpoolError> {
+        let each = MAX_NAME_BYTES / MAX_ENTRIES;
+        let left = self.names_left.checked_sub(bytes.max(each));
+        self.names_left = left.ok_or(SpoolError::TooLarge("too many or too long names"))?;
+        Ok(())
+    }
+
+    /// Extended attributes of programs and users.
+    fn xattrs<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<Vec<(String, Vec<u8>)>, SpoolError> {
+        const PREFIX: &str = "SCHILY.xattr.";
+        let Some(records) = entry.pax_extensions().map_err(SpoolError::Stream)? else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for record in records {
+            let record = record.map_err(SpoolError::Stream)?;
+            if let Ok(name) = record.key()
+                && name.starts_with(PREFIX)
+            {
+                self.take_names(name.len() + record.value_bytes().len())?;
+                found.push((name.to_owned(), record.value_bytes().to_vec()));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A file that has no name, in a folder.
+///
+/// # Errors
+/// The folder takes none.
+pub fn nameless(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)?))
 }
 
 /// What may still come.
 struct Room {
     bytes: u64,
-    names: usize,
-    written: u64,
     /// How many names are left out of a path, and what is put before it.
     place: (usize, Vec<u8>),
 }
@@ -176,30 +234,6 @@ impl Room {
         let below = std::iter::once(&self.place.1[..]).filter(|below| !below.is_empty());
         Some(below.chain(names).collect::<Vec<_>>().join(&b'/'))
     }
-
-    fn take_names(&mut self, bytes: usize) -> Result<(), SpoolError> {
-        let each = MAX_NAME_BYTES / MAX_ENTRIES;
-        self.names =
-            self.names.checked_sub(bytes.max(each)).ok_or(SpoolError::TooLarge("too many or too long names"))?;
-        Ok(())
-    }
-}
-
-/// Extended attributes of programs and users.
-fn xattrs<R: Read>(entry: &mut tar::Entry<'_, R>, room: &mut Room) -> Result<Vec<(String, Vec<u8>)>, SpoolError> {
-    const PREFIX: &str = "SCHILY.xattr.";
-    let Some(records) = entry.pax_extensions().map_err(SpoolError::Stream)? else { return Ok(Vec::new()) };
-    let mut found = Vec::new();
-    for record in records {
-        let record = record.map_err(SpoolError::Stream)?;
-        if let Ok(name) = record.key()
-            && name.starts_with(PREFIX)
-        {
-            room.take_names(name.len() + record.value_bytes().len())?;
-            found.push((name.to_owned(), record.value_bytes().to_vec()));
-        }
-    }
-    Ok(found)
 }
 
 fn plain(path: &[u8]) -> Option<Vec<u8>> {
