@@ -40,10 +40,6 @@ use crate::query::Query;
 use crate::{images, reader};
 use options::Options;
 
-/// Name of the folder below the data root in which builds keep their files. Only repositories have names there, until they
-/// were read.
-const FOLDER: &str = "builds";
-
 /// The routes of this module.
 pub fn router() -> Router<Arc<Engine>> {
     Router::new().route("/build", post(build)).route("/build/cancel", post(cancel))
@@ -97,19 +93,8 @@ async fn cancel(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<Re
 /// The folder that spools lie in.
 fn folder(engine: &Engine) -> ApiResult<std::path::PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
-    let folder = engine.settings.data_root.join(FOLDER);
+    let folder = engine.settings.data_root.join(crate::builds::FOLDER);
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.map_err(|error| ApiError::caused("cannot make the folder of builds", &error))?;
     Ok(folder)
-}
-
-/// Removes what builds have left that an engine's sudden end broke off. When: before any begins.
-///
-/// # Errors
-/// The folder cannot be removed.
-pub fn clear(data_root: &std::path::Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(data_root.join(FOLDER)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

@@ -1,9 +1,15 @@
-//! The builds under way that a client can cancel.
+//! The builds under way that a client can cancel, and what builds leave.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{fs, io};
 
 use tokio_util::sync::CancellationToken;
+
+/// Name of the folder below the data root in which builds keep their files. Only repositories have names there, until they
+/// were read.
+pub const FOLDER: &str = "builds";
 
 /// Builds by the id that their client gave.
 #[derive(Default)]
@@ -29,5 +35,16 @@ impl Builds {
         if let Some(build) = self.all().get(id) {
             build.cancel();
         }
+    }
+}
+
+/// Removes what builds have left that an engine's sudden end broke off. When: before any begins.
+///
+/// # Errors
+/// The folder cannot be removed.
+pub fn clear(data_root: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(data_root.join(FOLDER)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }

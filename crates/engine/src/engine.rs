@@ -10,8 +10,7 @@ use proto::ContainerId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::build;
-use crate::builds::Builds;
+use crate::builds::{self, Builds};
 use crate::container::store::ContainerStore;
 use crate::events::EventBus;
 use crate::flags::{Changeable, Settings};
@@ -60,7 +59,7 @@ impl Engine {
         {
             make_private(&folder)?;
         }
-        build::clear(&settings.data_root).context("cannot clear the folder of builds")?;
+        builds::clear(&settings.data_root).context("cannot clear the folder of builds")?;
         let images = settings.data_root.join("images");
         let images =
             ImageStore::open(&images).with_context(|| format!("cannot open the image store {}", images.display()))?;
