@@ -1,0 +1,177 @@
+//! The machine's virtio devices. Their numbers, pages and interrupts follow from the machine's size: the console, the disk
+//! slots in order, the network slots in order, entropy.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use rustix::event::epoll::EventFlags;
+
+use super::{MachineError, kvm, system};
+use crate::bus::Registers;
+use crate::layout::{virtio_gsi, virtio_page};
+use crate::memory::GuestMemory;
+use crate::protocol::MachineSpec;
+use crate::state::{DevicesState, StateError};
+use crate::virtio::block::Block;
+use crate::virtio::block::disk::{Disk, DiskError};
+use crate::virtio::console::Console;
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::entropy::Entropy;
+use crate::virtio::event_loop::EventLoop;
+use crate::virtio::network::Network;
+use crate::virtio::transport::{QUEUE_NOTIFY, Transport, UnfitState};
+
+/// All of a machine's devices.
+pub(super) struct Devices {
+    console: Arc<Transport<Console>>,
+    /// Watched by the console's thread.
+    socket: OwnedFd,
+    blocks: Vec<Arc<Transport<Block>>>,
+    networks: Vec<Arc<Transport<Network>>>,
+    entropy: Arc<Transport<Entropy>>,
+    disk_bytes: u64,
+}
+
+impl Devices {
+    /// New devices with nothing behind them but the port.
+    pub(super) fn new(spec: &MachineSpec, memory: &Arc<GuestMemory>, port: OwnedFd) -> Result<Self, MachineError> {
+        let count = spec.disk_slots.saturating_add(spec.network_slots).saturating_add(2);
+        if usize::try_from(count - 1).ok().and_then(virtio_gsi).is_none() {
+            return Err(MachineError::Size { what: "devices", count });
+        }
+        let failed = system("make a device");
+        rustix::io::ioctl_fionbio(&port, true).map_err(|error| failed(error.into()))?;
+        let socket = port.try_clone().map_err(&failed)?;
+        let blocks = (0..spec.disk_slots).map(|slot| device(Block::new(slot, slot != 0, spec.disk_bytes), memory));
+        let blocks = blocks.collect::<Result<_, _>>()?;
+        let networks = (0..spec.network_slots).map(|slot| {
+            let slot = u8::try_from(slot).unwrap_or(u8::MAX);
+            device(Network::new(slot), memory)
+        });
+        let networks = networks.collect::<Result<_, _>>()?;
+        let (console, entropy) = (device(Console::new(port), memory)?, device(Entropy, memory)?);
+        Ok(Self { console, socket, blocks, networks, entropy, disk_bytes: spec.disk_bytes })
+    }
+
+    /// Number of devices.
+    pub(super) fn count(&self) -> usize {
+        self.blocks.len() + self.networks.len() + 2
+    }
+
+    /// Their registers, page by page.
+    pub(super) fn pages(&self) -> Vec<Arc<dyn Registers>> {
+        let mut pages: Vec<Arc<dyn Registers>> = vec![Arc::clone(&self.console) as _];
+        pages.extend(self.blocks.iter().map(|block| Arc::clone(block) as _));
+        pages.extend(self.networks.iter().map(|network| Arc::clone(network) as _));
+        pages.push(Arc::clone(&self.entropy) as _);
+        pages
+    }
+
+    /// Connects kicks and interrupts with KVM, in the order of [`Devices::pages`].
+    pub(super) fn connect(&self, vm: &VmFd) -> Result<(), MachineError> {
+        let mut number = 0..;
+        let mut next = || number.next().unwrap_or(usize::MAX);
+        connect(vm, next(), &self.console)?;
+        self.blocks.iter().try_for_each(|block| connect(vm, next(), block))?;
+        self.networks.iter().try_for_each(|network| connect(vm, next(), network))?;
+        connect(vm, next(), &self.entropy)
+    }
+
+    /// One thread for each disk, whose reads may take long, and one for all others.
+    pub(super) fn start_threads(&self) -> io::Result<()> {
+        let mut quick = EventLoop::new()?;
+        quick.serve(&self.console)?;
+        quick.serve(&self.entropy)?;
+        self.networks.iter().try_for_each(|network| quick.serve(network))?;
+        let console = Arc::clone(&self.console);
+        let ready = move || console.turn(Console::socket_ready);
+        // Edges suffice: whoever meets the socket's end looks again when there is something new on either side.
+        quick.watch(
+            self.socket.as_fd(),
+            EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
+            ready,
+        )?;
+        quick.spawn("devices")?;
+        for (slot, block) in self.blocks.iter().enumerate() {
+            let mut disk = EventLoop::new()?;
+            disk.serve(block)?;
+            disk.spawn(&format!("disk{slot}"))?;
+        }
+        Ok(())
+    }
+
+    /// The machine runs, or stands.
+    pub(super) fn set_running(&self, running: bool) {
+        self.console.set_running(running);
+        self.blocks.iter().for_each(|block| block.set_running(running));
+        self.networks.iter().for_each(|network| network.set_running(running));
+        self.entropy.set_running(running);
+    }
+
+    /// Puts disks behind all slots.
+    pub(super) fn bind(&self, disks: Vec<Option<Disk>>) -> Result<(), MachineError> {
+        if disks.len() != self.blocks.len() {
+            let count = u32::try_from(disks.len()).unwrap_or(u32::MAX);
+            return Err(MachineError::Size { what: "disks for its slots", count });
+        }
+        for (slot, disk) in disks.iter().enumerate() {
+            let Some(disk) = disk else { continue };
+            let unfit = |source| Err(MachineError::Disk { slot, source });
+            if disk.bytes() > self.disk_bytes {
+                return unfit(DiskError::TooLong);
+            }
+            if slot != 0 && !disk.is_read_only() {
+                return unfit(DiskError::Writable);
+            }
+        }
+        for (block, disk) in self.blocks.iter().zip(disks) {
+            block.change(|block| block.bind(disk));
+        }
+        Ok(())
+    }
+
+    /// Freezes all.
+    pub(super) fn save(&self) -> DevicesState {
+        DevicesState {
+            console: self.console.save(),
+            entropy: self.entropy.save(),
+            blocks: self.blocks.iter().map(|block| block.save()).collect(),
+            networks: self.networks.iter().map(|network| network.save()).collect(),
+        }
+    }
+
+    /// Becomes what was frozen.
+    pub(super) fn restore(&self, state: DevicesState) -> Result<(), MachineError> {
+        let DevicesState { console, entropy, blocks, networks } = state;
+        if blocks.len() != self.blocks.len() || networks.len() != self.networks.len() {
+            return Err(StateError::OtherMachine("the number of devices").into());
+        }
+        let unfit = |error: UnfitState| MachineError::State(StateError::Device(error.to_string()));
+        self.console.restore(console).map_err(unfit)?;
+        self.entropy.restore(entropy).map_err(unfit)?;
+        for (block, state) in self.blocks.iter().zip(blocks) {
+            block.restore(state).map_err(unfit)?;
+        }
+        for (network, state) in self.networks.iter().zip(networks) {
+            network.restore(state).map_err(unfit)?;
+        }
+        Ok(())
+    }
+}
+
+fn device<D: VirtioDevice>(device: D, memory: &Arc<GuestMemory>) -> Result<Arc<Transport<D>>, MachineError> {
+    Ok(Arc::new(Transport::new(device, Arc::clone(memory)).map_err(system("make a device"))?))
+}
+
+fn connect<D: VirtioDevice>(vm: &VmFd, number: usize, device: &Transport<D>) -> Result<(), MachineError> {
+    let count = u32::try_from(number).unwrap_or(u32::MAX);
+    let gsi = virtio_gsi(number).ok_or(MachineError::Size { what: "devices", count })?;
+    vm.register_irqfd(device.interrupt().wire(), gsi).map_err(kvm("connect a device's interrupt"))?;
+    let notify = IoEventAddress::Mmio(virtio_page(number) + QUEUE_NOTIFY);
+    for (queue, kick) in (0_u32..).zip(device.kicks()) {
+        vm.register_ioevent(kick, &notify, queue).map_err(kvm("connect a queue"))?;
+    }
+    Ok(())
+}

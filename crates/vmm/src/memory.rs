@@ -1,0 +1,157 @@
+//! The guest's memory: a file, mapped once below the hole and once above it.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{
+    Address as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _,
+};
+use vm_memory::{GuestRegionCollectionError, GuestRegionMmap};
+
+use crate::layout::{HOLE_BEGIN, HOLE_END};
+use crate::sys;
+
+/// What devices reach of the guest. Every access through it is checked against the memory that there is.
+pub(crate) type GuestMemory = GuestMemoryMmap<()>;
+
+/// Memory is a multiple of this.
+pub(crate) const GRANULE: u64 = 1 << 20;
+
+/// Who sees what the guest writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writes {
+    /// The file has it: a machine that boots to become a template.
+    Shared,
+    /// Nobody: a fork, whose file is never written.
+    Private,
+}
+
+/// Memory that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The file is not what the machine needs.
+    #[error("the memory file has {found} bytes instead of {expected}")]
+    Size {
+        /// Bytes of the file.
+        found: u64,
+        /// Bytes of the machine's memory.
+        expected: u64,
+    },
+    /// No machine has this much.
+    #[error("a machine cannot have {0} bytes of memory")]
+    Unfit(u64),
+    /// The file cannot be looked at.
+    #[error("cannot look at the memory file")]
+    Look(#[source] io::Error),
+    /// It cannot be mapped.
+    #[error("cannot map the memory")]
+    Map(#[source] MmapRegionError),
+    /// Its parts do not fit together.
+    #[error("cannot put the memory together")]
+    Regions(#[source] GuestRegionCollectionError),
+    /// KVM does not take it.
+    #[error("kvm refuses the memory")]
+    Slot(#[source] kvm_ioctls::Error),
+}
+
+/// Guest-physical begin, length and place in the file of each part.
+pub(crate) fn parts(bytes: u64) -> Vec<(u64, u64, u64)> {
+    let low = bytes.min(HOLE_BEGIN);
+    let mut parts = vec![(0, low, 0)];
+    if bytes > low {
+        parts.push((HOLE_END, bytes - low, low));
+    }
+    parts
+}
+
+/// Maps the memory.
+///
+/// Shape: the file is exactly `bytes` long, a multiple of [`GRANULE`].
+pub(crate) fn map(file: File, bytes: u64, writes: Writes) -> Result<Arc<GuestMemory>, MemoryError> {
+    if bytes == 0 || !bytes.is_multiple_of(GRANULE) {
+        return Err(MemoryError::Unfit(bytes));
+    }
+    let found = file.metadata().map_err(MemoryError::Look)?.len();
+    if found != bytes {
+        return Err(MemoryError::Size { found, expected: bytes });
+    }
+    let flags = match writes {
+        Writes::Shared => libc::MAP_SHARED,
+        Writes::Private => libc::MAP_PRIVATE,
+    };
+    let file = Arc::new(file);
+    let mut regions = Vec::new();
+    for (begin, length, offset) in parts(bytes) {
+        let size = usize::try_from(length).map_err(|_| MemoryError::Unfit(bytes))?;
+        let region = MmapRegionBuilder::new(size)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(flags | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(&file), offset))
+            .build()
+            .map_err(MemoryError::Map)?;
+        regions.push(GuestRegionMmap::new(region, GuestAddress(begin)).ok_or(MemoryError::Unfit(bytes))?);
+    }
+    Ok(Arc::new(GuestMemory::from_regions(regions).map_err(MemoryError::Regions)?))
+}
+
+/// Gives the memory to the VM. The mapping must live as long as the VM: the machine owns both.
+pub(crate) fn install(vm: &VmFd, memory: &GuestMemory) -> Result<(), MemoryError> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        sys::add_memory_slot(vm, slot, region.start_addr().raw_value(), region).map_err(MemoryError::Slot)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use vm_memory::Bytes as _;
+
+    use super::*;
+
+    /// Memory of a test's own.
+    pub(crate) fn of(bytes: u64) -> Arc<GuestMemory> {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(bytes).unwrap();
+        map(file, bytes, Writes::Private).unwrap()
+    }
+
+    #[test]
+    fn the_hole_is_left_out() {
+        assert_eq!(parts(1 << 30), [(0, 1 << 30, 0)]);
+        assert_eq!(parts(3 << 30), [(0, 3 << 30, 0)]);
+        assert_eq!(parts(8 << 30), [(0, 3 << 30, 0), (4 << 30, 5 << 30, 3 << 30)]);
+        let memory = of(4 << 30);
+        memory.write_obj(1_u8, GuestAddress(HOLE_END)).unwrap();
+        memory.write_obj(1_u8, GuestAddress(HOLE_BEGIN)).unwrap_err();
+        memory.write_obj(1_u8, GuestAddress(HOLE_END + (1 << 30))).unwrap_err();
+    }
+
+    #[test]
+    fn a_forks_writes_are_its_own() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(GRANULE).unwrap();
+        for (writes, seen) in [(Writes::Private, 0), (Writes::Shared, 7)] {
+            let memory = map(file.try_clone().unwrap(), GRANULE, writes).unwrap();
+            memory.write_obj(7_u8, GuestAddress(5)).unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, 5).unwrap();
+            assert_eq!(byte, [seen], "{writes:?}");
+        }
+    }
+
+    #[test]
+    fn a_short_long_or_odd_file_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        for bytes in [0, GRANULE - 1, 2 * GRANULE] {
+            file.set_len(bytes).unwrap();
+            assert!(map(file.try_clone().unwrap(), GRANULE, Writes::Private).is_err(), "{bytes}");
+        }
+        assert!(matches!(map(file.try_clone().unwrap(), 0, Writes::Private), Err(MemoryError::Unfit(0))));
+        assert!(matches!(map(file, GRANULE + 1, Writes::Private), Err(MemoryError::Unfit(_))));
+    }
+}

@@ -1,0 +1,205 @@
+//! What `uvm` and a VMM process say to each other, over a pair of UNIX sockets of type SEQPACKET: one message a packet, with
+//! descriptors beside it. The VMM trusts `uvm`, which made it; `uvm` believes nothing of a VMM, whose guest is hostile.
+//!
+//! ```text
+//! uvm ── Boot | Fork ──▶ vmm     Done | Failed        the first message makes the machine, paused
+//!     ── Resume, Pause, Rebind, Console ──▶           any number of times
+//!     ── Freeze ──▶                                   Done, and the process ends
+//!     ◀── Ended ──                                    at any time, once: the guest's own doing
+//! ```
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The longest message: a console's last output and some.
+pub const MOST_BYTES: usize = 96 * 1024;
+/// Descriptors beside one message. More come before it, by [`Request::Descriptors`].
+pub const MOST_DESCRIPTORS: usize = 64;
+/// Descriptors for one request in all: a packed disk of 255 layers with head and tail, and the machine's own.
+pub const MOST_GATHERED: usize = 300;
+
+/// What a machine consists of. Shape: memory a multiple of 1 MiB; 1 to 64 processors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Number of processors.
+    pub vcpus: u32,
+    /// Number of disk slots. Slot 0 can be written.
+    pub disk_slots: u32,
+    /// Capacity of each, bytes, whatever is behind it.
+    pub disk_bytes: u64,
+    /// Number of network slots.
+    pub network_slots: u32,
+}
+
+/// A disk for a slot: its files come beside the message, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// It is never written, whatever the guest says.
+    pub read_only: bool,
+    /// Bytes of each file.
+    pub parts: Vec<u64>,
+}
+
+/// What `uvm` asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Takes descriptors for the next request. Not answered.
+    Descriptors,
+    /// Makes a machine that will boot. Descriptors: `/dev/kvm`, the port's socket, memory, kernel, initramfs.
+    Boot {
+        /// The machine.
+        machine: MachineSpec,
+        /// The kernel's command line.
+        command_line: String,
+    },
+    /// Makes a copy of a frozen machine. Descriptors: `/dev/kvm`, the port's socket, memory, state, then the disks' files.
+    Fork {
+        /// The machine that was frozen.
+        machine: MachineSpec,
+        /// What is behind its slots, slot 0 first; as many as there are slots.
+        disks: Vec<Option<DiskSpec>>,
+    },
+    /// Lets the processors run.
+    Resume,
+    /// Stops them.
+    Pause,
+    /// Puts other disks behind all slots. Descriptors: the disks' files.
+    Rebind {
+        /// As for a fork.
+        disks: Vec<Option<DiskSpec>>,
+    },
+    /// Stops the machine and writes all but its memory. Descriptor: the file, empty.
+    Freeze,
+    /// Asks for the console's last output.
+    Console,
+}
+
+/// Why a guest's machine stands for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestEnd {
+    /// It was reset, which a panic does.
+    Reset,
+    /// It was switched off.
+    PowerOff,
+    /// A processor cannot go on.
+    Fault(String),
+}
+
+/// What a VMM says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The request is done.
+    Done,
+    /// The console's last output.
+    Console(Vec<u8>),
+    /// The request failed; the process is of no use any more.
+    Failed(String),
+    /// No answer: the guest's end.
+    Ended(GuestEnd),
+}
+
+/// Sends one message. When: blocks as the socket does.
+///
+/// # Errors
+/// When the socket fails, or would block.
+pub fn send(socket: impl AsFd, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
+    if bytes.len() > MOST_BYTES || descriptors.len() > MOST_DESCRIPTORS {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    sendmsg(socket, &[IoSlice::new(&bytes)], &mut beside, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one message and what came beside it; nothing when the other side is gone.
+///
+/// # Errors
+/// When the socket fails or would block, or when that is no message: too long, more descriptors than allowed, or not `M`.
+pub fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MOST_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut beside, flags)?;
+    let mut descriptors = Vec::new();
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long"));
+    }
+    let message = postcard::from_bytes(&bytes[..received.bytes]);
+    Ok(Some((message.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?, descriptors)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read as _, Write as _};
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
+    #[test]
+    fn messages_and_descriptors_arrive_together() {
+        let (one, other) = pair();
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        let request = Request::Rebind { disks: vec![None, Some(DiskSpec { read_only: true, parts: vec![512] })] };
+        send(&one, &request, &[writer.as_fd()]).unwrap();
+        send(&one, &Request::Pause, &[]).unwrap();
+        let (message, mut descriptors) = receive::<Request>(&other).unwrap().unwrap();
+        assert_eq!(message, request);
+        File::from(descriptors.remove(0)).write_all(b"x").unwrap();
+        writer.flush().unwrap();
+        let mut byte = [0];
+        reader.read_exact(&mut byte).unwrap();
+        assert_eq!(receive::<Request>(&other).unwrap().unwrap().0, Request::Pause);
+        drop(one);
+        assert!(receive::<Request>(&other).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error() {
+        let (one, other) = pair();
+        let mut random = 1_u64;
+        for length in 1..2000 {
+            let byte = || {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (random >> 56) as u8
+            };
+            let bytes: Vec<u8> = std::iter::repeat_with(byte).take(length).collect();
+            rustix::io::write(&one, &bytes).unwrap();
+            // Whatever it says, it comes back, and what follows is read from its begin.
+            let _ = receive::<Request>(&other);
+            send(&one, &Reply::Done, &[]).unwrap();
+            assert_eq!(receive::<Reply>(&other).unwrap().unwrap().0, Reply::Done);
+        }
+        let many: Vec<BorrowedFd> = std::iter::repeat_n(one.as_fd(), MOST_DESCRIPTORS + 1).collect();
+        send(&one, &Request::Descriptors, &many).unwrap_err();
+    }
+}

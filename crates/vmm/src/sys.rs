@@ -1,0 +1,99 @@
+//! The unsafe parts: descriptors that become KVM's, memory that the guest shares, reading into it.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd};
+
+use kvm_bindings::{kvm_userspace_memory_region, kvm_xsave};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{
+    GuestMemoryRegion as _, GuestRegionMmap, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Takes an open `/dev/kvm`.
+pub(crate) fn kvm(descriptor: OwnedFd) -> Kvm {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: the descriptor is open and ours alone; Kvm closes it.
+    unsafe { Kvm::from_raw_fd(descriptor.into_raw_fd()) }
+}
+
+/// Gives a region to the VM. When: before its interrupt controllers exist.
+pub(crate) fn add_memory_slot(
+    vm: &VmFd,
+    slot: u32,
+    guest_address: u64,
+    region: &GuestRegionMmap<()>,
+) -> Result<(), kvm_ioctls::Error> {
+    let slot = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: guest_address,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    };
+    // SAFETY: the region is mapped with this length, and the machine keeps it mapped until the VM is gone. All other access
+    // to it is by volatile operations.
+    unsafe { vm.set_user_memory_region(slot) }
+}
+
+/// Sets the extended registers of a processor.
+pub(crate) fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: KVM reads more than a kvm_xsave only where the process has asked for larger features (AMX) by arch_prctl,
+    // which this one never does.
+    unsafe { vcpu.set_xsave(xsave) }
+}
+
+/// A file from one place on, for reading into guest memory and writing from it without a copy in between.
+#[derive(Debug)]
+pub(crate) struct At<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl<'a> At<'a> {
+    /// The file from `offset` on.
+    pub(crate) fn new(file: &'a File, offset: u64) -> Self {
+        Self { file, offset }
+    }
+
+    fn advance(&mut self, result: isize) -> Result<usize, VolatileMemoryError> {
+        let count = usize::try_from(result).map_err(|_| VolatileMemoryError::IOError(io::Error::last_os_error()))?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+
+    fn place(&self) -> Result<libc::off_t, VolatileMemoryError> {
+        libc::off_t::try_from(self.offset)
+            .map_err(|_| VolatileMemoryError::IOError(io::Error::from(io::ErrorKind::InvalidInput)))
+    }
+}
+
+impl ReadVolatile for At<'_> {
+    fn read_volatile<B: BitmapSlice>(&mut self, buffer: &mut VolatileSlice<B>) -> Result<usize, VolatileMemoryError> {
+        let place = self.place()?;
+        let guard = buffer.ptr_guard_mut();
+        // SAFETY: the guard's pointer is valid for the slice's length while the guard lives; the kernel writes at most
+        // that many bytes, and nothing in this process holds a reference to them.
+        let result = unsafe { libc::pread(self.file.as_raw_fd(), guard.as_ptr().cast(), buffer.len(), place) };
+        self.advance(result)
+    }
+}
+
+impl WriteVolatile for At<'_> {
+    fn write_volatile<B: BitmapSlice>(&mut self, buffer: &VolatileSlice<B>) -> Result<usize, VolatileMemoryError> {
+        let place = self.place()?;
+        let guard = buffer.ptr_guard();
+        // SAFETY: the guard's pointer is valid for the slice's length while the guard lives, and the kernel only reads it.
+        let result = unsafe { libc::pwrite(self.file.as_raw_fd(), guard.as_ptr().cast(), buffer.len(), place) };
+        self.advance(result)
+    }
+}
+
+/// The descriptor of an event counter.
+pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: an EventFd owns an open descriptor for as long as it is borrowed here.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}

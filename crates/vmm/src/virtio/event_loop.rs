@@ -1,0 +1,77 @@
+//! A device's thread: waits for kicks and for what is behind the device, and gives the device its turns.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+
+use super::device::VirtioDevice;
+use super::transport::Transport;
+use crate::sys;
+
+/// Called when its descriptor is ready.
+type Handler = Box<dyn FnMut() + Send>;
+
+/// What a thread waits for.
+pub(crate) struct EventLoop {
+    epoll: OwnedFd,
+    handlers: Vec<Handler>,
+}
+
+impl EventLoop {
+    /// A loop that waits for nothing.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, handlers: Vec::new() })
+    }
+
+    /// Serves a device's queues when they are kicked.
+    pub(crate) fn serve<D: VirtioDevice>(&mut self, transport: &Arc<Transport<D>>) -> io::Result<()> {
+        for number in 0..transport.kicks().len() {
+            let served = Arc::clone(transport);
+            let handler = move || {
+                // It cannot fail in a way that matters: what was counted is looked for anyway.
+                let _ = served.kicks()[number].read();
+                served.serve(number);
+            };
+            self.watch(sys::borrow(&transport.kicks()[number]), EventFlags::IN, handler)?;
+        }
+        Ok(())
+    }
+
+    /// Calls `handler` when the descriptor is ready. When: the descriptor must stay open as long as it is to be watched.
+    pub(crate) fn watch(
+        &mut self,
+        descriptor: BorrowedFd<'_>,
+        flags: EventFlags,
+        handler: impl FnMut() + Send + 'static,
+    ) -> io::Result<()> {
+        epoll::add(&self.epoll, descriptor, EventData::new_u64(self.handlers.len() as u64), flags)?;
+        self.handlers.push(Box::new(handler));
+        Ok(())
+    }
+
+    /// Runs it in a thread of its own, until the process ends.
+    pub(crate) fn spawn(mut self, name: &str) -> io::Result<()> {
+        thread::Builder::new().name(name.to_owned()).spawn(move || self.run()).map(|_| ())
+    }
+
+    fn run(&mut self) {
+        let mut events: Vec<Event> = Vec::with_capacity(8);
+        loop {
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                // The descriptor is ours and open: nothing that goes on could be right.
+                Err(error) => panic!("cannot wait for events: {error}"),
+            }
+            for event in &events {
+                let number = usize::try_from(event.data.u64()).unwrap_or(usize::MAX);
+                if let Some(handler) = self.handlers.get_mut(number) {
+                    handler();
+                }
+            }
+        }
+    }
+}

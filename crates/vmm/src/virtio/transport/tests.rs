@@ -1,0 +1,269 @@
+use super::*;
+use crate::virtio::entropy::Entropy;
+use crate::virtio::network::Network;
+use crate::virtio::testing::{Driver, INDIRECT as INDIRECT_FLAG, MEMORY, NEXT, Random, SIZE, WRITE, ring};
+
+/// Writes that bring a new device's driver to each phase.
+const WAYS: [&[u32]; 6] = [&[], &[1], &[1, 3], &[1, 3, 11], &[1, 3, 11, 15], &[128]];
+const VALUES: [u32; 6] = [0, 1, 16, 0x8000_0000, u32::MAX, 64];
+
+fn at(way: &[u32]) -> Driver<Network> {
+    brought(Driver::untouched(Network::new(0)), way)
+}
+
+fn brought(driver: Driver<Network>, way: &[u32]) -> Driver<Network> {
+    for &status in way {
+        if status == 11 {
+            driver.write(0x24, 1);
+            driver.write(0x20, 1);
+        }
+        driver.write(0x70, status);
+        if status == 11 {
+            driver.set_up(0);
+            driver.write(0x44, 1);
+        }
+    }
+    driver
+}
+
+fn frozen(driver: &Driver<Network>) -> (Vec<QueueSetup>, Vec<Option<ActiveState>>) {
+    let state = driver.transport.save();
+    (state.setups, state.active)
+}
+
+/// Every register, in every phase: a queue changes only between FEATURES_OK and DRIVER_OK, one that is ready only by not
+/// being ready any more, and only by its own registers.
+#[test]
+fn a_queue_is_set_up_in_one_phase_only() {
+    let queue_registers = [0x38, 0x44, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4];
+    let memory = crate::memory::tests::of(MEMORY);
+    for way in WAYS {
+        for register in (0..=0x100).step_by(4) {
+            for value in VALUES {
+                for selected in [0, 1] {
+                    let driver = brought(Driver::in_memory(Network::new(0), Arc::clone(&memory)), way);
+                    driver.write(0x30, selected);
+                    let before = frozen(&driver);
+                    driver.write(register, value);
+                    let after = frozen(&driver);
+                    let reset = register == 0x70 && value == 0;
+                    let allowed = way.last() == Some(&11) && queue_registers.contains(&register);
+                    assert!(before == after || reset || allowed, "{way:?} {register:#x} {value:#x}");
+                    // The ready one's addresses never change while it is ready.
+                    let ready = after.1[0].as_ref();
+                    assert!(ready.is_none_or(|queue| Some(queue) == before.1[0].as_ref()), "{register:#x}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn features_are_chosen_among_those_offered() {
+    for (low, high, fit) in [(0, 1, true), (0, 0, false), (1, 1, false), (1 << 5, 1, true), (0, 3, false)] {
+        let driver = at(&[1, 3]);
+        driver.write(0x24, 0);
+        driver.write(0x20, low);
+        driver.write(0x24, 1);
+        driver.write(0x20, high);
+        driver.write(0x24, 2);
+        driver.write(0x20, u32::MAX);
+        driver.write(0x70, 11);
+        assert_eq!(driver.read(0x70) == 11, fit, "{low:#x} {high:#x}");
+    }
+    let driver = at(&[1, 3, 11]);
+    driver.write(0x20, u32::MAX);
+    assert_eq!(driver.transport.save().driver_features, 1 << 32);
+}
+
+#[test]
+fn rings_that_cannot_be_are_not_ready() {
+    let bad: [&[(u64, u32)]; 14] = [
+        &[(0x38, 0)],
+        &[(0x38, 3)],
+        &[(0x38, 512)],
+        &[(0x38, 0x1_0010)],
+        &[(0x80, 0x1_0008)],
+        &[(0x90, 0x1_4001)],
+        &[(0xa0, 0x1_8002)],
+        &[(0x80, 0xffff_fff0)],
+        &[(0x84, 1)],
+        &[(0x94, u32::MAX), (0x90, 0xffff_fffe)],
+        &[(0x80, u32::try_from(MEMORY).unwrap() - 16)],
+        &[(0xa0, u32::try_from(ring(1, 0)).unwrap() + 16)],
+        &[(0x90, 0)],
+        // The other queue's.
+        &[(0x80, u32::try_from(ring(0, 2)).unwrap())],
+    ];
+    for writes in bad {
+        let driver = at(&[1, 3, 11]);
+        driver.set_up(1);
+        for &(register, value) in writes {
+            driver.write(register, value);
+        }
+        driver.write(0x44, 1);
+        assert_eq!(driver.read(0x44), 0, "{writes:x?}");
+        driver.set_up(1);
+        driver.write(0x44, 1);
+        assert_eq!(driver.read(0x44), 1);
+    }
+    // A queue that there is not.
+    let driver = at(&[1, 3, 11]);
+    for queue in [2, 3, u32::MAX] {
+        driver.write(0x30, queue);
+        for register in (0x38..0x100).step_by(4).filter(|&register| register != 0x70) {
+            driver.write(register, 1);
+        }
+        assert_eq!((driver.read(0x34), driver.read(0x44)), (0, 0));
+    }
+}
+
+#[test]
+fn odd_accesses_read_zeroes_and_change_nothing() {
+    let driver = at(&[1, 3, 11]);
+    let before = frozen(&driver);
+    for offset in 0..0x1000 {
+        for width in [1, 2, 4, 8] {
+            let mut data = vec![0xee; width];
+            driver.transport.read(offset, &mut data);
+            let aligned = width == 4 && offset % 4 == 0;
+            assert!(aligned || offset >= 0x100 || data.iter().all(|&byte| byte == 0), "{offset:#x} {width}");
+            if !aligned {
+                driver.transport.write(offset, &vec![0xff; width]);
+            }
+        }
+    }
+    assert_eq!(frozen(&driver), before);
+    // The address, and what is behind it.
+    let mut configuration = [0xee; 8];
+    driver.transport.read(0x102, &mut configuration);
+    assert_eq!(configuration, [b'h', 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn kicks_before_the_driver_is_ready_do_nothing() {
+    for way in &WAYS[..4] {
+        let mut driver = at(way);
+        driver.waiting_request(0, &[b"x"], &[]);
+        for queue in [0, 1, 2, u32::MAX] {
+            driver.write(0x50, queue);
+        }
+        driver.transport.serve(0);
+        driver.transport.serve(7);
+        assert!(driver.answers(0).is_empty() && driver.read(0x60) == 0, "{way:?}");
+    }
+}
+
+/// A ring, chain or address that breaks a rule stops the device until it is reset, and nothing else.
+#[test]
+fn a_guest_that_breaks_a_rule_has_to_reset() {
+    type Break = fn(&mut Driver<Entropy>);
+    let far: Break = |driver| driver.describe(0, &[(u64::MAX - 8, 16, WRITE, 0)]);
+    let across: Break = |driver| driver.describe(0, &[(MEMORY - 8, 16, WRITE, 0)]);
+    let huge: Break = |driver| driver.describe(0, &[(0x1000, u32::MAX, WRITE, 0)]);
+    let none: Break = |driver| driver.describe(0, &[(0x1000, 0, WRITE, 0)]);
+    let direction: Break = |driver| {
+        driver.describe(0, &[(0x1000, 16, WRITE | NEXT, 1), (0x1000, 16, 0, 0)]);
+    };
+    let nested: Break = |driver| {
+        driver.describe(0, &[(0x8000, 32, INDIRECT_FLAG, 0)]);
+        driver.describe_at(0x8000, &[(0x8000, 32, INDIRECT_FLAG, 0)]);
+    };
+    let odd: Break = |driver| driver.describe(0, &[(0x8000, 17, INDIRECT_FLAG, 0)]);
+    let empty: Break = |driver| driver.describe(0, &[(0x8000, 0, INDIRECT_FLAG, 0)]);
+    let jump: Break = |driver| driver.jump(0, SIZE + 1);
+    let outside: Break = |driver| driver.offer(0, SIZE);
+    for (name, break_rule) in [
+        ("far", far),
+        ("across", across),
+        ("huge", huge),
+        ("none", none),
+        ("direction", direction),
+        ("nested", nested),
+        ("odd", odd),
+        ("empty", empty),
+        ("jump", jump),
+        ("outside", outside),
+    ] {
+        let mut driver = Driver::new(Entropy);
+        break_rule(&mut driver);
+        if !matches!(name, "jump" | "outside") {
+            driver.offer(0, 0);
+        }
+        driver.transport.serve(0);
+        assert!(driver.gave_up(), "{name}");
+        assert_eq!(driver.read(0x60), 2, "{name}");
+        driver.transport.serve(0);
+        assert!(driver.answers(0).is_empty());
+        driver.write(0x70, 0);
+        assert_eq!((driver.read(0x70), driver.read(0x60)), (0, 0));
+    }
+}
+
+#[test]
+fn a_chain_that_leads_to_itself_ends() {
+    let mut driver = Driver::new(Entropy);
+    driver.describe(0, &[(0x1000, 4, WRITE | NEXT, 1), (0x2000, 4, WRITE | NEXT, 0)]);
+    driver.offer(0, 0);
+    driver.transport.serve(0);
+    // As many descriptors as the queue has.
+    assert_eq!(driver.answers(0), [(0, 4 * u32::from(SIZE))]);
+}
+
+#[test]
+fn indices_wrap() {
+    let mut driver = Driver::new(Entropy);
+    let descriptors: Vec<_> = (0..SIZE).map(|number| (0x1000, 1, WRITE, number)).collect();
+    driver.describe(0, &descriptors);
+    for _ in 0..=u16::MAX / SIZE {
+        (0..SIZE).for_each(|head| driver.offer(0, head));
+        driver.transport.serve(0);
+        assert_eq!(driver.answers(0).len(), usize::from(SIZE));
+    }
+    assert!(!driver.gave_up());
+    driver.request(0, &[], &[3]);
+    assert_eq!(driver.answers(0).last(), Some(&(0, 3)));
+}
+
+#[test]
+fn a_fork_goes_on_where_its_template_stood() {
+    let mut driver = Driver::new(Entropy);
+    driver.request(0, &[], &[3]);
+    driver.answers(0);
+    driver.transport.set_running(false);
+    driver.request(0, &[], &[5]);
+    assert!(driver.answers(0).is_empty(), "a machine that stands answers nothing");
+    let state = driver.transport.save();
+    let bytes = postcard::to_stdvec(&state).unwrap();
+    let fork = Arc::new(Transport::new(Entropy, Arc::clone(&driver.memory)).unwrap());
+    fork.restore(postcard::from_bytes(&bytes).unwrap()).unwrap();
+    assert_eq!(postcard::to_stdvec(&fork.save()).unwrap(), bytes);
+    fork.set_running(true);
+    fork.kicks()[0].read().unwrap();
+    fork.serve(0);
+    assert_eq!(driver.answers(0), [(0, 5)]);
+}
+
+/// Whatever a state file says, it is refused or it is a state that a driver could have made.
+#[test]
+fn a_damaged_state_does_no_harm() {
+    let mut driver = Driver::new(Network::new(1));
+    driver.request(1, &[b"frame"], &[]);
+    let bytes = postcard::to_stdvec(&driver.transport.save()).unwrap();
+    let mut random = Random(1);
+    for _ in 0..5000 {
+        let mut damaged = bytes.clone();
+        for _ in 0..=random.below(3) {
+            let place = usize::try_from(random.below(bytes.len() as u64)).unwrap();
+            damaged[place] = u8::try_from(random.below(256)).unwrap();
+        }
+        damaged.truncate(usize::try_from(random.below(bytes.len() as u64 * 4)).unwrap().min(bytes.len()));
+        let Ok(state) = postcard::from_bytes::<TransportState<()>>(&damaged) else { continue };
+        let fork = Transport::new(Network::new(1), Arc::clone(&driver.memory)).unwrap();
+        if fork.restore(state).is_ok() {
+            fork.set_running(true);
+            fork.serve(0);
+            fork.serve(1);
+        }
+    }
+}
