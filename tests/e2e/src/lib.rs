@@ -21,6 +21,7 @@
 pub mod api;
 pub mod archive;
 mod build;
+pub mod debian;
 mod docker;
 mod engine;
 mod host;

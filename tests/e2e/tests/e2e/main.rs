@@ -31,6 +31,7 @@ macro_rules! behind_both_walls {
 }
 
 mod api_cases;
+mod applications;
 mod bad_input;
 mod build;
 mod build_remote;
