@@ -60,39 +60,81 @@ fn volumes_are_made_listed_and_removed_as_dockers_are() {
     assert_eq!(host.docker(&["volume", "rm", "data1"]).ok(), "data1");
 }
 
-#[test]
-fn a_volume_starts_with_what_the_image_has_there() {
-    let Some(host) = TestHost::start_own(Wall::Process) else { return };
-    let image = image_with_volume(&host);
-    let look = ["sh", "-c", "stat -c %u:%g:%a /data; cat /data/link; echo more > /data/own"];
-    let run = |options: &[&str]| host.docker(&host.words_for(image, "run", options, &look));
-    assert_eq!(run(&["--rm"]).ok(), "1000:1001:2770\ncontent");
-    assert_eq!(volumes(&host, &[]), Vec::<String>::new(), "--rm takes volumes without names along");
-    assert_eq!(run(&["--rm", "-v", "kept:/data"]).ok(), "1000:1001:2770\ncontent");
-    let again = host.docker(&host.words_for(image, "run", &["--rm", "-v", "kept:/data"], &["cat", "/data/own"]));
-    assert_eq!(again.ok(), "more");
-    let empty =
-        host.docker(&host.words_for(image, "run", &["--rm", "-v", "bare:/data:nocopy"], &["ls", "-A", "/data"]));
-    assert_eq!(empty.ok(), "");
-    host.run(&["-v", "fresh:/etc/plain"], &["true"]).fails_saying(125, &["cannot mount volume over existing file"]);
-    assert_eq!(volumes(&host, &[]), ["bare", "kept"]);
-}
+behind_both_walls! {
+    fn a_volume_starts_with_what_the_image_has_there(host) {
+        if host.is_reference() {
+            return;
+        }
+        let image = image_with_volume(host);
+        let look = ["sh", "-c", "stat -c %u:%g:%a /data; cat /data/link; echo more > /data/own"];
+        let run = |options: &[&str]| host.docker(&host.words_for(image, "run", options, &look));
+        assert_eq!(run(&["--rm"]).ok(), "1000:1001:2770\ncontent");
+        assert_eq!(volumes(host, &[]), Vec::<String>::new(), "--rm takes volumes without names along");
+        assert_eq!(run(&["--rm", "-v", "kept:/data"]).ok(), "1000:1001:2770\ncontent");
+        let again = host.docker(&host.words_for(image, "run", &["--rm", "-v", "kept:/data"], &["cat", "/data/own"]));
+        assert_eq!(again.ok(), "more");
+        let empty =
+            host.docker(&host.words_for(image, "run", &["--rm", "-v", "bare:/data:nocopy"], &["ls", "-A", "/data"]));
+        assert_eq!(empty.ok(), "");
+        host.run(&["-v", "fresh:/etc/plain"], &["true"]).fails_saying(125, &["cannot mount volume over existing file"]);
+        assert_eq!(volumes(host, &[]), ["bare", "kept"]);
+    }
 
-#[test]
-fn volumes_are_taken_from_other_containers() {
-    let Some(host) = TestHost::start_own(Wall::Process) else { return };
-    let first =
-        host.run_detached(&["-v", "/shared", "-v", "named:/n"], &["sh", "-c", "echo x > /shared/f; exec sleep 1000"]);
-    assert_eq!(host.run(&["--volumes-from", &first], &["sh", "-c", "cat /shared/f; echo y > /n/g"]).ok(), "x");
-    host.run(&["--volumes-from", &format!("{first}:ro")], &["touch", "/shared/g"])
-        .fails_saying(1, &["Read-only file system"]);
-    host.run(&["--volumes-from", "nope"], &["true"]).fails_saying(125, &["No such container: nope"]);
-    assert_eq!(host.docker(&["exec", &first, "cat", "/n/g"]).ok(), "y");
-    let kinds =
-        host.docker(&["inspect", "-f", "{{range .Mounts}}{{.Type}}:{{.Destination}}:{{.RW}} {{end}}", &first]).ok();
-    let mut kinds: Vec<_> = kinds.split_whitespace().collect();
-    kinds.sort_unstable();
-    assert_eq!(kinds, ["volume:/n:true", "volume:/shared:true"]);
+    fn volumes_are_taken_from_other_containers(host) {
+        if host.is_reference() {
+            return;
+        }
+        let first =
+            host.run_detached(&["-v", "/shared", "-v", "named:/n"], &["sh", "-c", "echo x > /shared/f; exec sleep 1000"]);
+        assert_eq!(host.run(&["--volumes-from", &first], &["sh", "-c", "cat /shared/f; echo y > /n/g"]).ok(), "x");
+        host.run(&["--volumes-from", &format!("{first}:ro")], &["touch", "/shared/g"])
+            .fails_saying(1, &["Read-only file system"]);
+        host.run(&["--volumes-from", "nope"], &["true"]).fails_saying(125, &["No such container: nope"]);
+        assert_eq!(host.docker(&["exec", &first, "cat", "/n/g"]).ok(), "y");
+        let kinds =
+            host.docker(&["inspect", "-f", "{{range .Mounts}}{{.Type}}:{{.Destination}}:{{.RW}} {{end}}", &first]).ok();
+        let mut kinds: Vec<_> = kinds.split_whitespace().collect();
+        kinds.sort_unstable();
+        assert_eq!(kinds, ["volume:/n:true", "volume:/shared:true"]);
+    }
+
+    fn a_part_of_a_volume_is_looked_up_in_the_volume(host) {
+        if host.is_reference() {
+            return;
+        }
+        // Whatever its containers have put in its place.
+        assert_eq!(
+            host.run(&["-v", "v1:/v"], &["sh", "-c", "mkdir -p /v/a/b; echo part > /v/a/b/f; ln -s /etc /v/out"]).code,
+            0
+        );
+        let part = |path: &str| {
+            let mount = format!("type=volume,source=v1,target=/y,volume-subpath={path}");
+            host.run(&["--mount", &mount], &["ls", "/y"])
+        };
+        assert_eq!(part("a/b").ok(), "f");
+        for (path, word) in [("out", "cannot access path"), ("none", "cannot access path"), ("../v2", "within the volume")]
+        {
+            part(path).fails_saying(125, &[word]);
+        }
+    }
+
+    fn volumes_that_are_used_are_not_pruned(host) {
+        if host.is_reference() {
+            return;
+        }
+        let id = host.run_detached(&["-v", "used:/u", "-v", "/nameless"], &["sh", "-c", "echo x > /u/f; exec sleep 1000"]);
+        assert_eq!(host.docker(&["volume", "create", "idle"]).code, 0);
+        assert_eq!(volumes(host, &["-f", "dangling=false"]).len(), 2);
+        let pruned = host.docker(&["volume", "prune", "-af"]).ok();
+        assert!(pruned.contains("idle") && !pruned.contains("used"), "{pruned}");
+        host.docker(&["volume", "rm", "used"]).fails_saying(1, &["volume is in use"]);
+        host.wait_state(&id, "running");
+        assert_eq!(host.docker(&["exec", &id, "cat", "/u/f"]).ok(), "x");
+        assert_eq!(host.docker(&["rm", "-fv", &id]).code, 0);
+        assert_eq!(volumes(host, &[]), ["used"]);
+        assert!(host.docker(&["volume", "prune", "-af"]).ok().contains("used"));
+        assert!(volumes(host, &[]).is_empty());
+    }
 }
 
 #[test]
@@ -134,20 +176,6 @@ fn mounts_that_would_break_the_wall_are_refused() {
         host.run(&["-v", option], &["true"]).fails_saying(125, &[words]);
     }
     host.run(&["-v", "/tmp:/a", "-v", "/etc:/a"], &["true"]).fails_saying(125, &["Duplicate mount point: /a"]);
-    // A part of a volume is looked up in the volume, whatever its containers have put in its place.
-    assert_eq!(
-        host.run(&["-v", "v1:/v"], &["sh", "-c", "mkdir -p /v/a/b; echo part > /v/a/b/f; ln -s /etc /v/out"]).code,
-        0
-    );
-    let part = |path: &str| {
-        let mount = format!("type=volume,source=v1,target=/y,volume-subpath={path}");
-        host.run(&["--mount", &mount], &["ls", "/y"])
-    };
-    assert_eq!(part("a/b").ok(), "f");
-    for (path, word) in [("out", "cannot access path"), ("none", "cannot access path"), ("../v2", "within the volume")]
-    {
-        part(path).fails_saying(125, &[word]);
-    }
     let outside = folder(&host, "outside");
     symlink("/etc/shadow", outside.join("link")).unwrap();
     let followed = host.run(&["-v", &format!("{}:/o", outside.display())], &["cat", "/o/link"]);
