@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use bulkhead_e2e::api::ApiConnection;
+use bulkhead_e2e::api::{self, ApiConnection};
 use bulkhead_e2e::{IMAGE, TestHost};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
@@ -159,15 +159,10 @@ impl Side<'_> {
 
     fn exec(&self, container: &str, number: u32) -> anyhow::Result<Duration> {
         let began = Instant::now();
-        let mut connection = self.connect()?;
         let said = format!("said {number}");
-        let body = json!({ "Cmd": ["echo", said], "AttachStdout": true, "AttachStderr": true });
-        let exec = Self::post(&mut connection, &format!("/containers/{container}/exec"), &body)?;
-        let exec = exec["Id"].as_str().context("no id")?;
-        let output = connection.hijack(&format!("/exec/{exec}/start"), b"{}")?;
-        let code = self.connect()?.request("GET", &format!("/exec/{exec}/json"), None)?.json()["ExitCode"].clone();
+        let (code, output) = api::exec(self.socket, container, &["echo", &said], PATIENCE)?;
         let took = began.elapsed();
-        if code != json!(0) || !String::from_utf8_lossy(&output).contains(&said) {
+        if code != 0 || !String::from_utf8_lossy(&output).contains(&said) {
             bail!("exec {number}: exit code {code}, output {:?}", String::from_utf8_lossy(&output));
         }
         Ok(took)

@@ -20,6 +20,8 @@ const QUICK: Duration = Duration::from_secs(20);
 const CREATE: Duration = Duration::from_secs(300);
 /// Bound of calls that start a process or take one down.
 const SLOW: Duration = Duration::from_secs(60);
+/// Bound of a further process's start, which waits for a thousand others in the shim at worst.
+const QUEUED: Duration = Duration::from_secs(600);
 
 /// The fifos of a process; a path that is absent means `/dev/null`. With a terminal `stderr` is absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -112,10 +114,12 @@ impl Task {
     /// Starts a created process. Returns its id.
     ///
     /// # Errors
-    /// The shim's: [`ErrorKind::NotFound`] and [`ErrorKind::PermissionDenied`] speak of the command.
+    /// The shim's: [`ErrorKind::NotFound`] and [`ErrorKind::PermissionDenied`] speak of the command, and
+    /// [`ErrorKind::ResourceExhausted`] of too many that wait to be started.
     pub async fn start(&self, exec: &str) -> TaskResult<u32> {
         let request = wire::StartRequest { id: self.id.clone(), exec_id: exec.to_owned(), ..Default::default() };
-        Ok(self.client.start(bound(SLOW), &request).await.map_err(|e| failed(&e))?.pid)
+        let limit = if exec.is_empty() { SLOW } else { QUEUED };
+        Ok(self.client.start(bound(limit), &request).await.map_err(|e| failed(&e))?.pid)
     }
 
     /// Answers when the process has exited and its output is complete. When: any time after Create or Exec.

@@ -239,6 +239,11 @@ impl Compute {
         self.processes.get(&number).cloned().ok_or(unknown)
     }
 
+    /// Drops a further process whose end the host has learnt, so that no number of them fills the guest.
+    pub fn forget(&mut self, number: u32) {
+        self.processes.remove(&number);
+    }
+
     /// Sends a signal to one process.
     ///
     /// # Errors

@@ -285,13 +285,16 @@ impl GuestService {
     async fn wait_for(&self, number: u32) -> Result<WaitResponse, Status> {
         let process = self.with_container(move |compute| compute.process(number).map_err(|error| failed(&error)));
         let exit = process.await?.finished().await;
-        let oom_kills = self.with_container(|compute| Ok(compute.container().oom_kills())).await.unwrap_or_default();
-        Ok(WaitResponse {
-            exit_code: exit.code,
-            exited_at_ns: exit.at_ns,
-            oom_killed: oom_kills > 0,
-            ..Default::default()
-        })
+        let told = self.with_container(move |compute| {
+            // Only the container's own end says anything about it.
+            if number == INIT_PROCESS {
+                return Ok(compute.container().oom_kills() > 0);
+            }
+            compute.forget(number);
+            Ok(false)
+        });
+        let oom_killed = told.await.unwrap_or_default();
+        Ok(WaitResponse { exit_code: exit.code, exited_at_ns: exit.at_ns, oom_killed, ..Default::default() })
     }
 
     async fn send_signal(&self, request: SignalRequest) -> Result<(), Status> {

@@ -19,6 +19,10 @@ const READ_BUFFER_BYTES: usize = 4 << 10;
 /// Folders of the host that a container may have; the host bounds them before.
 const MOST_SHARES: u32 = 64;
 
+/// Substreams that the host may have open, closed ones that yamux has not taken off its list yet among them: more than the
+/// host ever asks for, since one more ends the connection.
+const MOST_SUBSTREAMS: usize = 2048;
+
 /// A substream as tokio's traits want it.
 pub type Substream = Compat<yamux::Stream>;
 
@@ -135,7 +139,9 @@ pub async fn drive(
     destinations: Destinations,
 ) -> Result<(), ConnectionError> {
     let buffered = BufReader::with_capacity(READ_BUFFER_BYTES, BufWriter::with_capacity(WRITE_BUFFER_BYTES, port));
-    let mut connection = Connection::new(buffered, Config::default(), Mode::Server);
+    let mut config = Config::default();
+    config.set_max_num_streams(MOST_SUBSTREAMS);
+    let mut connection = Connection::new(buffered, config, Mode::Server);
     while let Some(stream) = poll_fn(|context| connection.poll_next_inbound(context)).await {
         let stream = stream?;
         substreams.lock().without_header += 1;

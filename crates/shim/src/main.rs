@@ -40,6 +40,7 @@ mod sys;
 mod task;
 mod templates;
 mod terminal;
+mod turns;
 
 use std::io::Write;
 use std::process::ExitCode;

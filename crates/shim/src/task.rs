@@ -13,6 +13,7 @@ use crate::compute::{Changes, ComputeSystem, ExecRequest, Process};
 use crate::events::{Event, Publisher};
 use crate::state::{Exit, ProcessState, WrongState};
 use crate::stdio::{StdioError, StdioPaths};
+use crate::turns::Turns;
 
 /// How long Delete waits for a killed process and for output that is still being copied.
 const DELETE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
@@ -114,6 +115,7 @@ pub struct Task {
     system: Box<dyn ComputeSystem>,
     init: Arc<TrackedProcess>,
     execs: Mutex<HashMap<ExecId, Arc<TrackedProcess>>>,
+    turns: Turns,
     publisher: Publisher,
 }
 
@@ -129,8 +131,8 @@ impl Task {
     ) -> Arc<Self> {
         let process = system.init();
         let init = TrackedProcess::new(String::new(), stdio, State::Created(Arc::clone(&process)));
-        let execs = Mutex::default();
-        let task = Arc::new(Self { id, bundle, system, init, execs, publisher });
+        let (execs, turns) = (Mutex::default(), Turns::default());
+        let task = Arc::new(Self { id, bundle, system, init, execs, turns, publisher });
         tokio::spawn(Arc::clone(&task).watch(Arc::clone(&task.init), process));
         task
     }
@@ -152,11 +154,12 @@ impl Task {
         self.init.pid().await
     }
 
-    /// Starts the first process, or an announced exec. Answers its process id.
+    /// Starts the first process, or an announced exec when its turn has come. Answers its process id.
     ///
     /// # Errors
-    /// [`TaskError`]: wrong state, or the command cannot be run.
+    /// [`TaskError`]: wrong state, too many execs wait, or the command cannot be run.
     pub async fn start(self: &Arc<Self>, exec_id: &str) -> Result<u32, TaskError> {
+        let _turn = if exec_id.is_empty() { None } else { Some(self.turns.take().await?) };
         let tracked = self.find(exec_id).await?;
         // Held until the event is out: the watcher needs it before it can publish the exit.
         let mut state = tracked.state.lock().await;

@@ -26,7 +26,7 @@ use tokio::net::UnixStream;
 use tokio_util::compat::Compat;
 use ttrpc::context::Context as CallContext;
 
-use driver::Mux;
+use driver::{MOST_SUBSTREAMS, Mux, Room};
 
 /// How long a guest may take for what touches its disks or processes; far longer than needed on a busy host.
 const WORK_LIMIT: Duration = Duration::from_secs(60);
@@ -34,6 +34,9 @@ const WORK_LIMIT: Duration = Duration::from_secs(60);
 const QUESTION_LIMIT: Duration = Duration::from_secs(15);
 /// How long a substream may take to open and to take its header.
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long others have to end when as many substreams are open as may be.
+const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
 /// A call to the guest, or a substream to it, that failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -49,6 +52,9 @@ pub enum GuestError {
         /// How long it had.
         limit: Duration,
     },
+    /// As many substreams are open as may be.
+    #[error("too many processes run in the utility VM: {0} streams to it are open")]
+    Crowded(usize),
     /// There is no connection any more.
     #[error("the connection to the guest is lost: {0}")]
     Lost(String),
@@ -61,6 +67,7 @@ impl GuestError {
         match self {
             Self::Refused(status) => status.kind,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
+            Self::Crowded(_) => ErrorKind::ResourceExhausted,
             Self::Lost(_) => ErrorKind::Unavailable,
         }
     }
@@ -120,7 +127,7 @@ impl GuestConnection {
     /// Opens a substream and writes its header. When: before the call that makes the process that it belongs to.
     ///
     /// # Errors
-    /// [`GuestError::Deadline`] or [`GuestError::Lost`].
+    /// [`GuestError::Crowded`], [`GuestError::Deadline`] or [`GuestError::Lost`].
     pub async fn open_stream(&self, header: StreamHeader) -> Result<GuestStream, GuestError> {
         open_substream(&self.mux, header).await
     }
@@ -209,8 +216,12 @@ fn harmless(text: &str) -> String {
 }
 
 async fn open_substream(mux: &Mux, header: StreamHeader) -> Result<GuestStream, GuestError> {
+    let room = tokio::select! {
+        room = tokio::time::timeout(ROOM_LIMIT, mux.room()) => room.map_err(|_| GuestError::Crowded(MOST_SUBSTREAMS))?,
+        reason = mux.ended() => return Err(GuestError::Lost(reason)),
+    };
     let open = async {
-        let mut stream = GuestStream(mux.open().await.map_err(GuestError::Lost)?);
+        let mut stream = GuestStream { substream: mux.open().await.map_err(GuestError::Lost)?, _room: room };
         let written = stream.write_all(&header.encode()).await;
         written.map_err(|error| GuestError::Lost(mux.reason().unwrap_or_else(|| error.to_string())))?;
         Ok(stream)
@@ -222,24 +233,28 @@ async fn open_substream(mux: &Mux, header: StreamHeader) -> Result<GuestStream, 
 /// One substream to the guest: a byte stream with flow control. Shutting down its write side is the end of the file that
 /// the guest reads.
 #[derive(Debug)]
-pub struct GuestStream(Compat<yamux::Stream>);
+pub struct GuestStream {
+    substream: Compat<yamux::Stream>,
+    /// Dropped after the substream.
+    _room: Room,
+}
 
 impl AsyncRead for GuestStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.substream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for GuestStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.substream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.substream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.substream).poll_shutdown(cx)
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// How much of a body is read at most, in bytes; streams may never end.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -243,6 +243,31 @@ impl ApiConnection {
             }
         }
     }
+}
+
+/// Runs a command in a container that runs, as the docker CLI does: announced, started over an upgraded connection, asked
+/// for its end. Gives its exit code and its framed output; waits at most so long for each answer.
+///
+/// # Errors
+/// The engine refuses, or does not answer.
+pub fn exec(socket: &Path, container: &str, command: &[&str], patience: Duration) -> io::Result<(i64, Vec<u8>)> {
+    let connect = || -> io::Result<ApiConnection> {
+        let mut connection = ApiConnection::open(socket)?;
+        connection.set_patience(patience)?;
+        connection.set_pause(patience);
+        Ok(connection)
+    };
+    let mut connection = connect()?;
+    let body = json!({ "Cmd": command, "AttachStdout": true, "AttachStderr": true });
+    let made =
+        connection.request("POST", &format!("/containers/{container}/exec"), Some(body.to_string().as_bytes()))?;
+    let answer = made.json();
+    let Some(id) = answer["Id"].as_str() else {
+        return Err(io::Error::other(format!("exec: {} {}", made.status, made.message())));
+    };
+    let output = connection.hijack(&format!("/exec/{id}/start"), b"{}")?;
+    let code = connect()?.request("GET", &format!("/exec/{id}/json"), None)?.json()["ExitCode"].as_i64();
+    Ok((code.unwrap_or(-1), output))
 }
 
 /// The head of a request; `length` is what it says of its body.

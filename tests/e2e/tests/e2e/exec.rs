@@ -1,6 +1,13 @@
 //! Further processes in a running container.
 
+use std::time::Duration;
+
+use bulkhead_e2e::api;
+
 use crate::options::WaitExec;
+
+/// More at once than a utility VM starts at a time.
+const MANY: usize = 60;
 
 behind_both_walls! {
     fn a_further_process_shares_the_containers_world(host) {
@@ -63,5 +70,23 @@ behind_both_walls! {
         let id = host.run_detached(&[], &["sleep", "1000"]);
         assert_eq!(host.docker(&["exec", "-d", &id, "sh", "-c", "echo later > /tmp/later"]).code, 0);
         host.wait_exec(&id, "test -s /tmp/later");
+    }
+
+    fn many_at_once_are_all_answered(host) {
+        let id = host.run_detached(&[], &["sleep", "1000"]);
+        let answers = std::thread::scope(|scope| {
+            let exec = |number: usize| {
+                let (host, id) = (&*host, id.as_str());
+                scope.spawn(move || api::exec(host.socket(), id, &["echo", &format!("said {number}.")], Duration::from_secs(120)))
+            };
+            let execs: Vec<_> = (0..MANY).map(exec).collect();
+            execs.into_iter().map(|exec| exec.join().unwrap()).collect::<Vec<_>>()
+        });
+        for (number, answer) in answers.into_iter().enumerate() {
+            let (code, output) = answer.unwrap();
+            let output = String::from_utf8_lossy(&output);
+            assert!(code == 0 && output.contains(&format!("said {number}.")), "{number}: {code} {output:?}");
+        }
+        assert_eq!(host.state(&id).0, "running");
     }
 }
