@@ -63,6 +63,8 @@ pub struct Networks {
     firewall: Arc<Firewall>,
     /// Networks whose bridge is there, by id.
     up: Mutex<HashSet<String>>,
+    /// Held while a bridge is made or taken away, with the record that comes or goes with it.
+    changing: Mutex<()>,
     sandboxes: Mutex<HashMap<String, Sandbox>>,
     guarding: Once,
 }
@@ -104,6 +106,7 @@ impl Networks {
             bip,
             firewall: Arc::new(Firewall::new(table)),
             up: Mutex::default(),
+            changing: Mutex::default(),
             sandboxes: Mutex::default(),
             guarding: Once::new(),
         };
@@ -217,6 +220,45 @@ impl Networks {
         if known.driver != Driver::Bridge || lock(&self.up).contains(&known.id) {
             return Ok(known);
         }
+        let _changing = lock(&self.changing);
+        self.bring_up(network)
+    }
+
+    /// Keeps a new network and makes its bridge and rules; nobody finds it before it is complete, to take it away again.
+    ///
+    /// When: in a blocking thread.
+    ///
+    /// # Errors
+    /// As [`NetworkStore::add`] and [`Networks::ensure`]; there is no such network then.
+    pub fn create(&self, network: Network) -> ApiResult<Arc<Network>> {
+        let _changing = lock(&self.changing);
+        let network = self.store.add(network)?;
+        self.bring_up(&network).inspect_err(|_| {
+            if let Err(left) = self.store.remove(&network).and_then(|()| self.take_down(&network)) {
+                tracing::warn!("a network that was not finished is left: {left}");
+            }
+        })
+    }
+
+    /// Removes a network that nobody is on, with its bridge and rules.
+    ///
+    /// When: in a blocking thread.
+    ///
+    /// # Errors
+    /// 403 while a container is on it, 404 when somebody else has just removed it, 500 for what the host refuses.
+    pub fn discard(&self, network: &Network) -> ApiResult<()> {
+        let _changing = lock(&self.changing);
+        self.store.find(&network.id)?;
+        self.store.remove(network)?;
+        self.take_down(network)
+    }
+
+    /// When: `changing` is held.
+    fn bring_up(&self, network: &Network) -> ApiResult<Arc<Network>> {
+        let known = self.store.find(&network.id)?;
+        if known.driver != Driver::Bridge || lock(&self.up).contains(&known.id) {
+            return Ok(known);
+        }
         let _alone = hostnet::HostLock::acquire().map_err(|error| host_error(&error))?;
         let known = self.avoid_conflict(known)?;
         hostnet::forward_packets(known.ipv6).map_err(|error| host_error(&error))?;
@@ -256,11 +298,11 @@ impl Networks {
         });
     }
 
-    /// Takes a network's bridge and rules away. Its record stays.
+    /// Takes a network's bridge and rules away. Its record stays. When: `changing` is held, or no request is served.
     ///
     /// # Errors
     /// 500 for what the host refuses.
-    pub fn take_down(&self, network: &Network) -> ApiResult<()> {
+    fn take_down(&self, network: &Network) -> ApiResult<()> {
         if network.driver != Driver::Bridge {
             return Ok(());
         }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use nix::sys::signal::Signal;
-use proto::ErrorKind;
+use proto::{ErrorKind, Status};
 
-use super::stop;
+use super::{pause, stop};
 use crate::container::Container;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
@@ -71,28 +71,78 @@ pub async fn kill(State(engine): State<Arc<Engine>>, Path(id): Path<String>, que
 /// 409 when it does not run; the shim's.
 pub async fn send(engine: &Arc<Engine>, container: &Arc<Container>, signal: u32) -> ApiResult<()> {
     let running = container.running()?;
-    if signal == SIGKILL || signal == stop_signal(container)? {
-        // What a client ends is not to be started again.
+    let effect = Effect::of(container, signal)?;
+    if effect.forbids_restart {
         container.record().stopped_by_client = true;
     }
-    let paused = container.record().phase.is_paused();
-    match running.task.kill("", signal, false).await {
+    let wakes = effect.ends && container.record().phase.is_paused();
+    let send = running.task.kill("", signal, false);
+    let sent = if wakes && signal != SIGKILL {
+        // A frozen utility VM takes the signal only when it goes on.
+        let (sent, woken) = tokio::join!(send, running.task.resume());
+        match woken {
+            Ok(()) => {
+                pause::set_paused(container, false).await?;
+                container.emit(&engine.events, "unpause", &[]);
+            }
+            // Another client was quicker, or it has ended.
+            Err(error) if error.kind == ErrorKind::FailedPrecondition || is_gone(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        sent
+    } else {
+        send.await
+    };
+    match sent {
         Ok(()) => {}
         // It has just ended by itself.
-        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Unavailable) => {}
+        Err(error) if is_gone(&error) => {}
         Err(error) => return Err(error.into()),
     }
     container.emit(&engine.events, "kill", &[("signal", signal.to_string())]);
-    if paused && signal == SIGKILL {
+    if wakes && signal == SIGKILL {
         // A stopped process takes no signal, not even this one, before it goes on.
         match running.task.resume().await {
-            Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Unavailable) => {
+            Err(error) if !is_gone(&error) => {
                 tracing::warn!(id = %container.id, %error, "cannot let a paused container go on to its end");
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// The process has ended, and perhaps its shim.
+fn is_gone(error: &Status) -> bool {
+    matches!(error.kind, ErrorKind::NotFound | ErrorKind::Unavailable)
+}
+
+/// What a client's signal does beside being sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Effect {
+    /// It is to end the container: one that is paused goes on for it.
+    ends: bool,
+    /// The container is not started again after this run, whatever ends it.
+    forbids_restart: bool,
+}
+
+impl Effect {
+    fn of(container: &Container, signal: u32) -> ApiResult<Self> {
+        let (configured, policy) = {
+            let record = container.record();
+            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+            (text(&record.config["StopSignal"]), text(&record.host["RestartPolicy"]["Name"]))
+        };
+        let stop_signal = if configured.is_empty() { None } else { Some(parse_signal(&configured)?) };
+        Ok(Self::decide(stop_signal, &policy, signal))
+    }
+
+    /// Source: moby `daemon.killWithSignal` and `restartmanager.ShouldRestart`. Without a stop signal of its own every signal
+    /// is taken for one; `unless-stopped` counts every signal of a client as its stopping.
+    fn decide(stop_signal: Option<u32>, policy: &str, signal: u32) -> Self {
+        let ends = signal == SIGKILL || stop_signal.is_none_or(|stop| stop == signal);
+        Self { ends, forbids_restart: ends || policy == "unless-stopped" }
+    }
 }
 
 /// The signal that asks the container to end.
@@ -107,6 +157,26 @@ pub fn stop_signal(container: &Container) -> ApiResult<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signals_forbid_a_restart_as_in_dockerd() {
+        let (hup, term) = (1, SIGTERM);
+        for (stop, policy, signal, ends, forbids_restart) in [
+            (None, "always", hup, true, true),
+            (None, "on-failure", hup, true, true),
+            (Some(term), "always", hup, false, false),
+            (Some(term), "on-failure", hup, false, false),
+            (Some(term), "unless-stopped", hup, false, true),
+            (Some(hup), "always", hup, true, true),
+            (Some(term), "always", SIGKILL, true, true),
+        ] {
+            assert_eq!(
+                Effect::decide(stop, policy, signal),
+                Effect { ends, forbids_restart },
+                "{stop:?} {policy} {signal}"
+            );
+        }
+    }
 
     #[test]
     fn signals_are_known_by_name_and_number() {

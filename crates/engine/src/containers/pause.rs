@@ -45,7 +45,11 @@ pub async fn unpause(State(engine): State<Arc<Engine>>, Path(id): Path<String>) 
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn set_paused(container: &Arc<Container>, now: bool) -> ApiResult<()> {
+/// Notes that a container that runs is paused, or no longer.
+///
+/// # Errors
+/// The record cannot be written.
+pub async fn set_paused(container: &Arc<Container>, now: bool) -> ApiResult<()> {
     if let Phase::Running { paused, .. } = &mut container.record().phase {
         *paused = now;
     }

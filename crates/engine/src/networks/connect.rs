@@ -27,7 +27,7 @@ pub(super) struct Body {
     container: String,
     #[serde(default)]
     endpoint_config: Option<EndpointSettings>,
-    /// A container that is gone is no fault.
+    /// An endpoint may be meant whose container is gone.
     #[serde(default)]
     force: bool,
 }
@@ -62,7 +62,10 @@ pub(super) async fn disconnect(
 ) -> ApiResult<StatusCode> {
     let body: Body = body::json(request).await?;
     let container = match engine.containers.find(&body.container) {
-        Err(error) if error.kind == ErrorKind::NotFound && body.force => return Ok(StatusCode::OK),
+        // An endpoint that a container has left behind could be meant; here none is ever left.
+        Err(error) if error.kind == ErrorKind::NotFound && body.force => {
+            return Err(ApiError::not_found(format!("endpoint {} not found", body.container)));
+        }
         found => found?,
     };
     let network = engine.networks.connectable(&id)?;
@@ -117,8 +120,10 @@ async fn change(
             return Err(ApiError::new(ErrorKind::PermissionDenied, text));
         }
         (Change::Disconnect, false) => {
+            // dockerd has one sentence for a container that runs and another for one that does not.
+            let the = if runs { "" } else { "the " };
             return Err(ApiError::internal(format!(
-                "container {} is not connected to network {}",
+                "container {} is not connected to {the}network {}",
                 container.id, network.name
             )));
         }

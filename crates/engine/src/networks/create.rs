@@ -45,18 +45,11 @@ fn make(engine: &Engine, request: &NetworkCreateRequest) -> ApiResult<Arc<Networ
     let network = loop {
         let network = plan::network(&engine.networks, request)?;
         let chosen = !network.subnets_given;
-        match engine.networks.store.add(network) {
+        match engine.networks.create(network) {
             Err(error) if error.kind == ErrorKind::PermissionDenied && chosen && tries > 0 => tries -= 1,
             outcome => break outcome?,
         }
     };
-    let made = engine.networks.ensure(&network);
-    let network = made.inspect_err(|_| {
-        let undone = engine.networks.store.remove(&network).and_then(|()| engine.networks.take_down(&network));
-        if let Err(left) = undone {
-            tracing::warn!("a network that was not finished is left: {left}");
-        }
-    })?;
     emit(engine, &network, "create");
     Ok(network)
 }

@@ -28,10 +28,9 @@ pub(super) async fn remove(State(engine): State<Arc<Engine>>, Path(id): Path<Str
 /// Removes a network with its bridge and rules. When: in a blocking thread.
 ///
 /// # Errors
-/// 403 while a container is on it, 500 for what the host refuses.
+/// As [`crate::network::Networks::discard`].
 pub(super) fn discard(engine: &Engine, network: &Network) -> ApiResult<()> {
-    engine.networks.store.remove(network)?;
-    engine.networks.take_down(network)?;
+    engine.networks.discard(network)?;
     emit(engine, network, "destroy");
     Ok(())
 }

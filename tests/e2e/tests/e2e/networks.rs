@@ -4,8 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bulkhead_e2e::api::ApiConnection;
 use bulkhead_e2e::{Said, TestHost, Wall, eventually};
 
 /// A container that serves its host name by HTTP on port 80.
@@ -296,6 +298,7 @@ fn what_a_network_cannot_be_is_told_in_dockers_words() {
     let said = |words: &[&str]| host.docker(words).err;
     host.docker(&["network", "create", "--subnet", "10.202.7.0/24", "mine"]).ok();
     host.docker(&host.words("create", &["--name", "alone"], &["true"])).ok();
+    host.run_detached(&["--name", "running"], &["sleep", "1000"]);
     for (words, text) in [
         (&["network", "inspect", "nosuch"][..], "network nosuch not found"),
         (&["network", "create", "mine"], "network with name mine already exists"),
@@ -311,11 +314,52 @@ fn what_a_network_cannot_be_is_told_in_dockers_words() {
             "container cannot be disconnected from host network or connected to host network",
         ),
         (&["network", "connect", "mine", "alone"], "with one of the networks in private (none) mode"),
-        (&["network", "disconnect", "mine", "alone"], "is not connected to network mine"),
+        (&["network", "disconnect", "mine", "alone"], "is not connected to the network mine"),
+        (&["network", "disconnect", "mine", "running"], "is not connected to network mine"),
+        (&["network", "disconnect", "-f", "mine", "nosuch"], "endpoint nosuch not found"),
     ] {
         let error = said(words);
         assert!(error.contains(text), "{words:?}: {error}");
     }
     let unknown = run(&host, &["--rm", "--network", "nosuch"], &["true"]);
     assert!(unknown.code == 125 && unknown.err.contains("network nosuch not found"), "{unknown}");
+}
+
+/// What is made is either there or was taken away: nothing of it is half done.
+#[test]
+fn networks_that_come_and_go_at_once_harm_each_other_not() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let connect = || ApiConnection::open(host.socket()).unwrap();
+    let made = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut connection = connect();
+            while !made.load(Ordering::Relaxed) {
+                let answer = connection.request("POST", "/networks/prune", None).unwrap();
+                assert_eq!(answer.status, 200, "{}", answer.message());
+            }
+        });
+        let makers: Vec<_> = (0..3)
+            .map(|maker| {
+                scope.spawn(move || {
+                    let mut connection = connect();
+                    (0..15)
+                        .map(|number| {
+                            let body = format!("{{\"Name\": \"quick{maker}-{number}\"}}");
+                            let answer = connection.request("POST", "/networks/create", Some(body.as_bytes())).unwrap();
+                            (answer.status, answer.message())
+                        })
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let answers: Vec<_> = makers.into_iter().map(|maker| maker.join()).collect();
+        made.store(true, Ordering::Relaxed);
+        for answer in answers.into_iter().flat_map(|answers| answers.unwrap()) {
+            assert_eq!(answer, (201, String::new()));
+        }
+    });
+    host.docker(&["network", "prune", "-f"]).ok();
+    let left = host.docker(&["network", "ls", "-q", "--filter", "type=custom"]).ok();
+    assert_eq!(left, "");
 }

@@ -27,6 +27,26 @@ behind_both_walls! {
         host.docker(&host.words("create", &["--rm", "--restart", "always"], &["true"])).fails_saying(125, &["conflicting options"]);
     }
 
+    fn a_signal_that_is_to_end_it_forbids_the_next_start(host) {
+        let command = ["sh", "-c", "trap 'exit 5' HUP; echo ready; while :; do sleep 0.1; done"];
+        let ended = host.run_detached(&["--restart", "always"], &command);
+        let again = host.run_detached(&["--restart", "always", "--stop-signal", "TERM"], &command);
+        for id in [&ended, &again] {
+            host.wait_log(id, "ready");
+            assert_eq!(host.docker(&["kill", "-s", "HUP", id]).code, 0);
+        }
+        host.wait_state(&ended, "exited");
+        assert!(eventually(Duration::from_secs(20), || restarts(host, &again) == 1 && host.state(&again).0 == "running"));
+        assert_eq!((host.state(&ended), restarts(host, &ended)), (("exited".to_owned(), 5), 0));
+        // One that is paused goes on for it.
+        assert_eq!(host.docker(&["start", &ended]).code, 0);
+        assert!(eventually(Duration::from_secs(20), || host.docker(&["logs", &ended]).lines().len() == 2));
+        assert_eq!(host.docker(&["pause", &ended]).code, 0);
+        assert_eq!(host.docker(&["kill", "-s", "HUP", &ended]).code, 0);
+        host.wait_state(&ended, "exited");
+        assert_eq!(host.state(&ended).1, 5);
+    }
+
     fn the_first_process_passes_signals_on_and_reaps(host) {
         // Its child is left behind by a shell that has ended: only the first process can reap it.
         let script = "sh -c 'sleep 0.2 & exit 0'; trap 'echo asked; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
