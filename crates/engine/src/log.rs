@@ -4,11 +4,14 @@
 //! pump --chunks--> writer --lines--> <id>-json.log, .1, .2 ...  --> reader --> GET /containers/{id}/logs
 //!                       \-- LogPosition (how far, which rotation) --/
 //! ```
+//!
+//! Every byte is logged once, though the engine is killed: see [`journal`].
 
 mod entry;
+mod journal;
+mod mark;
 mod options;
 mod reader;
-mod unfinished;
 mod writer;
 
 pub use entry::Entry;
@@ -16,6 +19,9 @@ pub use options::{LogFormat, LogOptions, LogOptionsError, parse_size};
 pub use reader::{LogReader, Selection};
 pub use writer::{LogSink, LogWriter};
 
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
@@ -63,13 +69,6 @@ impl Log {
         self.position.subscribe()
     }
 
-    /// The file with lines that have not ended yet.
-    fn unfinished(&self) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(".unfinished");
-        name.into()
-    }
-
     /// The file that was current `generation` rotations ago.
     fn rotated(&self, generation: u64) -> PathBuf {
         if generation == 0 {
@@ -78,6 +77,34 @@ impl Log {
         let mut name = self.path.clone().into_os_string();
         name.push(format!(".{generation}"));
         name.into()
+    }
+
+    /// Makes the log what it was when this file of it was so long. Files that somebody else has changed are left as they are.
+    ///
+    /// When: nobody writes or reads it.
+    fn go_back(&self, inode: u64, offset: u64) -> io::Result<()> {
+        let is_it = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|file| file.ino() == inode);
+        let Some(rotations) = (0..=self.options.max_files).find(|generation| is_it(&self.rotated(*generation))) else {
+            return Ok(());
+        };
+        let path = self.rotated(rotations);
+        if std::fs::metadata(&path)?.len() < offset {
+            return Ok(());
+        }
+        OpenOptions::new().write(true).open(&path)?.set_len(offset)?;
+        for generation in 0..rotations {
+            match std::fs::remove_file(self.rotated(generation)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        for generation in (rotations > 0).then_some(rotations..=self.options.max_files).into_iter().flatten() {
+            match std::fs::rename(self.rotated(generation), self.rotated(generation - rotations)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Every file that there is, oldest first.

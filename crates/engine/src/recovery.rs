@@ -136,9 +136,10 @@ async fn reconnect(engine: &Arc<Engine>, container: &Arc<Container>, started_at:
     let (shim_pid, _) = task.pids().await?;
     let state = task.state().await?;
     let fifos = FifoSet::for_container(container.record().config_flag("OpenStdin"), container.terminal);
-    let ends = fifo::open(&fifos.paths(&engine.bundle(&container.id), ""))
+    let bundle = engine.bundle(&container.id);
+    let ends = fifo::open(&fifos.paths(&bundle, ""))
         .map_err(|error| crate::error::ApiError::caused("cannot open the container's fifos", &error))?;
-    let log = container.log.clone().map(LogWriter::start).transpose();
+    let log = container.log.clone().map(|log| LogWriter::start(log, &bundle)).transpose();
     let log = log.map_err(|error| crate::error::ApiError::caused("cannot open the container's log", &error))?;
     container.streams.open_stdin(ends.stdin);
     let (streams, stopping) = (Arc::clone(&container.streams), engine.stopping.clone());

@@ -83,7 +83,7 @@ async fn try_launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
     let task = Task::connect(&bundle.socket, container.id.as_str()).await?;
     task.create(&bundle.dir, &bundle.stdio).await?;
     drop(files);
-    let log = container.log.clone().map(LogWriter::start).transpose();
+    let log = container.log.clone().map(|log| LogWriter::start(log, &bundle.dir)).transpose();
     let log = log.map_err(|error| ApiError::caused("cannot open the container's log", &error))?;
     container.set_running(Some(Running { task: task.clone(), shim_pid: bundle.shim_pid }));
     container.streams.open_stdin(ends.stdin);

@@ -203,7 +203,7 @@ mod tests {
     const BOTH: Wanted = Wanted { stdout: true, stderr: true };
 
     async fn write(log: &Arc<Log>, text: &str) {
-        let sink = LogWriter::start(Arc::clone(log)).unwrap();
+        let sink = LogWriter::start(Arc::clone(log), log.path().parent().unwrap()).unwrap();
         sink.write(Chunk { source: Source::Stdout, bytes: Bytes::copy_from_slice(text.as_bytes()) }).await;
         sink.finish().await;
     }

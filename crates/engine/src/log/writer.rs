@@ -2,20 +2,24 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::Log;
 use super::entry::{self, Frame};
-use super::unfinished::Unfinished;
+use super::journal::{Journal, Left, Taken, index};
+use super::mark::Mark;
 use crate::clock::Timestamp;
 use crate::output::{Chunk, Source};
 
 /// The longest piece of a line that becomes one entry. Source: moby `daemon/logger/copier.go`.
-const MAX_ENTRY_BYTES: usize = 16 * 1024;
+pub(super) const MAX_ENTRY_BYTES: usize = 16 * 1024;
 /// How much is gathered for one write: more leaves the processor's cache.
 const WRITE_BYTES: usize = 128 * 1024;
 /// How many chunks may wait; more hold the process back.
@@ -25,27 +29,48 @@ const PENDING_CHUNKS: usize = 32;
 pub struct LogSink {
     queue: mpsc::Sender<Item>,
     writer: JoinHandle<()>,
+    journal: Arc<Journal>,
+    /// It was told that the journal does not work.
+    without_journal: AtomicBool,
 }
 
 /// Output on its way to the log.
 struct Item {
     at: Timestamp,
     chunk: Chunk,
+    /// Where its spool ends behind it, if it was taken by the journal.
+    end: Option<u64>,
     /// Told when it is in the file.
     written: Option<oneshot::Sender<()>>,
 }
 
 impl LogSink {
+    /// Takes output from a fifo so that an engine that is killed before it is logged does not lose it; none at its end. When:
+    /// what was taken before was written by [`LogSink::write_through`].
+    ///
+    /// # Errors
+    /// `WouldBlock` when the fifo is empty; what else the file system says, and then nothing was taken.
+    pub fn take(&self, source: Source, fifo: impl AsFd) -> io::Result<Option<Taken>> {
+        self.journal.take(source, fifo)
+    }
+
+    /// Says, once, that an engine that is killed may lose some of this container's output.
+    pub fn tell_without_journal(&self, error: &io::Error) {
+        if !self.without_journal.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "an engine that is killed may lose some of a container's output");
+        }
+    }
+
     /// Hands over some output; waits when the disk is slower than the process.
     pub async fn write(&self, chunk: Chunk) {
         // Without a writer there was an error, which it has reported.
-        let _ = self.queue.send(Item { at: Timestamp::now(), chunk, written: None }).await;
+        let _ = self.queue.send(Item { at: Timestamp::now(), chunk, end: None, written: None }).await;
     }
 
-    /// As [`LogSink::write`], and waits until it is in the file, or cannot be written.
-    pub async fn write_through(&self, chunk: Chunk) {
+    /// As [`LogSink::write`] for what was taken, and waits until it is in the file, or cannot be written.
+    pub async fn write_through(&self, chunk: Chunk, end: u64) {
         let (written, told) = oneshot::channel();
-        let _ = self.queue.send(Item { at: Timestamp::now(), chunk, written: Some(written) }).await;
+        let _ = self.queue.send(Item { at: Timestamp::now(), chunk, end: Some(end), written: Some(written) }).await;
         // A writer that is gone has reported why.
         let _ = told.await;
     }
@@ -64,27 +89,49 @@ pub struct LogWriter {
     log: Arc<Log>,
     file: File,
     file_bytes: u64,
+    inode: u64,
     /// Lines that have not ended yet, by source.
     unfinished: [Vec<u8>; 2],
-    /// The same on disk, for the engine that comes after one that was killed.
-    keep: Unfinished,
+    /// How much of each spool is in the file, in the lines or on its way to the file.
+    done: [u64; 2],
+    journal: Arc<Journal>,
     /// Lines on their way to the file.
     buffer: Vec<u8>,
 }
 
 impl LogWriter {
-    /// Opens the log for a run and starts writing.
+    /// Opens the log for a run and starts writing. What an engine that was killed in the middle of it was just logging is
+    /// logged now. `bundle` is the container's, which this run has for itself.
     ///
     /// # Errors
     /// What opening the file says.
-    pub fn start(log: Arc<Log>) -> io::Result<LogSink> {
+    pub fn start(log: Arc<Log>, bundle: &Path) -> io::Result<LogSink> {
+        let (journal, left) = Journal::open(bundle);
+        let (journal, took_up) = (Arc::new(journal), left.is_some());
+        let left = left.unwrap_or_default();
+        if took_up {
+            log.go_back(left.mark.inode, left.mark.offset)?;
+        }
         let file = open(&log)?;
-        let file_bytes = file.metadata()?.len();
+        let (file_bytes, inode) = (file.metadata()?.len(), file.metadata()?.ino());
         log.position.send_modify(|position| position.idle = false);
-        let (keep, unfinished) = Unfinished::open(log.unfinished());
-        let writer = Self { log, file, file_bytes, unfinished, keep, buffer: Vec::new() };
+        let Left { mark: Mark { unfinished, done, .. }, pending } = left;
+        let own = Arc::clone(&journal);
+        let mut writer = Self { log, file, file_bytes, inode, unfinished, done, journal: own, buffer: Vec::new() };
+        let again = pending.into_iter().map(|(source, taken)| Item {
+            at: Timestamp::now(),
+            chunk: Chunk { source, bytes: taken.bytes },
+            end: Some(taken.end),
+            written: None,
+        });
+        writer.append(&again.collect::<Vec<_>>())?;
         let (queue, chunks) = mpsc::channel(PENDING_CHUNKS);
-        Ok(LogSink { queue, writer: tokio::spawn(writer.run(chunks)) })
+        Ok(LogSink {
+            queue,
+            writer: tokio::spawn(writer.run(chunks)),
+            journal,
+            without_journal: AtomicBool::new(false),
+        })
     }
 
     async fn run(mut self, mut chunks: mpsc::Receiver<Item>) {
@@ -125,14 +172,25 @@ impl LogWriter {
     }
 
     fn append(&mut self, batch: &[Item]) -> io::Result<()> {
-        batch.iter().try_for_each(|item| self.take(item.at, &item.chunk))?;
+        batch.iter().try_for_each(|item| self.take(item))?;
         self.flush()?;
-        self.keep.write(&self.unfinished)
+        self.mark()
+    }
+
+    /// Notes what is in the file by now. When: nothing is on its way.
+    fn mark(&self) -> io::Result<()> {
+        self.journal.mark(Mark {
+            inode: self.inode,
+            offset: self.file_bytes,
+            done: self.done,
+            unfinished: self.unfinished.clone(),
+        })
     }
 
     /// Turns a chunk into entries; the last line stays back until it ends.
-    fn take(&mut self, at: Timestamp, chunk: &Chunk) -> io::Result<()> {
-        let frame = Frame::new(self.log.options.format, chunk.source, at);
+    fn take(&mut self, item: &Item) -> io::Result<()> {
+        let Item { at, chunk, end: spooled, .. } = item;
+        let frame = Frame::new(self.log.options.format, chunk.source, *at);
         let mut line = std::mem::take(&mut self.unfinished[index(chunk.source)]);
         let mut rest = &chunk.bytes[..];
         while let Some(end) = memchr::memchr(b'\n', rest) {
@@ -145,15 +203,24 @@ impl LogWriter {
                 entry::encode(&mut self.buffer, &line, &frame);
                 line.clear();
             }
-            if self.is_full() || self.buffer.len() >= WRITE_BYTES {
-                self.flush()?;
-            }
             rest = next;
+            if self.is_full() || self.buffer.len() >= WRITE_BYTES {
+                self.note_done(chunk.source, *spooled, rest.len());
+                self.flush()?;
+                self.mark()?;
+            }
         }
+        self.note_done(chunk.source, *spooled, 0);
         line.extend_from_slice(rest);
         write_long(&mut self.buffer, &mut line, &frame);
         self.unfinished[index(chunk.source)] = line;
         Ok(())
+    }
+
+    fn note_done(&mut self, source: Source, end: Option<u64>, left: usize) {
+        if let Some(end) = end {
+            self.done[index(source)] = end.saturating_sub(left as u64);
+        }
     }
 
     /// With what is on its way the file has its whole length.
@@ -169,7 +236,11 @@ impl LogWriter {
         let written = self.file.write_all(&self.buffer);
         self.file_bytes += self.buffer.len() as u64;
         self.buffer.clear();
-        written?;
+        if let Err(error) = written {
+            // Some of it may be there.
+            self.file_bytes = self.file.metadata()?.len();
+            return Err(error);
+        }
         if rotate {
             self.rotate()?;
         }
@@ -192,7 +263,7 @@ impl LogWriter {
             }
         }
         self.file = open(&self.log)?;
-        self.file_bytes = 0;
+        (self.file_bytes, self.inode) = (0, self.file.metadata()?.ino());
         Ok(())
     }
 }
@@ -209,12 +280,8 @@ impl Drop for LogWriter {
         if let Err(error) = self.flush() {
             tracing::error!(path = %self.log.path.display(), %error, "cannot write the end of a container's log");
         }
-        self.keep.remove();
+        self.journal.remove();
     }
-}
-
-fn index(source: Source) -> usize {
-    usize::from(source == Source::Stderr)
 }
 
 fn open(log: &Log) -> io::Result<File> {
@@ -244,7 +311,7 @@ mod tests {
     async fn written(options: LogOptions, chunks: &[(Source, &[u8])]) -> (tempfile::TempDir, Arc<Log>) {
         let dir = tempfile::tempdir().unwrap();
         let log = Arc::new(Log::new(dir.path().join("x-json.log"), options));
-        let sink = LogWriter::start(Arc::clone(&log)).unwrap();
+        let sink = LogWriter::start(Arc::clone(&log), dir.path()).unwrap();
         for (source, bytes) in chunks {
             sink.write(Chunk { source: *source, bytes: Bytes::copy_from_slice(bytes) }).await;
         }
@@ -296,7 +363,7 @@ mod tests {
         let options = LogOptions { max_bytes: Some(1), max_files: 3, ..LogOptions::default() };
         let (dir, log) = written(options.clone(), &[]).await;
         for text in ["1\n2\n3\n", "4\n"] {
-            let sink = LogWriter::start(Arc::clone(&log)).unwrap();
+            let sink = LogWriter::start(Arc::clone(&log), dir.path()).unwrap();
             sink.write(Chunk { source: Source::Stdout, bytes: Bytes::from_static(text.as_bytes()) }).await;
             sink.finish().await;
         }

@@ -1,13 +1,16 @@
 //! The fifos of a process: made by the engine, opened by engine and shim, outliving either.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 
 use super::Outputs;
 use crate::output::Source;
+use crate::sys;
 use crate::task::StdioPaths;
 
 /// How much a fifo holds: more than the kernel's 64 KiB saves wake-ups, and costs only what is in it.
@@ -90,10 +93,13 @@ pub fn open(paths: &StdioPaths) -> io::Result<Ends> {
     Ok(Ends { stdin, outputs: Outputs::new(outputs) })
 }
 
-fn open_receiver(path: &PathBuf) -> io::Result<pipe::Receiver> {
-    let receiver = pipe::OpenOptions::new().open_receiver(path)?;
-    if let Err(error) = rustix::pipe::fcntl_setpipe_size(&receiver, CAPACITY) {
+fn open_receiver(path: &PathBuf) -> io::Result<AsyncFd<OwnedFd>> {
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::Fifo {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no fifo"));
+    }
+    if let Err(error) = rustix::pipe::fcntl_setpipe_size(&fd, CAPACITY) {
         tracing::debug!(%error, "a fifo keeps its small buffer");
     }
-    Ok(receiver)
+    sys::readable(fd)
 }

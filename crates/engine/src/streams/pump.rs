@@ -4,9 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use axum::body::Bytes;
-use bytes::BytesMut;
-use rustix::pipe::{PipeFlags, SpliceFlags};
-use tokio::net::unix::pipe;
+use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
 use super::Streams;
@@ -16,54 +14,40 @@ use crate::output::{Chunk, Source};
 /// The reading ends of a process' output.
 pub struct Outputs {
     open: Vec<Output>,
-    /// A pipe of the engine's own, for looking at output that stays in its fifo.
-    mirror: Option<Mirror>,
 }
 
 struct Output {
     source: Source,
-    pipe: pipe::Receiver,
+    fifo: AsyncFd<OwnedFd>,
 }
 
-/// Output that was read. Shape: while `kept` is not zero, the fifo still holds so many bytes of it.
+/// Output that was read.
 struct Taken {
     chunk: Chunk,
-    index: usize,
-    kept: usize,
+    /// Where the log's spool ends behind it, if the log has taken it.
+    end: Option<u64>,
 }
 
 impl Outputs {
     /// From the ends that there are.
     #[must_use]
-    pub fn new(ends: [(Source, Option<pipe::Receiver>); 2]) -> Self {
-        let open = ends.into_iter().filter_map(|(source, pipe)| Some(Output { source, pipe: pipe? })).collect();
-        Self { open, mirror: None }
-    }
-
-    /// What is read stays in the fifo until [`Outputs::consume`]: an engine that dies in between loses nothing.
-    fn keep_until_logged(&mut self) {
-        match Mirror::new() {
-            Ok(mirror) => self.mirror = Some(mirror),
-            Err(error) => tracing::warn!(%error, "an engine that is killed may lose some of this container's output"),
-        }
+    pub fn new(ends: [(Source, Option<AsyncFd<OwnedFd>>); 2]) -> Self {
+        Self { open: ends.into_iter().filter_map(|(source, fifo)| Some(Output { source, fifo: fifo? })).collect() }
     }
 
     /// Waits for the next chunk of any output; none when all have ended.
-    async fn next(&mut self) -> Option<Taken> {
+    async fn next(&mut self, log: Option<&LogSink>) -> Option<Taken> {
         while !self.open.is_empty() {
-            let mirror = self.mirror.as_ref();
             let (index, read) = match &self.open[..] {
-                [one] => (0, one.read(mirror).await),
+                [one] => (0, one.read(log).await),
                 [one, two, ..] => tokio::select! {
-                    read = one.read(mirror) => (0, read),
-                    read = two.read(mirror) => (1, read),
+                    read = one.read(log) => (0, read),
+                    read = two.read(log) => (1, read),
                 },
                 [] => return None,
             };
             match read {
-                Ok(Some((bytes, kept))) => {
-                    return Some(Taken { chunk: Chunk { source: self.open[index].source, bytes }, index, kept });
-                }
+                Ok(Some(taken)) => return Some(taken),
                 Ok(None) => drop(self.open.remove(index)),
                 Err(error) => {
                     tracing::warn!(%error, "cannot read a process' output");
@@ -74,20 +58,6 @@ impl Outputs {
         None
     }
 
-    /// Takes out of the fifo what was read of it before.
-    fn consume(&self, index: usize, mut bytes: usize) -> io::Result<()> {
-        let mut buffer = vec![0; bytes];
-        while bytes > 0 {
-            match rustix::io::read(&self.open[index].pipe, &mut buffer[..bytes]) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => bytes -= length,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
     /// Closes fifos that nobody writes to any more and in which nothing is left.
     ///
     /// When: the fifos were opened after the process began. The kernel reports the end of a fifo that had no writer
@@ -95,16 +65,9 @@ impl Outputs {
     async fn take_present(&mut self, streams: &Streams, log: Option<&LogSink>) {
         let mut index = 0;
         while let Some(output) = self.open.get(index) {
-            let read = match &self.mirror {
-                Some(mirror) => mirror.look(&output.pipe),
-                None => read_now(&output.pipe).map(|bytes| (bytes, 0)),
-            };
-            match read {
-                Ok((bytes, _)) if bytes.is_empty() => drop(self.open.remove(index)),
-                Ok((bytes, kept)) => {
-                    let chunk = Chunk { source: output.source, bytes };
-                    self.deliver(Taken { chunk, index, kept }, streams, log).await;
-                }
+            match output.take(log) {
+                Ok(None) => drop(self.open.remove(index)),
+                Ok(Some(taken)) => taken.deliver(streams, log).await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => index += 1,
                 Err(error) => {
                     tracing::warn!(%error, "cannot read a process' output");
@@ -113,87 +76,56 @@ impl Outputs {
             }
         }
     }
-
-    async fn deliver(&self, taken: Taken, streams: &Streams, log: Option<&LogSink>) {
-        streams.send(&taken.chunk).await;
-        if let Some(log) = log {
-            if taken.kept > 0 {
-                log.write_through(taken.chunk).await;
-            } else {
-                log.write(taken.chunk).await;
-            }
-        }
-        if taken.kept > 0
-            && let Err(error) = self.consume(taken.index, taken.kept)
-        {
-            tracing::warn!(%error, "some of a process' output may be logged twice");
-        }
-    }
 }
 
-fn read_now(pipe: &pipe::Receiver) -> io::Result<Bytes> {
-    let mut buffer = vec![0; Chunk::MAX_BYTES];
-    let length = rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut buffer[..]))?;
-    buffer.truncate(length);
-    Ok(Bytes::from(buffer))
-}
-
-/// Reads a pipe without emptying it. Source: tee(2).
-struct Mirror {
-    reader: OwnedFd,
-    writer: OwnedFd,
-}
-
-impl Mirror {
-    fn new() -> io::Result<Self> {
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        Ok(Self { reader, writer })
-    }
-
-    /// The beginning of what is in the pipe, and its length; nothing at its end.
-    fn look(&self, pipe: &pipe::Receiver) -> io::Result<(Bytes, usize)> {
-        let tee = || rustix::pipe::tee(pipe, &self.writer, Chunk::MAX_BYTES, SpliceFlags::NONBLOCK);
-        let length = rustix::io::retry_on_intr(tee)?;
-        let mut buffer = vec![0; length];
-        let mut done = 0;
-        while done < length {
-            done += rustix::io::retry_on_intr(|| rustix::io::read(&self.reader, &mut buffer[done..]))?;
+impl Taken {
+    async fn deliver(self, streams: &Streams, log: Option<&LogSink>) {
+        streams.send(&self.chunk).await;
+        match (log, self.end) {
+            (Some(log), Some(end)) => log.write_through(self.chunk, end).await,
+            (Some(log), None) => log.write(self.chunk).await,
+            (None, _) => {}
         }
-        Ok((Bytes::from(buffer), length))
     }
 }
 
 impl Output {
-    /// The next bytes, and how many of them are still in the fifo.
-    async fn read(&self, mirror: Option<&Mirror>) -> io::Result<Option<(Bytes, usize)>> {
-        loop {
-            self.pipe.readable().await?;
-            if let Some(mirror) = mirror {
-                match mirror.look(&self.pipe) {
-                    Ok((_, 0)) => return Ok(None),
-                    Ok(seen) => return Ok(Some(seen)),
-                    // The read below tells the runtime that it is empty.
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error),
-                }
+    /// Takes what there is; none at the end.
+    fn take(&self, log: Option<&LogSink>) -> io::Result<Option<Taken>> {
+        let chunk = |bytes| Chunk { source: self.source, bytes };
+        if let Some(log) = log {
+            match log.take(self.source, &self.fifo) {
+                Ok(taken) => return Ok(taken.map(|taken| Taken { chunk: chunk(taken.bytes), end: Some(taken.end) })),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                Err(error) => log.tell_without_journal(&error),
             }
-            let mut buffer = BytesMut::with_capacity(Chunk::MAX_BYTES);
-            match self.pipe.try_read_buf(&mut buffer) {
-                Ok(0) => return Ok(None),
-                // A short text must not hold a large buffer while it waits in queues.
-                Ok(length) if length < Chunk::MAX_BYTES / 4 => return Ok(Some((Bytes::copy_from_slice(&buffer), 0))),
-                Ok(_) => return Ok(Some((buffer.freeze(), 0))),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+        }
+        let bytes = read_now(&self.fifo)?;
+        Ok((!bytes.is_empty()).then(|| Taken { chunk: chunk(bytes), end: None }))
+    }
+
+    /// Waits for the next chunk; none at the end.
+    async fn read(&self, log: Option<&LogSink>) -> io::Result<Option<Taken>> {
+        loop {
+            let mut ready = self.fifo.readable().await?;
+            match self.take(log) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                taken => return taken,
             }
         }
     }
 }
 
+fn read_now(fifo: &AsyncFd<OwnedFd>) -> io::Result<Bytes> {
+    let mut buffer = Vec::with_capacity(Chunk::MAX_BYTES);
+    rustix::io::retry_on_intr(|| rustix::io::read(fifo, rustix::buffer::spare_capacity(&mut buffer)))?;
+    // A short text must not hold a large buffer while it waits in queues.
+    Ok(if buffer.len() < Chunk::MAX_BYTES / 4 { Bytes::copy_from_slice(&buffer) } else { Bytes::from(buffer) })
+}
+
 /// Copies until every output has ended, or the engine stops. Shape: every byte goes to the log and to every client that
-/// wants its source, in order; the slowest sets the pace. What goes to a log is taken out of its fifo only when it is in the
-/// file, so that an engine that is killed loses none of it. When: `resumed` says that the process ran before the fifos were
-/// opened.
+/// wants its source, in order; the slowest sets the pace. What goes to a log goes through its journal, so that an engine that
+/// is killed neither loses it nor logs it twice. When: `resumed` says that the process ran before the fifos were opened.
 pub async fn pump(
     mut outputs: Outputs,
     streams: &Streams,
@@ -201,20 +133,17 @@ pub async fn pump(
     stop: &CancellationToken,
     resumed: bool,
 ) {
-    if log.is_some() {
-        outputs.keep_until_logged();
-    }
     if resumed {
         outputs.take_present(streams, log.as_ref()).await;
     }
     loop {
         let taken = tokio::select! {
-            taken = outputs.next() => taken,
+            taken = outputs.next(log.as_ref()) => taken,
             // What is not read stays in the fifo for the next engine.
             () = stop.cancelled() => None,
         };
         let Some(taken) = taken else { break };
-        outputs.deliver(taken, streams, log.as_ref()).await;
+        taken.deliver(streams, log.as_ref()).await;
     }
     if let Some(log) = log {
         log.finish().await;
@@ -224,6 +153,7 @@ pub async fn pump(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::{Log, LogOptions, LogReader, LogWriter, Selection};
     use crate::output::Wanted;
     use crate::streams::fifo::{self, FifoSet};
     use std::io::Write;
@@ -275,22 +205,69 @@ mod tests {
         drop(shim);
     }
 
+    /// Every way in which an engine can be killed with a piece in its hands.
     #[tokio::test]
-    async fn what_a_killed_engine_has_not_logged_is_still_in_the_fifo() {
-        let dir = tempfile::tempdir().unwrap();
-        let paths = FifoSet { stdin: false, stdout: true, stderr: false, terminal: true }.paths(dir.path(), "");
-        fifo::make(&paths).unwrap();
-        let mut ends = fifo::open(&paths).unwrap().outputs;
-        let mut out = std::fs::OpenOptions::new().write(true).open(paths.stdout.as_ref().unwrap()).unwrap();
-        ends.keep_until_logged();
-        out.write_all(b"one\n").unwrap();
-        let seen = ends.next().await.unwrap();
-        assert_eq!((&seen.chunk.bytes[..], seen.kept), (&b"one\n"[..], 4));
-        // The engine dies here, and another one comes.
-        let again = ends.next().await.unwrap();
-        assert_eq!(again.chunk.bytes, "one\n");
-        out.write_all(b"two\n").unwrap();
-        ends.consume(again.index, again.kept).unwrap();
-        assert_eq!(ends.next().await.unwrap().chunk.bytes, "two\n");
+    async fn a_killed_engine_logs_everything_once() {
+        for (deeds, rotates) in
+            [("taken", false), ("logged", false), ("half logged", false), ("logged", true), ("finished", false)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let paths = FifoSet { stdin: false, stdout: true, stderr: false, terminal: true }.paths(dir.path(), "");
+            fifo::make(&paths).unwrap();
+            // The shim's end.
+            let _shim = fifo::open(&paths).unwrap();
+            let mut out = std::fs::OpenOptions::new().write(true).open(paths.stdout.as_ref().unwrap()).unwrap();
+            let max_bytes = if rotates { Some(150) } else { None };
+            let options = LogOptions { max_bytes, max_files: 9, ..LogOptions::default() };
+            let log = Arc::new(Log::new(dir.path().join("log"), options));
+            let streams = Streams::default();
+            let mut outputs = fifo::open(&paths).unwrap().outputs;
+            let sink = LogWriter::start(Arc::clone(&log), dir.path()).unwrap();
+            out.write_all(b"one\ntw").unwrap();
+            outputs.next(Some(&sink)).await.unwrap().deliver(&streams, Some(&sink)).await;
+            let marked = std::fs::read(dir.path().join("log-mark")).unwrap();
+            let length = std::fs::metadata(dir.path().join("log")).unwrap().len();
+            out.write_all(b"o\nthree\nfour\nfi").unwrap();
+            let taken = outputs.next(Some(&sink)).await.unwrap();
+            if deeds != "taken" {
+                taken.deliver(&streams, Some(&sink)).await;
+                // As if it had been killed before it noted what it had done.
+                std::fs::write(dir.path().join("log-mark"), &marked).unwrap();
+            }
+            match deeds {
+                "half logged" => {
+                    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("log")).unwrap();
+                    file.set_len(length + 20).unwrap();
+                }
+                "finished" => {
+                    let spool = std::fs::read(dir.path().join("log-stdout")).unwrap();
+                    sink.finish().await;
+                    std::fs::write(dir.path().join("log-mark"), &marked).unwrap();
+                    std::fs::write(dir.path().join("log-stdout"), spool).unwrap();
+                }
+                // Its writer ends with the test, as a killed one does: without a word.
+                _ => std::mem::forget(sink),
+            }
+            let sink = LogWriter::start(Arc::clone(&log), dir.path()).unwrap();
+            out.write_all(b"ve\nsix").unwrap();
+            drop(out);
+            let ends = fifo::open(&paths).unwrap();
+            let never = CancellationToken::new();
+            let done = pump(ends.outputs, &streams, Some(sink), &never, true);
+            tokio::time::timeout(std::time::Duration::from_secs(5), done).await.unwrap();
+            let wanted = Wanted { stdout: true, stderr: true };
+            let mut reader = LogReader::open(Arc::clone(&log), Selection { wanted, ..Selection::default() }).unwrap();
+            let mut text = String::new();
+            loop {
+                let batch = reader.next_batch().unwrap();
+                if batch.is_empty() {
+                    break;
+                }
+                batch.iter().for_each(|entry| text += &entry.text);
+            }
+            assert_eq!(text, "one\ntwo\nthree\nfour\nfive\nsix", "{deeds}, {rotates}");
+            let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+            assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("log-")), "{left:?}");
+        }
     }
 }
