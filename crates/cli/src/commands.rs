@@ -14,6 +14,7 @@ mod events;
 mod exec;
 mod export;
 mod history;
+mod id_file;
 mod images;
 mod import;
 mod info;

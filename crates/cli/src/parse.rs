@@ -3,6 +3,7 @@
 pub mod block;
 pub mod duration;
 pub mod environment;
+pub mod fields;
 pub mod isolation;
 pub mod mount;
 pub mod ports;

@@ -1,13 +1,13 @@
 //! The daemon under test.
 
 use std::fs::File;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
+use crate::api::ApiConnection;
 use crate::build::{Build, EngineKind, program};
 use crate::patience::eventually;
 
@@ -128,16 +128,12 @@ impl EngineSettings {
 
 /// True when somebody answers a ping on a socket.
 fn answers(socket: &Path) -> bool {
-    use std::io::{Read, Write};
-    let ping = || -> std::io::Result<bool> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut head = [0; 15];
-        stream.read_exact(&mut head)?;
-        Ok(&head == b"HTTP/1.1 200 OK")
+    let ping = || -> std::io::Result<u16> {
+        let mut connection = ApiConnection::open(socket)?;
+        connection.set_patience(Duration::from_secs(2))?;
+        Ok(connection.request("GET", "/_ping", None)?.status)
     };
-    ping().unwrap_or(false)
+    ping().is_ok_and(|status| status == 200)
 }
 
 /// The end of a log, for a failed test's message.

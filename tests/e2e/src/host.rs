@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::api::ApiConnection;
 use crate::archive;
 use crate::build::{Build, EngineKind, program};
 use crate::docker::{Running, Said};
@@ -393,14 +394,10 @@ impl TestHost {
     #[must_use]
     #[track_caller]
     pub fn get_json(&self, path: &str) -> Value {
-        use std::io::{Read, Write};
-        let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).expect("the engine listens");
-        // HTTP/1.0: the answer is neither chunked nor followed by another one.
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").expect("the engine reads");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("the engine answers");
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        serde_json::from_str(body).unwrap_or_else(|error| panic!("GET {path}: {error}: {answer}"))
+        let mut connection = ApiConnection::open(self.socket()).expect("the engine listens");
+        connection.set_pause(Duration::from_secs(30));
+        let answer = connection.request("GET", path, None).expect("the engine answers");
+        serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("GET {path}: {error}: {answer:?}"))
     }
 
     /// State and exit code of a container: such as `("exited", 137)`.

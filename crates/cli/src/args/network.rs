@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::{Args, Subcommand};
 
-use super::storage::PruneArgs;
+use super::storage::{DriverArgs, PruneArgs};
 
 /// `network`.
 #[derive(Debug, Subcommand)]
@@ -47,15 +47,9 @@ pub struct LsArgs {
 /// `network create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Driver
-    #[arg(short, long, default_value = "bridge")]
-    pub driver: String,
-    /// Option of the driver, NAME=VALUE
-    #[arg(short, long = "opt", value_name = "OPTION")]
-    pub options: Vec<String>,
-    /// Label NAME=VALUE
-    #[arg(long, value_name = "LABEL")]
-    pub label: Vec<String>,
+    /// Its driver, and its labels.
+    #[command(flatten)]
+    pub driver: DriverArgs,
     /// Without a way out of the host
     #[arg(long)]
     pub internal: bool,

@@ -15,6 +15,20 @@ pub struct PruneArgs {
     pub filter: Vec<String>,
 }
 
+/// What `network create` and `volume create` share.
+#[derive(Debug, Args)]
+pub struct DriverArgs {
+    /// Driver, if it is not the usual one
+    #[arg(short, long)]
+    pub driver: Option<String>,
+    /// Option of the driver, NAME=VALUE
+    #[arg(short, long = "opt", value_name = "OPTION")]
+    pub options: Vec<String>,
+    /// Label NAME=VALUE
+    #[arg(long, value_name = "LABEL")]
+    pub label: Vec<String>,
+}
+
 /// `image prune`.
 #[derive(Debug, Args)]
 pub struct ImagePruneArgs {

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::storage::PruneArgs;
+use super::storage::{DriverArgs, PruneArgs};
 
 /// `volume`.
 #[derive(Debug, Subcommand)]
@@ -38,15 +38,9 @@ pub struct LsArgs {
 /// `volume create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Driver
-    #[arg(short, long, default_value = "local")]
-    pub driver: String,
-    /// Option of the driver, NAME=VALUE
-    #[arg(short, long = "opt", value_name = "OPTION")]
-    pub options: Vec<String>,
-    /// Label NAME=VALUE
-    #[arg(long, value_name = "LABEL")]
-    pub label: Vec<String>,
+    /// Its driver, and its labels.
+    #[command(flatten)]
+    pub driver: DriverArgs,
     /// Name; one is drawn if none is given
     pub name: Option<String>,
 }

@@ -3,6 +3,7 @@
 use bollard::models::ContainerCreateBody;
 use serde_json::Value;
 
+use super::id_file::IdFile;
 use super::transfer::{self, Pull, Say};
 use super::{say, warn};
 use crate::args::container::CreateArgs;
@@ -24,14 +25,7 @@ pub(super) async fn make(client: &Client, args: &CreateArgs, body: &ContainerCre
     }
     let url = Url::new("/containers/create").with_some("name", args.name.as_deref());
     let url = url.with_some("platform", args.platform.as_deref());
-    // Refused before the container exists, so that a file from an earlier run is not taken for its id.
-    if let Some(file) = args.cidfile.as_ref().filter(|file| file.exists()) {
-        let text = format!(
-            "container ID file found, make sure the other container isn't running or delete {}",
-            file.display()
-        );
-        return Err(CliError::Usage(text));
-    }
+    let id_file = args.cidfile.as_deref().map(IdFile::make).transpose()?;
     let made: Value = match client.post(&url, body).await.map_err(CliError::from) {
         Err(error) if error.is_not_found() && args.pull == "missing" && error.to_string().contains("No such image") => {
             pull(client, args).await?;
@@ -43,8 +37,8 @@ pub(super) async fn make(client: &Client, args: &CreateArgs, body: &ContainerCre
     for warning in made["Warnings"].as_array().into_iter().flatten() {
         warn(warning.as_str());
     }
-    if let Some(file) = &args.cidfile {
-        std::fs::write(file, id).map_err(CliError::local(format!("cannot write {}", file.display())))?;
+    if let Some(file) = id_file {
+        file.write(id)?;
     }
     Ok(id.to_owned())
 }

@@ -66,7 +66,7 @@ async fn create(client: &Client, args: &CreateArgs) -> CliResult<()> {
     let map = |list: &[String], what| (!list.is_empty()).then(|| environment::pairs(list, what)).transpose();
     let request = NetworkCreateRequest {
         name: args.name.clone(),
-        driver: Some(args.driver.clone()),
+        driver: Some(args.driver.driver.clone().unwrap_or_else(|| "bridge".into())),
         scope: args.scope.clone(),
         internal: Some(args.internal),
         attachable: Some(args.attachable),
@@ -80,8 +80,8 @@ async fn create(client: &Client, args: &CreateArgs) -> CliResult<()> {
         }),
         enable_ipv4: args.ipv4,
         enable_ipv6: args.ipv6,
-        options: map(&args.options, "option")?,
-        labels: map(&args.label, "label")?,
+        options: map(&args.driver.options, "option")?,
+        labels: map(&args.driver.label, "label")?,
     };
     let made: Value = client.post(&Url::new("/networks/create"), &request).await?;
     super::warn(made["Warning"].as_str().filter(|warning| !warning.is_empty()));

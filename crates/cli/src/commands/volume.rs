@@ -53,9 +53,9 @@ fn row(volume: &Value) -> Row {
 async fn create(client: &Client, args: &CreateArgs) -> CliResult<()> {
     let body = json!({
         "Name": args.name.as_deref().unwrap_or_default(),
-        "Driver": args.driver,
-        "DriverOpts": environment::pairs(&args.options, "option")?,
-        "Labels": environment::pairs(&args.label, "label")?,
+        "Driver": args.driver.driver.as_deref().unwrap_or("local"),
+        "DriverOpts": environment::pairs(&args.driver.options, "option")?,
+        "Labels": environment::pairs(&args.driver.label, "label")?,
     });
     let made: Value = client.post(&Url::new("/volumes/create"), &body).await?;
     say(text(&made, "Name"))

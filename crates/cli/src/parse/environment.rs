@@ -1,6 +1,8 @@
 //! `--env`, `--env-file`, `--label`, `--label-file`.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use crate::error::{CliError, CliResult};
@@ -62,9 +64,24 @@ pub fn pairs(entries: &[String], what: &str) -> CliResult<HashMap<String, String
     entries.iter().map(pair).collect()
 }
 
+/// More than that is no list of variables: the kernel gives a new process a few megabytes of them at most.
+const LONGEST_FILE: u64 = 8 << 20;
+
+/// Reads a file of entries, which may be a pipe.
+fn read(path: &Path) -> CliResult<String> {
+    let unfit = |why: String| CliError::Usage(format!("poorly formatted file {}: {why}", path.display()));
+    let file = File::open(path).map_err(CliError::file(path))?;
+    let mut bytes = Vec::new();
+    file.take(LONGEST_FILE + 1).read_to_end(&mut bytes).map_err(CliError::file(path))?;
+    if bytes.len() as u64 > LONGEST_FILE {
+        return Err(unfit(format!("it has more than {} MiB", LONGEST_FILE >> 20)));
+    }
+    String::from_utf8(bytes).ok().filter(|text| !text.contains('\0')).ok_or_else(|| unfit("it is no text".into()))
+}
+
 /// The lines of a file without comments and empty ones. Source: docker/cli `opts/file.go`.
 fn lines(path: &Path) -> CliResult<Vec<String>> {
-    let text = std::fs::read_to_string(path).map_err(CliError::file(path))?;
+    let text = read(path)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let kept = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let lines: Vec<String> = kept.map(|line| line.trim_end_matches('\r').to_owned()).collect();
@@ -101,6 +118,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("bad"), "A B=1\n").unwrap();
         assert!(variables(&[folder.path().join("bad")], &[], |_| None).is_err());
+    }
+
+    /// Case F65.
+    #[test]
+    fn files_that_are_no_list_of_entries_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            variables(&[path], &[], |_| None).unwrap_err().to_string()
+        };
+        assert!(refused("binary", b"A=\xff\xfe").contains("it is no text"));
+        assert!(refused("zero", b"A=1\0B=2").contains("it is no text"));
+        assert!(refused("long", &vec![b'A'; usize::try_from(LONGEST_FILE).unwrap() + 1]).contains("more than 8 MiB"));
+        let endless = variables(&[Path::new("/dev/zero")], &[], |_| None).unwrap_err();
+        assert!(endless.to_string().contains("more than 8 MiB"));
     }
 
     #[test]

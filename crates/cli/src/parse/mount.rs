@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bollard::models::{DeviceMapping, Mount, MountBindOptions, MountTmpfsOptions, MountType};
 
-use super::size;
+use super::{fields::fields, size};
 use crate::error::{CliError, CliResult};
 
 /// Reads `type=bind,source=/a,target=/b,readonly`. Source: docker/cli `opts/mount.go`.
@@ -16,8 +16,8 @@ pub fn mount(text: &str) -> CliResult<Mount> {
     let mut mount = Mount { typ: Some(MountType::VOLUME), ..Default::default() };
     let mut tmpfs = MountTmpfsOptions::default();
     let mut bind = MountBindOptions::default();
-    for field in text.split(',') {
-        let (key, value) = field.split_once('=').map_or((field, None), |(key, value)| (key, Some(value)));
+    for field in fields(text).map_err(invalid)? {
+        let (key, value) = field.split_once('=').map_or((field.as_str(), None), |(key, value)| (key, Some(value)));
         let needed = || value.map(str::to_owned).ok_or_else(|| invalid(format!("{key} needs a value")));
         match key.to_ascii_lowercase().as_str() {
             "type" => {
@@ -110,6 +110,8 @@ mod tests {
         assert_eq!((mount.typ, mount.read_only), (Some(MountType::BIND), Some(true)));
         assert_eq!((mount.source.as_deref(), mount.target.as_deref()), (Some("/a"), Some("/b")));
         assert!(mount.bind_options.is_some());
+        let quoted = super::mount("type=bind,\"source=/a,b\",target=/c").unwrap();
+        assert_eq!(quoted.source.as_deref(), Some("/a,b"));
         let tmpfs = super::mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1770").unwrap();
         assert_eq!(tmpfs.tmpfs_options.map(|o| (o.size_bytes, o.mode)), Some((Some(1 << 20), Some(0o1770))));
         for bad in [

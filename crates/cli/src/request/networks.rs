@@ -6,7 +6,7 @@ use bollard::models::{EndpointIpamConfig, EndpointSettings, NetworkingConfig};
 
 use crate::args::network::{AddressArgs, JoinArgs};
 use crate::error::{CliError, CliResult};
-use crate::parse::environment;
+use crate::parse::{environment, fields::fields};
 
 /// What a new container is sent with: its network mode, and what is wanted of each network. Source: docker/cli
 /// `parseNetworkOpts`.
@@ -49,7 +49,7 @@ fn one(text: &str) -> CliResult<(String, EndpointSettings)> {
     }
     let (mut name, mut addresses, mut aliases) = (None, AddressArgs::default(), Vec::new());
     let (mut options, mut mac_address, mut gw_priority) = (Vec::new(), None, None);
-    for field in text.split(',') {
+    for field in fields(text).map_err(|why| invalid(&why))? {
         let (key, value) = field.split_once('=').ok_or_else(|| invalid("a field has the form KEY=VALUE"))?;
         let value = value.trim();
         match key.trim().to_ascii_lowercase().as_str() {
