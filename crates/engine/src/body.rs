@@ -1,11 +1,14 @@
 //! Request bodies.
 
+mod fields;
+
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use crate::error::{ApiError, ApiResult};
 
@@ -38,9 +41,10 @@ pub async fn optional_json<T: DeserializeOwned>(request: Request) -> ApiResult<O
         )));
     }
     let mut reader = serde_json::Deserializer::from_slice(&bytes);
-    let value = typed(&mut reader)?;
+    let mut document: Value = typed(&mut reader)?;
     reader.end().map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
-    Ok(Some(value))
+    fields::name_as_fields::<T>(&mut document);
+    typed(document).map(Some)
 }
 
 /// Reads a value; an error says where in the document it is, such as `HostConfig.Memory`.
@@ -69,7 +73,6 @@ async fn read(body: Body) -> ApiResult<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
 
     fn request(content_type: &str, body: &str) -> Request {
         Request::builder().header(header::CONTENT_TYPE, content_type).body(Body::from(body.to_owned())).unwrap()

@@ -5,6 +5,7 @@
 
 mod archive;
 mod attach;
+mod attach_ws;
 mod bundle;
 mod changes;
 mod commit;
@@ -19,6 +20,7 @@ mod inspect;
 mod intermediate;
 mod kill;
 mod launch;
+mod links;
 mod list;
 mod logs;
 mod mounting;
@@ -70,6 +72,7 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/containers/create", post(create::create))
         .route("/containers/prune", post(prune::prune))
         .route("/containers/{id}", delete(remove::remove))
+        .route("/containers/{id}/{alias}", delete(remove::remove_link))
         .route("/containers/{id}/json", get(inspect::inspect))
         .route("/containers/{id}/start", post(start::start))
         .route("/containers/{id}/stop", post(stop::stop))
@@ -81,6 +84,7 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/containers/{id}/update", post(update::update))
         .route("/containers/{id}/resize", post(resize::container))
         .route("/containers/{id}/attach", post(attach::attach))
+        .route("/containers/{id}/attach/ws", get(attach_ws::attach))
         .route("/containers/{id}/wait", post(wait::wait))
         .route("/containers/{id}/logs", get(logs::logs))
         .route("/containers/{id}/top", get(top::top))

@@ -10,6 +10,7 @@
 mod attach;
 pub mod endpoint;
 mod files;
+mod links;
 mod live;
 mod neighbours;
 mod ports;
@@ -31,6 +32,7 @@ use record::{Driver, Network, PREDEFINED, Subnet};
 
 pub use attach::AttachRequest;
 pub use files::{FilesRequest, write_files};
+pub use links::{Link, parse_link};
 pub use ports::wanted_ports;
 pub use store::{Member, NetworkStore};
 

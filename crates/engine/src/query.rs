@@ -9,7 +9,8 @@ use axum::http::request::Parts;
 use crate::error::{ApiError, ApiResult};
 use crate::filters::Filters;
 
-/// The parameters of a request. The last one wins where a name occurs twice, except in [`Query::all`].
+/// The parameters of a request. The first one wins where a name occurs twice, as in Go's
+/// `FormValue`, except in [`Query::all`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Query(Vec<(String, String)>);
 
@@ -26,7 +27,7 @@ impl Query {
     /// A parameter that is there and not empty.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).filter(|v| !v.is_empty())
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).filter(|v| !v.is_empty())
     }
 
     /// Every value of a parameter, in order.
@@ -116,10 +117,10 @@ mod tests {
 
     #[test]
     fn escapes_are_undone_and_broken_ones_kept() {
-        let query = Query::parse("filters=%7B%22a%22%3A1%7D&n=a+b%2fc&x=%zz%4&n=last");
+        let query = Query::parse("filters=%7B%22a%22%3A1%7D&n=a+b%2fc&x=%zz%4&n=again");
         assert_eq!(query.get("filters"), Some("{\"a\":1}"));
-        assert_eq!(query.all("n").collect::<Vec<_>>(), ["a b/c", "last"]);
-        assert_eq!((query.get("n"), query.get("x")), (Some("last"), Some("%zz%4")));
+        assert_eq!(query.all("n").collect::<Vec<_>>(), ["a b/c", "again"]);
+        assert_eq!((query.get("n"), query.get("x")), (Some("a b/c"), Some("%zz%4")));
         assert!(Query::parse("t=x").number::<i64>("t").is_err());
         assert_eq!(Query::parse("t=-1").number::<i64>("t").unwrap(), Some(-1));
     }

@@ -11,7 +11,9 @@
 
 pub mod fifo;
 pub mod hijack;
+pub mod input;
 pub mod mux;
+pub mod plain;
 mod pump;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -48,6 +48,8 @@ pub struct CommitOptions {
     pub created_by: String,
     /// When it was made.
     pub created: SystemTime,
+    /// The container's id, and Docker's `Config` of it, which clients are shown of an image that was committed.
+    pub container: (String, Value),
 }
 
 /// A container that was not committed; the store is as it was.
@@ -120,7 +122,7 @@ impl ImageStore {
         let config_json = configuration(base, options, run_config, &converted.diff_id)?;
         let parsed = config::parse(config_json.as_bytes())?;
         let names: Vec<Reference> = options.reference.iter().cloned().collect();
-        batch.add_image(config_json, &parsed, &names);
+        batch.add_step(config_json, &parsed, &names, Some(base.id.clone()));
         failpoint::reach("container-commit.converted");
         batch.commit()?;
         failpoint::reach("container-commit.committed");
@@ -162,9 +164,10 @@ fn configuration(
     if !options.author.is_empty() {
         image.insert("author".into(), options.author.as_str().into());
     }
-    // What Docker noted of the build of the image below.
-    image.remove("container");
-    image.remove("container_config");
+    // In the place of what Docker noted of the image below.
+    let (container, container_config) = &options.container;
+    image.insert("container".into(), container.as_str().into());
+    image.insert("container_config".into(), container_config.clone());
     Ok(Value::Object(std::mem::take(image)).to_string())
 }
 
@@ -185,6 +188,7 @@ mod tests {
             comment: String::new(),
             created_by: "sh".into(),
             created: SystemTime::UNIX_EPOCH,
+            container: ("abc".into(), json!({ "Tty": true })),
         };
         let config = Value::Object(run_config(&options).unwrap());
         let expected = json!({"User": "5", "Env": ["A=9", "B=2"], "Cmd": ["true"], "Labels": {"x": "y"}});

@@ -47,6 +47,8 @@ pub struct Plug {
     pub ipv4: Option<Ipv4Net>,
     /// Its address.
     pub ipv6: Option<Ipv6Net>,
+    /// Further addresses, which mean something on this link only.
+    pub link_local: Vec<IpNet>,
     /// Ports that are isolated reach the bridge and what is beyond, not each other.
     pub isolated: bool,
 }
@@ -220,7 +222,7 @@ fn furnish(name: &str, plug: &Plug) -> Result<(), NetworkError> {
         let index = index_of(&handle, name).await?;
         let v4 = plug.ipv4.map(IpNet::V4);
         let v6 = plug.ipv6.map(IpNet::V6);
-        for address in [v4, v6].into_iter().flatten() {
+        for address in [v4, v6].into_iter().flatten().chain(plug.link_local.iter().copied()) {
             let added = handle.address().add(index, address.addr(), address.prefix_len()).execute().await;
             added.map_err(NetworkError::netlink(format!("give {name} the address {address}")))?;
         }
@@ -308,6 +310,7 @@ mod tests {
                         mtu: None,
                         ipv4: Some(format!("10.9.0.{number}/24").parse().unwrap()),
                         ipv6: Some(format!("fd00:9::{number}/64").parse().unwrap()),
+                        link_local: Vec::new(),
                         isolated: false,
                     };
                     assert_eq!(plug(&space, &end).unwrap().name, "eth0");

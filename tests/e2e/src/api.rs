@@ -217,6 +217,17 @@ impl ApiConnection {
         Ok(answer.body)
     }
 
+    /// Reads so many bytes of a stream in both directions.
+    ///
+    /// # Errors
+    /// The stream ends, or pauses for too long, before.
+    pub fn read_for(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        while self.buffer.len() < length {
+            self.read_more()?;
+        }
+        Ok(self.buffer.drain(..length).collect())
+    }
+
     fn read_to_end(&mut self, answer: &mut Answer) -> io::Result<()> {
         loop {
             answer.body.append(&mut self.buffer);

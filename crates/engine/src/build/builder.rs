@@ -290,9 +290,10 @@ impl Builder {
         let store = Arc::clone(&self.engine.images);
         let (parent, trusted) = (state.image.id.clone(), self.options.cache_from.clone());
         let found = tokio::task::spawn_blocking(move || {
-            let trusted: Vec<Image> = trusted.iter().filter_map(|name| store.resolve(name).ok()).collect();
             let step = store.find_step(&parent, |known| cache::is_same(known, &wanted))?;
-            (trusted.is_empty() || cache::is_part_of(&step, &trusted)).then_some(step)
+            // Of names that are none, nothing is trusted; only who names nobody trusts everything.
+            let named: Vec<Image> = trusted.iter().filter_map(|name| store.resolve(name).ok()).collect();
+            (trusted.is_empty() || cache::is_part_of(&step, &named)).then_some(step)
         })
         .await
         .map_err(ApiError::from)?;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::health::Health;
 use super::mount_point::MountPoint;
 use crate::clock::Timestamp;
+use crate::network::Link;
 use crate::network::endpoint::Endpoints;
 
 /// Name of the record's file in the container's folder.
@@ -201,6 +202,9 @@ pub struct Record {
     /// Its networks.
     #[serde(default)]
     pub network: Endpoints,
+    /// Containers that it knows by names of its own on the default bridge.
+    #[serde(default)]
+    pub links: Vec<Link>,
 }
 
 impl Record {
@@ -321,6 +325,7 @@ pub mod tests {
             utility_vm: None,
             health: None,
             network: Endpoints::default(),
+            links: Vec::new(),
         }
     }
 

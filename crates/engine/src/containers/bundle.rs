@@ -12,7 +12,7 @@ use proto::{ContainerId, Isolation};
 
 use super::create::{SCRATCH, UPPER_DISK};
 use super::networking::{self, Place};
-use super::{shim, standby};
+use super::{links, shim, standby};
 use crate::container::mount_point::MountPoint;
 use crate::container::{Container, kept};
 use crate::engine::Engine;
@@ -123,7 +123,10 @@ fn take_standby(engine: &Arc<Engine>, container: &Container, host: &HostConfig, 
 /// # Errors
 /// As [`spec::build`].
 pub fn build_spec(engine: &Engine, container: &Container) -> ApiResult<Spec> {
-    let (config, host) = (container.config()?, container.host()?);
+    let (mut config, host) = (container.config()?, container.host()?);
+    // In front: what the container was given itself replaces it.
+    let given = config.env.take().unwrap_or_default();
+    config.env = Some(links::environment(engine, container).into_iter().chain(given).collect());
     let rootfs = engine.bundle(&container.id).join(ROOTFS);
     let mounts = container.record().mounts.clone();
     let networking = networking::networking(engine, container)?;

@@ -38,6 +38,7 @@ pub async fn commit(
         comment: query.get("comment").unwrap_or_default().to_owned(),
         created_by: created_by(&container),
         created: SystemTime::now(),
+        container: (container.id.to_string(), container.record().config.clone()),
     };
     let pause = query.flag_or("pause", true);
     let own = own_paths(&engine, &container)?;

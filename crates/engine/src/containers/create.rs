@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::config::Requested;
 use super::mounting::Mounting;
-use super::{names, remove};
+use super::{links, names, remove};
 use crate::clock::Timestamp;
 use crate::container::health;
 use crate::container::mount_point::MountPoint;
@@ -107,6 +107,11 @@ pub fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> 
     give_hostname(&mut config, &host, &id);
     requested.set_config(&config)?;
     crate::container::log_options(&host)?;
+    let links = links::decide(engine, &host)?;
+    if !links.is_empty() {
+        // From here on they are what is kept of them, and can be removed.
+        requested.host["Links"] = Value::Null;
+    }
     let name = name.map_or_else(|| names::draw(&engine.containers), Ok)?;
     let reserved = engine.containers.reserve(&name, &id)?;
     let folder = Folder::make(engine.containers_dir().join(id.as_str()))?;
@@ -139,6 +144,7 @@ pub fn make(engine: &Engine, mut requested: Requested, name: Option<String>) -> 
         utility_vm: None,
         health: None,
         network: requested.endpoints,
+        links,
     };
     record.write(&folder.path).map_err(|error| ApiError::caused("cannot create the container", &error))?;
     failpoint::reach("create.recorded");

@@ -14,7 +14,7 @@ use crate::container::Container;
 use crate::container::exec::{Exec, ExecPhase};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
-use crate::streams::hijack::parse_detach_keys;
+use crate::streams::input::parse_detach_keys;
 
 /// Prepares a further process.
 ///

@@ -1,10 +1,13 @@
 //! `POST /exec/{id}/start`.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use futures_util::{Stream, StreamExt, stream};
 use proto::Status;
 use serde::Deserialize;
 use tokio::task::JoinHandle;
@@ -17,11 +20,13 @@ use crate::container::exec::Exec;
 use crate::container::record::CODE_UNKNOWN;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
-use crate::output::Wanted;
+use crate::output::{Chunk, Source, Wanted};
 use crate::spec;
 use crate::streams::fifo::{self, FifoSet};
-use crate::streams::hijack::{Connection, DEFAULT_DETACH_KEYS, Hijack, Input, SessionEnd, parse_detach_keys};
+use crate::streams::hijack::{Connection, Hijack, Input, SessionEnd};
+use crate::streams::input::{DEFAULT_DETACH_KEYS, parse_detach_keys};
 use crate::streams::mux::Framing;
+use crate::streams::plain;
 use crate::streams::{self, Attachment};
 use crate::task::{StdioPaths, Task};
 use crate::version::ApiVersion;
@@ -64,17 +69,10 @@ pub async fn start(
     // As dockerd does it: the one who starts it says how it is to be framed, whatever the process has.
     let framing = Framing::of_terminal(asked.tty);
     let content_type = framing.content_type(version);
-    let refused = Arc::clone(&starter.exec);
-    hijack.answer(
-        content_type,
-        move |connection| starter.run(connection, framing),
-        move || {
-            refused.ended(launch::NOT_STARTED);
-            Err(ApiError::invalid(
-                "starting an attached exec needs a connection upgrade (Connection: Upgrade, Upgrade: tcp)",
-            ))
-        },
-    )
+    Ok(match hijack {
+        Some(hijack) => hijack.answer(content_type, move |connection| starter.run(connection, framing)),
+        None => plain::answer(content_type, starter.run_plainly(framing)),
+    })
 }
 
 /// Starts a further process and watches over it.
@@ -94,13 +92,40 @@ pub struct Starter {
 }
 
 impl Starter {
-    async fn run(self, connection: Connection, framing: Framing) {
+    fn attach(&self) -> Attachment {
         let config = &self.exec.config;
         let wanted = Wanted {
             stdout: config.attach_stdout.unwrap_or_default(),
             stderr: config.attach_stderr.unwrap_or_default(),
         };
-        let attachment = self.exec.streams.attach(wanted);
+        self.exec.streams.attach(wanted)
+    }
+
+    /// Its output for a client that has no connection to send it anything: its input ends at once.
+    fn run_plainly(self, framing: Framing) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
+        let (attachment, exec) = (self.attach(), Arc::clone(&self.exec));
+        // It runs whether the client stays or not.
+        let started = tokio::spawn(async move {
+            let started = self.start(Some(attachment)).await;
+            exec.streams.close_stdin();
+            started
+        });
+        stream::once(started).flat_map(move |started| {
+            match started.unwrap_or_else(|error| Err(ApiError::caused("starting broke off", &error))) {
+                Ok(attachment) => {
+                    stream::iter(attachment).flat_map(move |attachment| plain::chunks(attachment, framing)).boxed()
+                }
+                Err(error) => {
+                    let bytes = Bytes::from(format!("{error}\r\n"));
+                    let text = framing.encode(&Chunk { source: Source::Stdout, bytes });
+                    stream::iter([Ok(text)]).boxed()
+                }
+            }
+        })
+    }
+
+    async fn run(self, connection: Connection, framing: Framing) {
+        let attachment = self.attach();
         let input = self.input();
         let (engine, container, exec) = (Arc::clone(&self.engine), Arc::clone(&self.container), Arc::clone(&self.exec));
         match self.start(Some(attachment)).await {

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
-use super::{network_view, size, usage, view};
+use super::{links, network_view, size, usage, view};
 use crate::container::mount_point::MountPoint;
 use crate::container::{Container, kept};
 use crate::engine::Engine;
@@ -41,6 +41,10 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
     let log_path = container.log.as_ref().and_then(|log| log.shown_path());
     let log_path = log_path.map(|path| path.display().to_string()).unwrap_or_default();
     let exec_ids: Vec<String> = container.execs().values().filter(|e| e.is_running()).map(|e| e.id.clone()).collect();
+    let mut host = view::host_config(&record);
+    if !record.links.is_empty() {
+        host["Links"] = json!(links::shown(engine, &record));
+    }
     Ok(json!({
         "Id": record.id,
         "Created": record.created.to_rfc3339_nano(),
@@ -60,7 +64,7 @@ fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": if exec_ids.is_empty() { Value::Null } else { json!(exec_ids) },
-        "HostConfig": view::host_config(&record),
+        "HostConfig": host,
         "GraphDriver": view::graph_driver(engine, container),
         "Mounts": record.mounts.iter().map(MountPoint::view).collect::<Vec<_>>(),
         "Config": view::config(&record),

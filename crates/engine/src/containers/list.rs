@@ -7,7 +7,7 @@ use axum::extract::State;
 use proto::{Digest, Isolation};
 use serde_json::{Value, json};
 
-use super::{network_view, size, view};
+use super::{links, network_view, size, view};
 use crate::clock::Timestamp;
 use crate::container::Container;
 use crate::container::mount_point::MountPoint;
@@ -48,11 +48,12 @@ pub async fn list(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<
     let limit = query.number::<i64>("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit > 0);
     let filters = query.filters()?;
     let choice = Choice::read(&engine, &filters, query.flag("all") || limit.is_some())?;
-    let chosen = engine.containers.all().into_iter().filter(|container| choice.has(container));
+    let all = engine.containers.all();
+    let chosen = all.iter().filter(|container| choice.has(container));
     let chosen: Vec<_> = chosen.take(limit.unwrap_or(usize::MAX)).collect();
     let mut shown = Vec::with_capacity(chosen.len());
-    for container in &chosen {
-        let mut line = show(&engine, container)?;
+    for container in chosen {
+        let mut line = show(&engine, &all, container)?;
         if query.flag("size") {
             let writable = size::writable_bytes(container).await;
             line["SizeRw"] = json!(writable);
@@ -63,13 +64,14 @@ pub async fn list(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<
     Ok(Json(Value::Array(shown)))
 }
 
-fn show(engine: &Engine, container: &Container) -> ApiResult<Value> {
+fn show(engine: &Engine, all: &[Arc<Container>], container: &Container) -> ApiResult<Value> {
     let record = container.record().clone();
     let (config, host) = (container.config()?, container.host()?);
+    let names = std::iter::once(format!("/{}", record.name)).chain(links::names_of(all, &record.id));
     let image = if names_image(engine, &record) { record.image.clone() } else { record.image_id.to_string() };
     Ok(json!({
         "Id": record.id,
-        "Names": [format!("/{}", record.name)],
+        "Names": names.collect::<Vec<_>>(),
         "Image": image,
         "ImageID": record.image_id,
         "Command": command_text(&record.command()),

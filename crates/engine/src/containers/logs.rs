@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, State};
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::clock::Timestamp;
 use crate::container::Container;
+use crate::container::record::Phase;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::log::{Entry, Log, LogPosition, LogReader, Selection};
@@ -35,12 +37,28 @@ pub async fn logs(
     let log = log_of(&container)?;
     let framing = Framing::of_terminal(container.terminal);
     let follow = query.flag("follow") && container.record().phase.is_running();
+    if !follow {
+        hear_first_words(&container, &log).await;
+    }
     let position = log.watch();
     let reader = open(&log, selection).await?;
     let format = Format { framing, timestamps: query.flag("timestamps"), whole: [true; 2] };
     let sender = LogSender { position, reader: Some(reader), follow, format };
     let body = Body::from_stream(stream::unfold(sender, LogSender::next));
     Ok(([(header::CONTENT_TYPE, framing.content_type(version))], body).into_response())
+}
+
+/// How long a command has to say something before its log is taken for what there is.
+const FIRST_WORDS: Duration = Duration::from_millis(200);
+
+/// Clients start a short command and ask for its log at once; dockerd's start takes so long that they find it there. So
+/// somebody who asks right after a start waits, a short time, for the end.
+async fn hear_first_words(container: &Container, log: &Log) {
+    let Phase::Running { started_at, .. } = container.record().phase else { return };
+    if let Some(left) = FIRST_WORDS.checked_sub(started_at.elapsed()) {
+        // Its log's writer leaves when the container has ended.
+        let _ = tokio::time::timeout(left, log.watch().wait_for(|position| position.idle)).await;
+    }
 }
 
 /// The whole log as it is sent to a client that attaches.

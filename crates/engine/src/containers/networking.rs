@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bollard::models::{ContainerConfig, HostConfig};
 use proto::Isolation;
 
+use super::links;
 use crate::container::Container;
 use crate::container::record::Phase;
 use crate::engine::Engine;
@@ -58,6 +59,8 @@ pub fn attach(engine: &Engine, container: &Container, config: &ContainerConfig, 
     let endpoints = container.record().network.clone();
     let attached = engine.networks.attach(&request, endpoints)?;
     container.record().network = attached;
+    links::write_hosts(engine, container)?;
+    links::tell_owners(engine, container);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use image::ImageUse;
 use proto::Digest;
 
-use super::{shim, stop};
+use super::{links, shim, stop};
 use crate::container::Container;
 use crate::container::record::{FILE_NAME, Phase};
 use crate::engine::Engine;
@@ -32,11 +32,28 @@ pub async fn remove(
     query: Query,
 ) -> ApiResult<StatusCode> {
     if query.flag("link") {
-        return Err(ApiError::not_implemented("removing links: not supported by this version of Bulkhead"));
+        links::remove(&engine, &id).await?;
+        return Ok(StatusCode::NO_CONTENT);
     }
     let container = engine.containers.find(&id)?;
     let wanted = Removal { force: query.flag("force"), volumes: query.flag("v"), version };
     tokio::spawn(async move { take_down(&engine, &container, wanted).await }).await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `DELETE /containers/{id}/{alias}?link=1`: removes a link, not the container that it leads to.
+///
+/// # Errors
+/// 404; 400 for a link that is none.
+pub async fn remove_link(
+    State(engine): State<Arc<Engine>>,
+    Path((id, alias)): Path<(String, String)>,
+    query: Query,
+) -> ApiResult<StatusCode> {
+    if !query.flag("link") {
+        return Err(ApiError::not_found(format!("No such container: {id}/{alias}")));
+    }
+    links::remove(&engine, &format!("{id}/{alias}")).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -13,10 +13,11 @@ use containerd_shim_protos::protobuf::Message;
 use futures_util::stream;
 use proto::Isolation;
 use proto::control::UtilityVmRequest;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::clock::{Timestamp, ZERO_TIME};
 use crate::container::Container;
+use crate::container::record::Phase;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::query::Query;
@@ -94,7 +95,7 @@ impl Sampler {
         let cpu = cpu(&metrics, &HostCpu::read());
         let (preread, precpu) =
             self.previous.replace((read.clone(), cpu.clone())).unwrap_or_else(|| (ZERO_TIME.to_owned(), empty_cpu()));
-        Ok(json!({
+        let mut sample = json!({
             "name": name,
             "id": self.container.id,
             "read": read,
@@ -106,11 +107,26 @@ impl Sampler {
             "cpu_stats": cpu,
             "precpu_stats": precpu,
             "memory_stats": memory(&metrics, self.memory_bytes()),
-        }))
+        });
+        if let Some(networks) = self.networks() {
+            sample["networks"] = networks;
+        }
+        Ok(sample)
     }
 }
 
 impl Sampler {
+    /// Counters of its interfaces; none on the host's network, and without any.
+    fn networks(&self) -> Option<Value> {
+        let record = self.container.record();
+        let Phase::Running { pid, .. } = record.phase else { return None };
+        if record.isolation != Isolation::Process || record.host_text("NetworkMode") == "host" {
+            return None;
+        }
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
+        Some(interfaces(&text)).filter(|interfaces| !interfaces.is_empty()).map(Value::Object)
+    }
+
     /// The memory that a container without a limit has: its host's, or its utility VM's.
     fn memory_bytes(&self) -> u64 {
         match self.container.isolation {
@@ -171,6 +187,21 @@ fn memory(metrics: &Metrics, whole_bytes: u64) -> Value {
             "pgfault": memory.pg_fault, "pgmajfault": memory.pg_maj_fault,
         },
     })
+}
+
+/// The interfaces in `/proc/PID/net/dev`, but for loopback. Source: proc_pid_net(5); moby `daemon/stats_unix.go`.
+fn interfaces(text: &str) -> Map<String, Value> {
+    let interface = |line: &str| {
+        let (name, counters) = line.split_once(':').filter(|(name, _)| name.trim() != "lo")?;
+        let counters: Vec<u64> = counters.split_whitespace().map_while(|word| word.parse().ok()).collect();
+        let counter = |at: usize| counters.get(at).copied().unwrap_or(0);
+        let shown = json!({
+            "rx_bytes": counter(0), "rx_packets": counter(1), "rx_errors": counter(2), "rx_dropped": counter(3),
+            "tx_bytes": counter(8), "tx_packets": counter(9), "tx_errors": counter(10), "tx_dropped": counter(11),
+        });
+        Some((name.trim().to_owned(), shown))
+    };
+    text.lines().filter_map(interface).collect()
 }
 
 fn block(metrics: &Metrics) -> Value {
@@ -240,6 +271,14 @@ mod tests {
         memory_stat.usage.mut_or_insert_default().usage = 5;
         let shown = memory(&metrics, 1 << 30);
         assert_eq!((&shown["limit"], &shown["usage"]), (&json!(1 << 30), &json!(5)));
+    }
+
+    #[test]
+    fn interfaces_are_counted_but_for_loopback() {
+        let text = "Inter-|   Receive  |  Transmit\n face |bytes packets errs drop\n    lo: 9 9 9 9 0 0 0 0 9 9 9 9 0 0 0 0\n  eth0: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n";
+        let shown = interfaces(text);
+        assert_eq!(shown.keys().collect::<Vec<_>>(), ["eth0"]);
+        assert_eq!((&shown["eth0"]["rx_bytes"], &shown["eth0"]["tx_dropped"]), (&json!(1), &json!(8)));
     }
 
     #[test]

@@ -14,12 +14,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::endpoint::{Endpoint, Endpoints, LiveEndpoint, PublishedPort};
 use super::files::{self, FilesRequest};
+use super::links::parse_link;
 use super::neighbours::Neighbours;
 use super::ports::{self, Target, WantedPort};
 use super::record::{Driver, Network};
 use super::store::Member;
 use super::{Networks, Sandbox, host_error, lock, new_id};
 use crate::error::{ApiError, ApiResult};
+
+/// Further addresses of one endpoint.
+const MOST_LINK_LOCAL: usize = 16;
 
 /// A container that is to be put on networks.
 #[derive(Debug, Clone, Copy)]
@@ -167,6 +171,8 @@ impl Networks {
             gateway6: v6.and(gateway(false)).and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }),
             mac: format_mac(mac.unwrap_or_else(|| derived_mac(v4.map(|net| net.addr()), &id))),
             names: if network.has_names() { names(request, asked) } else { Vec::new() },
+            link_local: link_local(asked)?,
+            linked: if network.has_names() { linked_names(asked)? } else { Vec::new() },
             id,
         };
         self.store.join(&network.id, request.id, Member { name: request.name.to_owned(), endpoint: live.clone() });
@@ -189,6 +195,7 @@ impl Networks {
             mtu: network.mtu(),
             ipv4: live.ipv4,
             ipv6: live.ipv6,
+            link_local: live.link_local.clone(),
             isolated: !network.connects_neighbours(),
         };
         live.interface = hostnet::plug(namespace, &plug).map_err(|error| host_error(&error))?.name;
@@ -326,6 +333,8 @@ fn without_interface(id: String) -> LiveEndpoint {
         gateway6: None,
         mac: String::new(),
         names: Vec::new(),
+        linked: Vec::new(),
+        link_local: Vec::new(),
     }
 }
 
@@ -348,16 +357,29 @@ pub(super) fn check(network: &Network, asked: &EndpointSettings) -> ApiResult<()
             "network-scoped alias is supported only for containers in user defined networks",
         ));
     }
-    if asked.links.as_ref().is_some_and(|links| !links.is_empty()) {
-        return Err(ApiError::not_implemented("--link: not supported by this version of Bulkhead"));
-    }
-    Ok(())
+    link_local(asked)?;
+    linked_names(asked).map(drop)
 }
 
 fn asked_addresses(asked: &EndpointSettings) -> ApiResult<Vec<IpAddr>> {
     let ipam = asked.ipam_config.clone().unwrap_or_default();
     let texts = [ipam.ipv4_address, ipam.ipv6_address].into_iter().flatten().filter(|text| !text.is_empty());
     texts.map(|text| text.parse().map_err(|_| ApiError::invalid(format!("invalid IP address: {text}")))).collect()
+}
+
+/// Source: RFC 3927; moby `libnetwork/endpoint.go`, whose mask this is.
+fn link_local(asked: &EndpointSettings) -> ApiResult<Vec<IpNet>> {
+    let ipam = asked.ipam_config.clone().unwrap_or_default();
+    let read = |text: &String| {
+        let address: Ipv4Addr = text.parse().ok()?;
+        Some(IpNet::V4(ipnet::Ipv4Net::new(address, 16).ok()?)).filter(|_| address.is_link_local())
+    };
+    let texts = ipam.link_local_ips.unwrap_or_default();
+    if texts.len() > MOST_LINK_LOCAL {
+        return Err(ApiError::invalid(format!("at most {MOST_LINK_LOCAL} link-local addresses")));
+    }
+    let wrong = |text: &String| ApiError::invalid(format!("invalid link-local IP address: {text}"));
+    texts.iter().map(|text| read(text).ok_or_else(|| wrong(text))).collect()
 }
 
 fn names(request: &AttachRequest<'_>, asked: &EndpointSettings) -> Vec<String> {
@@ -372,6 +394,12 @@ fn names(request: &AttachRequest<'_>, asked: &EndpointSettings) -> Vec<String> {
         }
     }
     names
+}
+
+/// Names that this container alone has for others: each with the one by which everybody knows it.
+fn linked_names(asked: &EndpointSettings) -> ApiResult<Vec<(String, String)>> {
+    let links = asked.links.iter().flatten();
+    links.map(|text| parse_link(text).map(|(name, alias)| (alias.to_lowercase(), name.to_lowercase()))).collect()
 }
 
 fn upstreams(host: &HostConfig, namespace: &Namespace, endpoints: &Endpoints) -> Vec<Upstream> {

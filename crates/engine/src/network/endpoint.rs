@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use bollard::models::EndpointSettings;
 use hostnet::{Protocol, Publication};
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -56,6 +56,12 @@ pub struct LiveEndpoint {
     pub mac: String,
     /// Names by which neighbours find it, in lower case.
     pub names: Vec<String>,
+    /// Names that it alone has for neighbours, each with one that everybody has, in lower case.
+    #[serde(default)]
+    pub linked: Vec<(String, String)>,
+    /// Further addresses, which mean something on this network only.
+    #[serde(default)]
+    pub link_local: Vec<IpNet>,
 }
 
 /// A port of the container that the host publishes.
@@ -109,6 +115,9 @@ impl Endpoint {
                 if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
                     shown.insert(name.into(), json!(value));
                 }
+            }
+            if let Some(addresses) = ipam.link_local_ips.as_ref().filter(|addresses| !addresses.is_empty()) {
+                shown.insert("LinkLocalIPs".into(), json!(addresses));
             }
             shown
         });

@@ -143,6 +143,8 @@ mod tests {
             gateway6: None,
             mac: String::new(),
             names: Vec::new(),
+            linked: Vec::new(),
+            link_local: Vec::new(),
         };
         let endpoint = Endpoint { live: Some(live), ..Endpoint::default() };
         Endpoints { all: [("web".to_owned(), endpoint)].into(), ..Endpoints::default() }

@@ -15,12 +15,14 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    /// Networks with names on which the container is, each with its members.
-    fn networks(&self) -> impl Iterator<Item = (Arc<Network>, Vec<Member>)> {
+    /// Networks with names on which the container is, each with its members and with the names that the container alone has
+    /// for some of them.
+    fn networks(&self) -> impl Iterator<Item = (Arc<Network>, Vec<Member>, Vec<(String, String)>)> {
         let named = self.store.all().into_iter().filter(|network| network.has_names());
         named.filter_map(|network| {
             let members = self.store.members(&network.id);
-            members.contains_key(&self.container).then(|| (network, members.into_values().collect()))
+            let linked = members.get(&self.container)?.endpoint.linked.clone();
+            Some((network, members.into_values().collect(), linked))
         })
     }
 }
@@ -28,7 +30,8 @@ impl Neighbours {
 impl Directory for Neighbours {
     fn addresses(&self, name: &str) -> Option<Vec<IpAddr>> {
         let mut found: Option<Vec<IpAddr>> = None;
-        for (network, members) in self.networks() {
+        for (network, members, linked) in self.networks() {
+            let name = linked.iter().find(|(alias, _)| alias == name).map_or(name, |(_, meant)| meant.as_str());
             // `web.shop` is web on the network shop.
             let suffix = format!(".{}", network.name.to_lowercase());
             let plain = name.strip_suffix(&suffix).unwrap_or(name);
@@ -41,7 +44,7 @@ impl Directory for Neighbours {
     }
 
     fn name_of(&self, address: IpAddr) -> Option<String> {
-        self.networks().find_map(|(network, members)| {
+        self.networks().find_map(|(network, members, _)| {
             let member = members.iter().find(|member| member.endpoint.addresses().any(|known| known == address))?;
             Some(format!("{}.{}", member.name, network.name))
         })

@@ -231,7 +231,12 @@ impl NetworkStore {
         let mut taken: Vec<IpNet> = Vec::new();
         for is_v4 in [true, false] {
             let wanted = asked.iter().copied().find(|address| address.is_ipv4() == is_v4);
-            let mut pools = entry.pools.iter_mut().filter(|pool| matches!(pool.subnet(), IpNet::V4(_)) == is_v4);
+            let of_family = |pool: &Pool| matches!(pool.subnet(), IpNet::V4(_)) == is_v4;
+            // As dockerd: on a network without IPv6 nobody gets an address of it, asked for or not.
+            if !entry.pools.iter().any(of_family) {
+                continue;
+            }
+            let mut pools = entry.pools.iter_mut().filter(|pool| of_family(pool));
             let outcome = match wanted {
                 Some(address) => match pools.find(|pool| pool.subnet().contains(&address)) {
                     Some(pool) => pool.take(address).map(|()| Some((address, pool.subnet()))),
@@ -313,6 +318,8 @@ mod tests {
             gateway4: None,
             gateway6: None,
             mac: String::new(),
+            linked: Vec::new(),
+            link_local: Vec::new(),
             names: vec![name.to_owned()],
         };
         Member { name: name.into(), endpoint }

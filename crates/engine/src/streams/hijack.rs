@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -13,12 +13,12 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, pipe};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
+use super::input::Typing;
 use super::mux::Framing;
 use super::{Attachment, Streams};
-use crate::error::{ApiError, ApiResult};
 use crate::output::{Chunk, Source};
 
 /// A connection taken out of HTTP.
@@ -48,36 +48,29 @@ pub enum SessionEnd {
     Gone,
 }
 
-/// A request that may be taken out of HTTP.
+/// A request that is to be taken out of HTTP.
 pub struct Hijack {
-    upgrade: Option<OnUpgrade>,
+    upgrade: OnUpgrade,
 }
 
 impl Hijack {
-    /// Looks whether the client asked for it.
+    /// Looks whether the client asked for it; one that did not gets the output as the response's body ([`super::plain`]).
     #[must_use]
-    pub fn of(request: &mut Request) -> Self {
+    pub fn of(request: &mut Request) -> Option<Self> {
         let asked = request.headers().contains_key(header::UPGRADE);
-        Self { upgrade: request.extensions_mut().remove::<OnUpgrade>().filter(|_| asked) }
+        request.extensions_mut().remove::<OnUpgrade>().filter(|_| asked).map(|upgrade| Self { upgrade })
     }
 
-    /// Answers, and runs `session` on the connection; a client that did not ask for an upgrade gets the output as the
-    /// response's body, through `plain`.
-    ///
-    /// # Errors
-    /// 400 when the connection cannot be taken and there is no plain way.
+    /// Answers, and runs `session` on the connection.
     pub fn answer<F>(
         self,
         content_type: &'static str,
         session: impl FnOnce(Connection) -> F + Send + 'static,
-        plain: impl FnOnce() -> ApiResult<Body>,
-    ) -> ApiResult<Response>
+    ) -> Response
     where
         F: Future<Output = ()> + Send,
     {
-        let Some(upgrade) = self.upgrade else {
-            return Ok(([(header::CONTENT_TYPE, content_type)], plain()?).into_response());
-        };
+        let upgrade = self.upgrade;
         tokio::spawn(async move {
             match upgrade.await.map_err(|error| error.to_string()).and_then(Connection::take) {
                 Ok(connection) => session(connection).await,
@@ -91,7 +84,7 @@ impl Hijack {
         headers.insert(header::UPGRADE, HeaderValue::from_static("tcp"));
         headers.remove(header::CONTENT_LENGTH);
         response.extensions_mut().insert(ReasonPhrase::from_static(b"UPGRADED"));
-        Ok(response)
+        response
     }
 }
 
@@ -170,20 +163,12 @@ enum InputEnd {
 const INPUT_BYTES: usize = 64 * 1024;
 
 async fn read_input(mut reader: OwnedReadHalf, early: Bytes, streams: &Streams, input: Input) -> InputEnd {
-    let mut pipe = streams.stdin().await;
-    let mut keys = DetachKeys::new(input.detach_keys);
+    let mut typing = Typing::begin(streams, input.detach_keys).await;
     let mut buffer = early.to_vec();
     buffer.reserve(INPUT_BYTES);
     let end = loop {
         if !buffer.is_empty() {
-            let (typed, detached) = keys.filter(&buffer);
-            if let Some(open) = &pipe
-                && let Err(error) = write_pipe(open, &typed).await
-            {
-                tracing::debug!(%error, "a process does not read its input any more");
-                pipe = None;
-            }
-            if detached {
+            if typing.take(&buffer).await {
                 return InputEnd::Detached;
             }
             buffer.clear();
@@ -197,115 +182,9 @@ async fn read_input(mut reader: OwnedReadHalf, early: Bytes, streams: &Streams, 
             }
         }
     };
-    drop(pipe);
+    drop(typing);
     if input.ends_stdin {
         streams.close_stdin();
     }
     end
-}
-
-async fn write_pipe(pipe: &pipe::Sender, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        pipe.writable().await?;
-        match pipe.try_write(bytes) {
-            Ok(length) => bytes = &bytes[length..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Finds the detach keys in what is typed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct DetachKeys {
-    keys: Vec<u8>,
-    matched: usize,
-}
-
-impl DetachKeys {
-    fn new(keys: Vec<u8>) -> Self {
-        Self { keys, matched: 0 }
-    }
-
-    /// What of `typed` goes to the process, and whether the keys were completed. Keys that may be the beginning are
-    /// held back until the next one decides.
-    fn filter(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
-        if self.keys.is_empty() {
-            return (typed.to_vec(), false);
-        }
-        let mut passed = Vec::with_capacity(typed.len());
-        for &key in typed {
-            if key != self.keys[self.matched] {
-                passed.extend_from_slice(&self.keys[..self.matched]);
-                self.matched = 0;
-            }
-            if key != self.keys[self.matched] {
-                passed.push(key);
-                continue;
-            }
-            self.matched += 1;
-            if self.matched == self.keys.len() {
-                return (passed, true);
-            }
-        }
-        (passed, false)
-    }
-}
-
-/// Reads `ctrl-p,ctrl-q` and the like.
-///
-/// # Errors
-/// 400 for a key that is none.
-pub fn parse_detach_keys(text: &str) -> ApiResult<Vec<u8>> {
-    text.split(',').map(parse_key).collect()
-}
-
-/// The keys when the client names none.
-pub const DEFAULT_DETACH_KEYS: &str = "ctrl-p,ctrl-q";
-
-/// Source: moby/term `ascii.go`.
-fn parse_key(text: &str) -> ApiResult<u8> {
-    let unknown = || ApiError::invalid(format!("Unknown character: '{text}'"));
-    let key = match text.strip_prefix("ctrl-") {
-        Some(letter) => match letter.as_bytes() {
-            [letter @ b'a'..=b'z'] => letter - b'a' + 1,
-            b"@" => 0,
-            b"[" => 27,
-            b"\\" => 28,
-            b"]" => 29,
-            b"^" => 30,
-            b"_" => 31,
-            _ => return Err(unknown()),
-        },
-        None if text == "DEL" => 127,
-        None => match text.as_bytes() {
-            [key] => *key,
-            _ => return Err(unknown()),
-        },
-    };
-    Ok(key)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn detach_keys_are_found_across_reads_and_prefixes_are_given_back() {
-        let mut keys = DetachKeys::new(parse_detach_keys(DEFAULT_DETACH_KEYS).unwrap());
-        assert_eq!(keys.filter(b"ab\x10"), (b"ab".to_vec(), false));
-        assert_eq!(keys.filter(b"c"), (b"\x10c".to_vec(), false));
-        assert_eq!(keys.filter(b"\x10\x10"), (b"\x10".to_vec(), false));
-        assert_eq!(keys.filter(b"\x11rest"), (Vec::new(), true));
-        assert_eq!(DetachKeys::new(Vec::new()).filter(b"\x10\x11"), (b"\x10\x11".to_vec(), false));
-    }
-
-    #[test]
-    fn keys_are_named_as_in_docker() {
-        assert_eq!(parse_detach_keys("ctrl-a,x,ctrl-[").unwrap(), [1, b'x', 27]);
-        for bad in ["", "ctrl-", "ctrl-A", "xy", "ctrl-a,"] {
-            assert!(parse_detach_keys(bad).is_err(), "{bad:?}");
-        }
-    }
 }

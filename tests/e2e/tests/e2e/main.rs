@@ -35,6 +35,7 @@ mod applications;
 mod bad_input;
 mod build;
 mod build_remote;
+mod clients;
 mod commit;
 mod configuration;
 mod copy;

@@ -363,3 +363,43 @@ fn networks_that_come_and_go_at_once_harm_each_other_not() {
     let left = host.docker(&["network", "ls", "-q", "--filter", "type=custom"]).ok();
     assert_eq!(left, "");
 }
+
+#[test]
+fn links_lead_to_others_by_names_of_their_own() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let web = start(&host, "web", &["-e", "A=1", "--expose", "80", "-h", "www"], SERVER);
+    // On the default bridge by the hosts file and the environment.
+    start(&host, "client", &["--link", "web:my-web"], &["sleep", "1000"]);
+    for name in ["my-web", "web", "www"] {
+        assert_eq!(fetch(&host, "client", name).ok(), "www", "{name}");
+    }
+    let address = endpoint(&host, "web", "bridge", "IPAddress");
+    let environment = exec(&host, "client", &["env"]).ok();
+    for wanted in
+        [format!("MY_WEB_PORT=tcp://{address}:80"), "MY_WEB_ENV_A=1".into(), "MY_WEB_NAME=/client/my-web".into()]
+    {
+        assert!(environment.lines().any(|line| line == wanted), "{wanted}: {environment}");
+    }
+    assert_eq!(host.inspect("client")["HostConfig"]["Links"][0], "/web:/client/my-web");
+    assert_eq!(
+        host.docker(&["ps", "--no-trunc", "--filter", "name=^web$", "--format", "{{.Names}}"]).ok(),
+        "web,client/my-web"
+    );
+    host.docker(&["rm", "--link", "client/my-web"]).ok();
+    assert!(host.inspect("client")["HostConfig"]["Links"].is_null());
+    // One that does not run cannot be linked to; one that is not there neither.
+    host.docker(&["stop", "-t", "0", "web"]).ok();
+    run(&host, &["--link", "web:w"], &["true"])
+        .fails_saying(125, &["Cannot link to a non running container: /web AS /"]);
+    run(&host, &["--link", "nosuch:w"], &["true"]).fails_saying(125, &["could not get container for nosuch"]);
+    // On networks with names as an alias that one container alone has.
+    host.docker(&["network", "create", "shop"]).ok();
+    host.docker(&["network", "connect", "shop", "web"]).ok();
+    host.docker(&["start", "web"]).ok();
+    start(&host, "named", &["--network", "shop", "--link", "web:store"], &["sleep", "1000"]);
+    start(&host, "other", &["--network", "shop"], &["sleep", "1000"]);
+    wait_fetch(&host, "named", "store", "www");
+    assert_ne!(fetch(&host, "other", "store").code, 0);
+    let counters = host.get_json(&format!("/containers/{web}/stats?stream=0&one-shot=1"))["networks"].clone();
+    assert!(counters["eth0"]["rx_bytes"].as_u64().unwrap() > 0 && counters["eth1"].is_object(), "{counters}");
+}
