@@ -15,6 +15,11 @@ pub enum UnknownAddress {
     /// Neither a socket of this host nor one behind SSH.
     #[error("cannot use the engine address {0:?}: only unix:///PATH and ssh://[USER@]HOST[:PORT][/PATH] are supported")]
     Form(String),
+    /// TCP.
+    #[error(
+        "cannot use the engine address {0:?}: the engine serves no TCP, since whoever reached it would be root; use ssh://[USER@]HOST"
+    )]
+    Tcp(String),
     /// `-H` and `-c` at once.
     #[error("conflicting options: either specify --host or --context, not both")]
     Both,
@@ -106,6 +111,9 @@ fn parse(address: &str) -> Result<Address, UnknownAddress> {
     if let Some(path) = address.strip_prefix("unix://") {
         return if path.starts_with('/') { Ok(Address::Unix(path.into())) } else { Err(unknown()) };
     }
+    if ["tcp://", "http://", "https://"].iter().any(|scheme| address.starts_with(scheme)) {
+        return Err(UnknownAddress::Tcp(address.to_owned()));
+    }
     let rest = address.strip_prefix("ssh://").ok_or_else(unknown)?;
     let (authority, socket) = match rest.find('/') {
         Some(at) => (&rest[..at], Some(rest[at..].to_owned()).filter(|path| path != "/")),
@@ -170,15 +178,8 @@ mod tests {
             choose(Asked::default(), |name| (name == "HOME").then(|| "/nonexistent".into())).unwrap(),
             unix(DEFAULT_SOCKET)
         );
-        for bad in [
-            "tcp://1.2.3.4:2375",
-            "unix://relative",
-            "/run/x.sock",
-            "",
-            "ssh://",
-            "ssh://-oProxyCommand=x",
-            "ssh://h:x",
-        ] {
+        assert!(from_flag("tcp://1.2.3.4:2375").unwrap_err().to_string().contains("use ssh://"));
+        for bad in ["unix://relative", "/run/x.sock", "", "ssh://", "ssh://-oProxyCommand=x", "ssh://h:x"] {
             assert!(from_flag(bad).is_err(), "{bad}");
         }
     }

@@ -1,7 +1,8 @@
 //! `--format`: the part of Go's text/template that people use with Docker.
 //!
-//! Fields (`{{.State.Status}}`), the functions of [`functions`], pipelines, parentheses, `{{range .X}}...{{end}}`,
-//! `{{if .X}}...{{else if .Y}}...{{else}}...{{end}}`, `{{with .X}}...{{end}}`, comments, `\t` and `\n`. No variables.
+//! Fields (`{{.State.Status}}`, `{{(index .X 0).Y}}`), the functions of [`functions`], pipelines, parentheses, variables,
+//! `{{range .X}}...{{end}}`, `{{range $k, $v := .X}}`, `{{if .X}}...{{else if .Y}}...{{else}}...{{end}}`, `{{with .X}}...{{end}}`,
+//! comments, `\t` and `\n`. No templates in templates, no `break`.
 
 mod functions;
 mod parse;
@@ -46,7 +47,7 @@ impl Template {
     /// [`TemplateError::NoField`] and [`TemplateError::Value`].
     pub fn apply(&self, to: &Value) -> Result<String, TemplateError> {
         let mut out = String::new();
-        write_nodes(&self.0, to, to, &mut out)?;
+        write_nodes(&self.0, &mut Scope { root: to, variables: Vec::new() }, to, &mut out)?;
         Ok(out)
     }
 
@@ -93,7 +94,8 @@ fn collect_fields(expression: &Expression, fields: &mut Vec<String>) {
     match expression {
         Expression::Field(path) => fields.extend(path.first().cloned()),
         Expression::Call(_, arguments) => arguments.iter().for_each(|argument| collect_fields(argument, fields)),
-        Expression::Root(_) | Expression::Literal(_) => {}
+        Expression::Of(expression, _) => collect_fields(expression, fields),
+        Expression::Root(_) | Expression::Variable(..) | Expression::Literal(_) => {}
     }
 }
 
@@ -102,56 +104,122 @@ fn unescape(text: &str) -> String {
     text.replace("\\t", "\t").replace("\\n", "\n")
 }
 
-fn write_nodes(nodes: &[Node], root: &Value, dot: &Value, out: &mut String) -> Result<(), TemplateError> {
-    for node in nodes {
-        match node {
-            Node::Text(text) => out.push_str(text),
-            Node::Print(expression) => out.push_str(&show(&evaluate(expression, root, dot)?)),
-            Node::If(condition, then, otherwise) => {
-                let branch = if is_true(&evaluate(condition, root, dot)?) { then } else { otherwise };
-                write_nodes(branch, root, dot, out)?;
+/// What names mean.
+struct Scope<'a> {
+    root: &'a Value,
+    /// The innermost is the last.
+    variables: Vec<(String, Value)>,
+}
+
+impl Scope<'_> {
+    fn variable(&mut self, name: &str) -> Result<&mut Value, TemplateError> {
+        let found = self.variables.iter_mut().rev().find(|(known, _)| known == name);
+        found.map(|(_, value)| value).ok_or_else(|| TemplateError::Syntax(format!("undefined variable \"${name}\"")))
+    }
+
+    /// Writes a block that has variables of its own.
+    fn block(
+        &mut self,
+        named: impl IntoIterator<Item = (String, Value)>,
+        nodes: &[Node],
+        dot: &Value,
+        out: &mut String,
+    ) -> Result<(), TemplateError> {
+        let outside = self.variables.len();
+        self.variables.extend(named);
+        let written = write_nodes(nodes, self, dot, out);
+        self.variables.truncate(outside);
+        written
+    }
+}
+
+fn write_nodes(nodes: &[Node], scope: &mut Scope<'_>, dot: &Value, out: &mut String) -> Result<(), TemplateError> {
+    nodes.iter().try_for_each(|node| write_node(node, &[], scope, dot, out))
+}
+
+/// Shape: `names` are those that the node's block has for what it looks at.
+fn write_node(
+    node: &Node,
+    names: &[String],
+    scope: &mut Scope<'_>,
+    dot: &Value,
+    out: &mut String,
+) -> Result<(), TemplateError> {
+    let named = |value: &Value| names.first().map(|name| (name.clone(), value.clone()));
+    match node {
+        Node::Text(text) => out.push_str(text),
+        Node::Print(expression) => out.push_str(&show(&evaluate(expression, scope, dot)?)),
+        Node::Named(names, node) => write_node(node, names, scope, dot, out)?,
+        Node::Declare(name, expression) => {
+            let value = evaluate(expression, scope, dot)?;
+            scope.variables.push((name.clone(), value));
+        }
+        Node::Assign(name, expression) => {
+            let value = evaluate(expression, scope, dot)?;
+            *scope.variable(name)? = value;
+        }
+        Node::If(condition, then, otherwise) => {
+            let value = evaluate(condition, scope, dot)?;
+            let branch = if is_true(&value) { then } else { otherwise };
+            scope.block(named(&value), branch, dot, out)?;
+        }
+        Node::With(condition, then, otherwise) => {
+            let value = evaluate(condition, scope, dot)?;
+            let (branch, dot) = if is_true(&value) { (then, &value) } else { (otherwise, dot) };
+            scope.block(named(&value), branch, dot, out)?;
+        }
+        Node::Range(over, body, otherwise) => {
+            let over = evaluate(over, scope, dot)?;
+            let items: Vec<(Value, &Value)> = match &over {
+                Value::Array(items) => items.iter().enumerate().map(|(at, item)| (at.into(), item)).collect(),
+                Value::Object(fields) => fields.iter().map(|(name, item)| (name.as_str().into(), item)).collect(),
+                Value::Null => Vec::new(),
+                other => return Err(TemplateError::Value(format!("range can't iterate over {}", show(other)))),
+            };
+            if items.is_empty() {
+                return scope.block(None, otherwise, dot, out);
             }
-            Node::With(condition, then, otherwise) => {
-                let value = evaluate(condition, root, dot)?;
-                if is_true(&value) {
-                    write_nodes(then, root, &value, out)?;
-                } else {
-                    write_nodes(otherwise, root, dot, out)?;
-                }
+            for (key, item) in items {
+                let named = match names {
+                    [] => Vec::new(),
+                    [one] => vec![(one.clone(), item.clone())],
+                    [first, second, ..] => vec![(first.clone(), key), (second.clone(), item.clone())],
+                };
+                scope.block(named, body, item, out)?;
             }
-            Node::Range(over, body, otherwise) => match evaluate(over, root, dot)? {
-                Value::Array(items) if !items.is_empty() => {
-                    items.iter().try_for_each(|item| write_nodes(body, root, item, out))?;
-                }
-                Value::Object(fields) if !fields.is_empty() => {
-                    fields.values().try_for_each(|item| write_nodes(body, root, item, out))?;
-                }
-                Value::Array(_) | Value::Object(_) | Value::Null => write_nodes(otherwise, root, dot, out)?,
-                other => return Err(TemplateError::Value(format!("range can't iterate over {}", show(&other)))),
-            },
         }
     }
     Ok(())
 }
 
-fn evaluate(expression: &Expression, root: &Value, dot: &Value) -> Result<Value, TemplateError> {
+fn evaluate(expression: &Expression, scope: &mut Scope<'_>, dot: &Value) -> Result<Value, TemplateError> {
     match expression {
         Expression::Literal(value) => Ok(value.clone()),
         Expression::Field(path) => field(dot, path),
-        Expression::Root(path) => field(root, path),
+        Expression::Root(path) => field(scope.root, path),
+        Expression::Variable(name, path) => field(scope.variable(name)?, path),
+        Expression::Of(expression, path) => field(&evaluate(expression, scope, dot)?, path),
         Expression::Call(name, arguments) => {
             let values: Vec<Value> =
-                arguments.iter().map(|argument| evaluate(argument, root, dot)).collect::<Result<_, _>>()?;
+                arguments.iter().map(|argument| evaluate(argument, scope, dot)).collect::<Result<_, _>>()?;
             functions::call(name, &values)
         }
     }
 }
 
+/// Fields that are maps, of which no key must be there. All others are known to Go by name.
+const MAPS: [&str; 9] =
+    ["Annotations", "Attributes", "DriverOpts", "ExposedPorts", "Labels", "Networks", "Options", "Ports", "Sysctls"];
+
 fn field(value: &Value, path: &[String]) -> Result<Value, TemplateError> {
     let mut value = value;
-    for name in path {
+    for (at, name) in path.iter().enumerate() {
         value = match value {
-            Value::Object(fields) => fields.get(name).ok_or_else(|| TemplateError::NoField { field: name.clone() })?,
+            Value::Object(fields) => match fields.get(name) {
+                Some(value) => value,
+                None if at > 0 && MAPS.contains(&path[at - 1].as_str()) => return Ok(Value::Null),
+                None => return Err(TemplateError::NoField { field: name.clone() }),
+            },
             // Go prints "<no value>" for what lies behind nothing.
             Value::Null => return Ok(Value::Null),
             _ => return Err(TemplateError::NoField { field: name.clone() }),
@@ -196,6 +264,7 @@ mod tests {
         let value = json!({
             "Name": "web", "State": {"Running": true, "ExitCode": 0, "Error": ""}, "Args": ["a", "b"],
             "Labels": {"x.y": "z"}, "None": null, "Mounts": [{"Type": "bind"}, {"Type": "tmpfs"}],
+            "Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]},
         });
         Template::parse(text).and_then(|template| template.apply(&value)).unwrap_or_else(|error| format!("! {error}"))
     }
@@ -225,12 +294,22 @@ mod tests {
             ),
             ("{{and 1 .Name}} {{or .None \"x\"}} {{lt 1 2}} {{ge \"a\" \"b\"}}", "web x true false"),
             ("{{if eq .Name \"web\" \"db\"}}1{{end}}", "1"),
+            ("{{range $i, $e := .Args}}{{$i}}={{$e}} {{end}}", "0=a 1=b "),
+            ("{{range $name, $value := .Labels}}{{$name}}: {{$value}}{{end}}", "x.y: z"),
+            ("{{range $e := .Args}}{{$e}}{{.}}{{end}}{{range $e := .None}}x{{else}}y{{end}}", "aabby"),
+            ("{{$n := .Name}}{{with .State}}{{$n}} {{$n = .ExitCode}}{{end}}{{$n}}", "web 0"),
+            ("{{$s := .State}}{{$s.ExitCode}}{{if $x := .Name}}{{$x}}{{end}}", "0web"),
+            ("{{(index .Mounts 1).Type}} {{(index (slice .Mounts 1) 0).Type | upper}}", "tmpfs TMPFS"),
+            ("{{range $p, $conf := .Ports}}{{$p}} -> {{(index $conf 0).HostPort}} {{end}}", "80/tcp -> 8080 "),
+            ("{{(index (index .Ports \"80/tcp\") 0).HostPort}}", "8080"),
+            ("{{.Labels.nope}}|{{index .Labels \"nope\"}}|{{index .None \"nope\"}}|", "<no value>|||"),
             ("plain", "plain"),
             (
                 "{{json .}}",
                 &json!({
                     "Name": "web", "State": {"Running": true, "ExitCode": 0, "Error": ""}, "Args": ["a", "b"],
                     "Labels": {"x.y": "z"}, "None": null, "Mounts": [{"Type": "bind"}, {"Type": "tmpfs"}],
+                    "Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]},
                 })
                 .to_string(),
             ),
@@ -242,9 +321,21 @@ mod tests {
     #[test]
     fn what_cannot_be_is_said() {
         assert_eq!(applied("{{.Nope}}"), "! template: can't evaluate field Nope: there is no such field");
-        for bad in
-            ["{{", "{{.Name", "{{range .Args}}", "{{end}}", "{{nofunction .Name}}", "{{}}", "{{else}}", "{{.Name.X}}"]
-        {
+        for bad in [
+            "{{",
+            "{{.Name",
+            "{{range .Args}}",
+            "{{end}}",
+            "{{nofunction .Name}}",
+            "{{}}",
+            "{{else}}",
+            "{{.Name.X}}",
+            "{{$x}}",
+            "{{$x = 1}}",
+            "{{if $x := 1}}{{end}}{{$x}}",
+            "{{range $a, $b, $c := .Args}}{{end}}",
+            "{{$a, $b := .Args}}",
+        ] {
             assert!(applied(bad).starts_with("! "), "{bad}");
         }
     }

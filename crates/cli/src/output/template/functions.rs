@@ -112,7 +112,11 @@ fn printf(format: &str, values: &[Value]) -> Result<String, TemplateError> {
 
 fn index(value: &Value, key: &Value) -> Result<Value, TemplateError> {
     match (value, key) {
-        (Value::Object(fields), Value::String(key)) => Ok(fields.get(key).cloned().unwrap_or_default()),
+        (Value::Object(fields), Value::String(key)) => Ok(fields.get(key).cloned().unwrap_or_else(|| {
+            // Go's zero: of a map of texts, such as labels, an empty one.
+            if fields.values().all(Value::is_string) { Value::from("") } else { Value::Null }
+        })),
+        (Value::Null, Value::String(_)) => Ok(Value::from("")),
         (Value::Array(items), Value::Number(number)) => {
             let at = number.as_u64().and_then(|number| usize::try_from(number).ok());
             at.and_then(|at| items.get(at))

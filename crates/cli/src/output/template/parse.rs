@@ -13,6 +13,12 @@ pub(super) enum Node {
     /// As `If`, and what was looked at is the new `.`.
     With(Expression, Vec<Node>, Vec<Node>),
     Range(Expression, Vec<Node>, Vec<Node>),
+    /// `{{$name := ...}}`, until the end of the block.
+    Declare(String, Expression),
+    /// `{{$name = ...}}`
+    Assign(String, Expression),
+    /// What names a block has: those of its `range`, or the one of its `if` or `with`.
+    Named(Vec<String>, Box<Node>),
 }
 
 /// What stands between the braces.
@@ -22,6 +28,10 @@ pub(super) enum Expression {
     Field(Vec<String>),
     /// `$.A.B`; empty for `$`.
     Root(Vec<String>),
+    /// `$name.A.B`
+    Variable(String, Vec<String>),
+    /// `(...).A.B`
+    Of(Box<Expression>, Vec<String>),
     Literal(Value),
     Call(String, Vec<Expression>),
 }
@@ -94,8 +104,26 @@ fn statement(action: &str, rest: &mut &[Piece<'_>]) -> Result<Node, TemplateErro
         "if" => Node::If,
         "with" => Node::With,
         "range" => Node::Range,
-        _ => return Ok(Node::Print(expression(action)?)),
+        _ => {
+            return Ok(
+                match declared(action, ":=")
+                    .map(|found| (true, found))
+                    .or(declared(action, "=").map(|found| (false, found)))
+                {
+                    Some((declares, (names, value))) => {
+                        let [name] = &names[..] else { return Err(syntax("too many variables")) };
+                        let make = if declares { Node::Declare } else { Node::Assign };
+                        make(name.clone(), expression(value)?)
+                    }
+                    None => Node::Print(expression(action)?),
+                },
+            );
+        }
     };
+    let (names, condition) = declared(condition, ":=").unwrap_or((Vec::new(), condition));
+    if names.len() > if word == "range" { 2 } else { 1 } {
+        return Err(syntax("too many variables"));
+    }
     let condition = expression(condition)?;
     let (then, ended_by) = block(rest)?;
     let otherwise = match ended_by {
@@ -108,7 +136,22 @@ fn statement(action: &str, rest: &mut &[Piece<'_>]) -> Result<Node, TemplateErro
         Some(_) => Vec::new(),
         None => return Err(syntax(format!("{{{{{word}}}}} without {{{{end}}}}"))),
     };
-    Ok(make(condition, then, otherwise))
+    let node = make(condition, then, otherwise);
+    Ok(if names.is_empty() { node } else { Node::Named(names, Box::new(node)) })
+}
+
+/// The variables to the left of `:=` or `=`, and what is to the right of it.
+fn declared<'a>(text: &'a str, sign: &str) -> Option<(Vec<String>, &'a str)> {
+    let (names, value) = text.split_once(sign)?;
+    let names: Option<Vec<String>> = names
+        .split(',')
+        .map(|name| {
+            let name = name.trim().strip_prefix('$')?;
+            let is_name = !name.is_empty() && name.chars().all(|letter| letter.is_alphanumeric() || letter == '_');
+            is_name.then(|| name.to_owned())
+        })
+        .collect();
+    Some((names?, value.trim()))
 }
 
 /// A pipeline: what is left of `|` becomes the last argument of what is right of it.
@@ -165,8 +208,14 @@ fn tokens(text: &str) -> Result<Vec<Token>, TemplateError> {
             }
             '(' => {
                 let end = closing(rest).ok_or_else(|| syntax("unclosed parenthesis"))?;
-                tokens.push(Token::Operand(expression(&rest[1..end])?));
-                &rest[end + 1..]
+                let inside = expression(&rest[1..end])?;
+                let after = &rest[end + 1..];
+                let end = if after.starts_with('.') { after.find(is_end).unwrap_or(after.len()) } else { 0 };
+                tokens.push(Token::Operand(match &after[..end] {
+                    "" => inside,
+                    fields => Expression::Of(Box::new(inside), path(fields)?),
+                }));
+                &after[end..]
             }
             '"' | '`' | '\'' => {
                 let end = rest[1..].find(first).ok_or_else(|| syntax("unclosed quote"))? + 1;
@@ -174,7 +223,7 @@ fn tokens(text: &str) -> Result<Vec<Token>, TemplateError> {
                 &rest[end + 1..]
             }
             _ => {
-                let end = rest.find(|c: char| c.is_whitespace() || c == '|').unwrap_or(rest.len());
+                let end = rest.find(is_end).unwrap_or(rest.len());
                 tokens.push(word(&rest[..end])?);
                 &rest[end..]
             }
@@ -201,21 +250,33 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
+/// What ends a word.
+fn is_end(letter: char) -> bool {
+    letter.is_whitespace() || matches!(letter, '|' | '(')
+}
+
+/// The names of `.A.B`; none of `.` alone.
+fn path(text: &str) -> Result<Vec<String>, TemplateError> {
+    let names: Vec<String> = text.split('.').skip(1).map(str::to_owned).collect();
+    match names.as_slice() {
+        [only] if only.is_empty() => Ok(Vec::new()),
+        names if names.iter().any(String::is_empty) => Err(syntax(format!("bad field {text:?}"))),
+        _ => Ok(names),
+    }
+}
+
 fn word(text: &str) -> Result<Token, TemplateError> {
-    let path = |text: &str| -> Result<Vec<String>, TemplateError> {
-        let names: Vec<String> = text.split('.').skip(1).map(str::to_owned).collect();
-        match names.as_slice() {
-            [only] if only.is_empty() => Ok(Vec::new()),
-            names if names.iter().any(String::is_empty) => Err(syntax(format!("bad field {text:?}"))),
-            _ => Ok(names),
-        }
-    };
     let operand = |expression| Ok(Token::Operand(expression));
     match text {
         "true" => operand(Expression::Literal(true.into())),
         "false" => operand(Expression::Literal(false.into())),
         "$" => operand(Expression::Root(Vec::new())),
         _ if text.starts_with("$.") => operand(Expression::Root(path(&text[1..])?)),
+        _ if text.starts_with('$') => {
+            let (name, fields) = text[1..].split_once('.').unwrap_or((&text[1..], ""));
+            let fields = if fields.is_empty() { Vec::new() } else { path(&format!(".{fields}"))? };
+            operand(Expression::Variable(name.to_owned(), fields))
+        }
         _ if text.starts_with('.') => operand(Expression::Field(path(text)?)),
         _ => match text.parse::<i64>() {
             Ok(number) => operand(Expression::Literal(number.into())),
