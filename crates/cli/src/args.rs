@@ -153,6 +153,9 @@ pub enum Command {
     Template(system::TemplateCommand),
     /// Print a completion script for a shell
     Completion(system::CompletionArgs),
+    /// Print the names that can come next
+    #[command(name = "__complete", hide = true)]
+    Complete(system::CompleteArgs),
     /// Write the manual pages to a folder
     #[command(hide = true)]
     Man(system::ManArgs),

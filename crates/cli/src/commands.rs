@@ -3,6 +3,7 @@
 mod attach;
 mod build;
 mod commit;
+mod complete;
 mod completion;
 mod container;
 mod cp;
@@ -112,6 +113,7 @@ async fn with_images(client: &Client, command: Command) -> CliResult<()> {
 
 async fn with_engine(client: &Client, command: Command) -> CliResult<()> {
     match command {
+        Command::Complete(args) => complete::complete(client, &args).await,
         Command::Events(args) => events::events(client, &args).await,
         Command::Version(args) => version::version(client, &args).await,
         Command::Info(args) => info::info(client, &args).await,

@@ -51,6 +51,14 @@ pub struct CompletionArgs {
     pub shell: clap_complete::Shell,
 }
 
+/// `__complete`.
+#[derive(Debug, Args)]
+pub struct CompleteArgs {
+    /// The command line before the word that is completed, without the program's name
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<String>,
+}
+
 /// `man`.
 #[derive(Debug, Args)]
 pub struct ManArgs {
