@@ -10,6 +10,7 @@
 mod attach;
 pub mod endpoint;
 mod files;
+mod guest;
 mod links;
 mod live;
 mod neighbours;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use containerd_shim_protos::api as wire;
 use containerd_shim_protos::protobuf::{MessageField, well_known_types::any::Any};
 use containerd_shim_protos::shim_async::TaskClient;
+use proto::network::NetworkUpdate;
 use proto::{ErrorKind, Status};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::Client;
@@ -239,6 +240,19 @@ impl Task {
         let request =
             wire::UpdateTaskRequest { id: self.id.clone(), resources: MessageField::some(any), ..Default::default() };
         self.client.update(bound(QUICK), &request).await.map_err(|e| failed(&e))?;
+        Ok(())
+    }
+
+    /// Makes the network of a hyperv container that runs what it says.
+    ///
+    /// # Errors
+    /// The shim's; the network is then as it was.
+    pub async fn update_network(&self, update: &NetworkUpdate) -> TaskResult<()> {
+        let value = serde_json::to_vec(update).map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+        let any = Any { type_url: NetworkUpdate::TYPE_URL.into(), value, ..Default::default() };
+        let request =
+            wire::UpdateTaskRequest { id: self.id.clone(), resources: MessageField::some(any), ..Default::default() };
+        self.client.update(bound(SLOW), &request).await.map_err(|e| failed(&e))?;
         Ok(())
     }
 

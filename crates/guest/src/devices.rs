@@ -2,7 +2,7 @@
 //!
 //! The port's device and the disk slots are bound before the freeze point: binding a disk runs much kernel code for the
 //! first time, which every fork would pay for. In the template the slots have an empty disk of a nominal size; in a fork
-//! there are other disks behind them. Network devices stay unbound.
+//! there are other disks behind them. So it is with network devices, which have a silent tap behind them in the template.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,6 +22,7 @@ const PORT_DEADLINE: Duration = Duration::from_secs(10);
 /// What a virtio device is. Source: virtio 1.2 §5, "Device Types".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DeviceType {
+    Network,
     Block,
     Console,
 }
@@ -29,6 +30,7 @@ enum DeviceType {
 impl DeviceType {
     fn id(self) -> u32 {
         match self {
+            Self::Network => 1,
             Self::Block => 2,
             Self::Console => 3,
         }
@@ -36,6 +38,7 @@ impl DeviceType {
 
     fn driver(self) -> &'static str {
         match self {
+            Self::Network => "virtio_net",
             Self::Block => "virtio_blk",
             Self::Console => "virtio_console",
         }
@@ -96,6 +99,18 @@ pub fn bind_console() -> Result<()> {
     let devices = devices_of(DeviceType::Console).context("cannot list the virtio bus")?;
     let [device] = devices.as_slice() else { bail!("{} virtio consoles, expected one", devices.len()) };
     bind(device, DeviceType::Console).with_context(|| format!("the driver refused {}", device.display()))
+}
+
+/// Binds the network devices: the names of their links, in the order of the slots.
+pub fn bind_network() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for device in devices_of(DeviceType::Network).context("cannot list the virtio bus")? {
+        bind(&device, DeviceType::Network).with_context(|| format!("the driver refused {}", device.display()))?;
+        let links = entries(&device.join("net")).context("cannot list a device's links")?;
+        let link = links.first().and_then(|link| link.file_name()).context("a network device has no link")?;
+        names.push(link.to_string_lossy().into_owned());
+    }
+    Ok(names)
 }
 
 /// The device file of the port with this name; waits for the kernel to announce it, since the host describes ports by

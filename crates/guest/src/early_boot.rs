@@ -15,6 +15,7 @@ use crate::compute;
 use crate::devices::{self, Slots};
 use crate::kernel_log::KernelLog;
 use crate::machine::{Machine, Spare};
+use crate::network::Network;
 use crate::sys;
 
 /// Where the initramfs has the modules.
@@ -26,7 +27,7 @@ const OPEN_FILES: u64 = 1 << 20;
 ///
 /// # Errors
 /// When anything is missing that a container would need; the caller then ends the VM.
-pub fn run() -> Result<Machine> {
+pub fn run() -> Result<(Machine, Network)> {
     become_movable_root()?;
     mount_kernel_file_systems()?;
     KernelLog::install().context("no kernel log")?;
@@ -37,10 +38,11 @@ pub fn run() -> Result<Machine> {
     fs::remove_dir_all(MODULES).context("cannot drop the module files")?;
     devices::bind_console().context("cannot bind the port's device")?;
     let slots = Slots::bind().context("cannot list the disk slots")?;
+    let network = Network::prepare(devices::bind_network()?).context("cannot prepare the network slots")?;
     prepare_folders()?;
     container::prepare().context("cannot prepare for a container")?;
     let spare = Spare::prepare().context("cannot prepare the processes that wait for a container")?;
-    Ok(Machine { slots, spare })
+    Ok((Machine { slots, spare }, network))
 }
 
 /// What the container will be mounted on, and the controllers that its cgroup will use.

@@ -1,12 +1,12 @@
 //! The guest compute service: PID 1 of a utility VM. It brings the VM to the freeze point, where nothing specific to any
 //! container has happened, and after the fork serves `proto::gcs` on the one port to the host: it takes the fork's
-//! identity, mounts layers and scratch, and runs the one container. It knows no image, no network and no other VM.
+//! identity, mounts layers and scratch, and runs the one container. It knows no image and no other VM.
 //!
 //! ```text
 //! early_boot ─▶ port ─▶ READY ═ freeze, fork ═▶ substreams ─▶ service ─▶ identity, compute ─▶ process, reaper
 //! ```
 //!
-//! One thread, no timer before the fork, no socket at all, so that a frozen guest has nothing that could be late or wrong
+//! One thread, no timer before the fork, no socket but two to the kernel, so that a frozen guest has nothing that could be late or wrong
 //! when it runs again. A panic ends PID 1 and with it the VM, which is what the host expects of a broken guest.
 #![deny(unsafe_code)]
 
@@ -18,6 +18,8 @@ mod early_boot;
 mod identity;
 mod kernel_log;
 mod machine;
+mod name_files;
+mod network;
 mod port;
 mod process;
 mod reaper;
@@ -44,11 +46,11 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let machine = early_boot::run().context("early boot failed")?;
+    let (machine, network) = early_boot::run().context("early boot failed")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let port = port::open().context("no port to the host")?;
     runtime.block_on(async {
-        let ready = service::Ready::prepare(machine).await?;
+        let ready = service::Ready::prepare(machine, network).await?;
         let port = port.at_freeze_point().await.context("the port broke at the freeze point")?;
         ready.serve(port).await
     })

@@ -9,9 +9,10 @@ use container::rootfs::LayerSource;
 use futures_util::StreamExt;
 use proto::gcs::INIT_PROCESS;
 use proto::gcs::wire::{
-    CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse, MountRootRequest,
-    PersonalizeRequest, PersonalizeResponse, ProcessEntry, ProcessesResponse, ResizeRequest, SignalRequest,
-    StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
+    self, ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse,
+    MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessEntry, ProcessesResponse, ResizeRequest,
+    SignalRequest, StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest,
+    WaitResponse,
 };
 use proto::gcs::wire_ttrpc::{Guest, create_guest};
 use proto::{ErrorKind, ProcessDetails, Status};
@@ -23,6 +24,8 @@ use crate::archive::{self, FilesOwner, MountedFiles};
 use crate::compute::{self, Compute, ComputeError};
 use crate::identity::{self, IdentityFiles};
 use crate::machine::Machine;
+use crate::name_files;
+use crate::network::Network;
 use crate::port::Port;
 use crate::process::{Process, TerminalSize};
 use crate::reaper::Reaper;
@@ -41,7 +44,7 @@ pub struct Ready {
 
 impl Ready {
     /// Makes everything that serving needs and that a fork can take as it is.
-    pub async fn prepare(machine: Machine) -> anyhow::Result<Self> {
+    pub async fn prepare(machine: Machine, network: Network) -> anyhow::Result<Self> {
         let (control, controls) = mpsc::unbounded_channel();
         let incoming = futures_util::stream::unfold(controls, async |mut controls| {
             let stream = controls.recv().await?;
@@ -54,6 +57,7 @@ impl Ready {
         let service = GuestService {
             life,
             shared: AtomicBool::new(false),
+            network: Mutex::new(network),
             identity: IdentityFiles::open().context("cannot open the identity's files")?,
             substreams: substreams.clone(),
             reaper: Reaper::spawn().context("cannot watch for processes that end")?,
@@ -136,6 +140,7 @@ struct GuestService {
     life: Arc<Mutex<Life>>,
     /// The container has folders of the host.
     shared: AtomicBool,
+    network: Mutex<Network>,
     identity: IdentityFiles,
     substreams: Substreams,
     reaper: Reaper,
@@ -163,10 +168,25 @@ impl GuestService {
             return Ok(PersonalizeResponse { version: proto::gcs::VERSION, ..Default::default() });
         }
         let response = self.identity.take(request).map_err(|error| Status::from_error(error.kind(), &error))?;
+        self.set_network(&request.network)?;
         if let Life::Blank(machine) = std::mem::replace(&mut *life, Life::Over) {
             *life = Life::Personalized { machine, rehearsal: request.rehearsal };
         }
         Ok(response)
+    }
+
+    fn set_network(&self, wanted: &wire::Network) -> Result<(), Status> {
+        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        network.make(wanted).map_err(|error| Status::from_error(error.kind(), &error))
+    }
+
+    /// Changes the network of the container, and the files that tell it of names.
+    async fn change_network(&self, request: ConfigureNetworkRequest) -> Result<(), Status> {
+        let first = self.with_container(|compute| compute.process(INIT_PROCESS).map_err(|error| failed(&error)));
+        let first = first.await?.pid();
+        self.set_network(&request.network)?;
+        let written = self.aside(move || name_files::write(first, &request.files)).await?;
+        written.map_err(|error| Status::from_error(error.kind(), &error))
     }
 
     async fn create(&self, request: &CreateContainerRequest) -> Result<u32, Status> {
@@ -392,6 +412,7 @@ impl GuestService {
             }
         };
         self.substreams.forget().await;
+        self.set_network(&wire::Network::new())?;
         let machine = compute::renew(machine).map_err(|error| failed(&error))?;
         *lock(&self.life) = Life::Blank(machine);
         Ok(())
@@ -504,6 +525,10 @@ impl Guest for GuestService {
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         done(self.end().await)
+    }
+
+    async fn configure_network(&self, _: &TtrpcContext, request: ConfigureNetworkRequest) -> ttrpc::Result<Empty> {
+        done(self.change_network(request).await)
     }
 
     async fn renew(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

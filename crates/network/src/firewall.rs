@@ -6,6 +6,7 @@
 //! keeps for this, `DOCKER-USER`.
 
 mod docker;
+pub(crate) mod guard;
 mod nft;
 
 use std::collections::{BTreeMap, BTreeSet};

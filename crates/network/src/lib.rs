@@ -1,6 +1,8 @@
 //! Container networks on a Linux host: namespaces, bridges and links by netlink, one nftables table, address pools, published
 //! ports, names. It knows no container and no image: names, addresses and paths come in.
 //!
+//! A hyperv container's namespace has no address itself; see [`plug_guest`].
+//!
 //! ```text
 //!  container's namespace          host
 //!  eth0 ──────────── veth ─────── bridge (gateway) ── forward, masquerade ──▶ outside
@@ -21,6 +23,7 @@ mod netlink;
 mod pool;
 pub mod proxy;
 pub mod resolver;
+mod sandbox;
 mod watch;
 
 pub use error::NetworkError;
@@ -29,3 +32,4 @@ pub use host::{HostLock, forward_packets};
 pub use link::{BridgeSpec, Plug, Plugged, delete_link, ensure_bridge, links_with_alias, plug, unplug};
 pub use namespace::Namespace;
 pub use pool::{Pool, PoolError, first_address, free_subnet, host_networks, overlaps};
+pub use sandbox::{GuestPlug, connect_tap, disconnect_tap, guard_guest, plug_guest, unplug_guest};

@@ -60,7 +60,7 @@ pub struct Plugged {
     pub name: String,
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
+pub(crate) async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
     match handle.link().get().match_name(name).execute().try_next().await {
         Ok(found) => Ok(found),
         Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(None),
@@ -68,7 +68,7 @@ async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, Networ
     }
 }
 
-async fn index_of(handle: &Handle, name: &str) -> Result<u32, NetworkError> {
+pub(crate) async fn index_of(handle: &Handle, name: &str) -> Result<u32, NetworkError> {
     find(handle, name).await?.map(|link| link.header.index).ok_or_else(|| NetworkError::NoLink(name.to_owned()))
 }
 

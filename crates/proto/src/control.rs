@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::SandboxNetwork;
 use crate::{Digest, Isolation, TemplateId};
 
 /// What the engine tells the shim about a container beyond OCI's `config.json`.
@@ -28,6 +29,10 @@ pub struct ContainerBundle {
     /// Parts of volumes that the OCI spec mounts.
     #[serde(default)]
     pub parts: Vec<VolumePart>,
+    /// What a hyperv container has beside its loopback device; `None` for nothing, and for process isolation, where the OCI
+    /// spec names the namespace.
+    #[serde(default)]
+    pub network: Option<SandboxNetwork>,
 }
 
 impl ContainerBundle {

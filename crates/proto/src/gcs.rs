@@ -24,7 +24,7 @@ use wire as gcs;
 pub use stream::{InvalidHeader, StreamHeader, StreamKind};
 
 /// Version of the protocol; both sides must have the same one, since guest image and host are built together.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The number of a container's first process; execs count from 1.
 pub const INIT_PROCESS: u32 = 0;

@@ -12,6 +12,7 @@ mod id;
 pub mod ignore;
 mod isolation;
 mod kernel_paths;
+pub mod network;
 mod process;
 mod status;
 

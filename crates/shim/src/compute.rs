@@ -7,6 +7,7 @@ use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::cgroups::metrics::Metrics;
 use oci_spec::runtime::LinuxResources;
 use proto::control::ContainerBundle;
+use proto::network::NetworkUpdate;
 use proto::{ContainerId, ProcessDetails, Status};
 
 use crate::bundle::Bundle;
@@ -44,12 +45,21 @@ pub trait ComputeSystem: Send + Sync {
     /// What it uses. When: before `delete`.
     async fn stats(&self) -> Result<Metrics, Status>;
 
-    /// Changes its limits. When: before `delete`.
-    async fn update(&self, resources: LinuxResources) -> Result<(), Status>;
+    /// Changes it while it runs. When: before `delete`.
+    async fn update(&self, update: Update) -> Result<(), Status>;
 
     /// Kills what is left and gives everything back. When: after the first process's end, or before its start. May be
     /// repeated after a failure.
     async fn delete(&self, changes: Changes) -> Result<(), Status>;
+}
+
+/// A change of a container that runs.
+#[derive(Debug, Clone)]
+pub enum Update {
+    /// Its limits.
+    Limits(Box<LinuxResources>),
+    /// The network of a hyperv container; that of a process container is changed without asking the shim.
+    Network(Box<NetworkUpdate>),
 }
 
 /// What becomes of a container's changes to its file system.

@@ -23,7 +23,7 @@ use container::rootfs::{self, LayerSource, MountedRootfs, Upper};
 use nix::sched::{CloneFlags, setns, unshare};
 use proto::control::{ContainerBundle, UpperDisk, Writable};
 use proto::files::{FilesRequest, FrameSender};
-use proto::gcs::wire::{Empty, MountRootRequest};
+use proto::gcs::wire::{self, Empty, MountRootRequest};
 use proto::gcs::{StreamHeader, StreamKind};
 use proto::{ErrorKind, Isolation, Status};
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -225,6 +225,8 @@ async fn with_vm(container: &ContainerBundle, work: &Path, socket: &UnixStream) 
         domainname: String::new(),
         cgroup: Some(container.cgroup.clone()),
         rehearsal: false,
+        namespace: None,
+        network: wire::Network::new(),
     };
     let started = UtilityVm::start(request).await.map_err(|error| Status::from_error(error.kind(), &error));
     let served = match started {

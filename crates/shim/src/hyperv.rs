@@ -13,12 +13,14 @@ use containerd_shim_protos::cgroups::metrics::Metrics;
 use oci_spec::runtime::LinuxResources;
 use proto::gcs::wire;
 use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind};
+use proto::network::{NetworkUpdate, SandboxNetwork};
 use proto::{ErrorKind, ProcessDetails, Status};
 use uvm::{ExitReason, GuestConnection, GuestError, UtilityVm, VmExit};
 
 use crate::bundle::Bundle;
-use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process};
+use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, Update};
 use crate::files::relay::FilesRelay;
+use crate::network;
 use crate::plan::Plan;
 use crate::shares::Shares;
 use crate::standby::Standby;
@@ -40,6 +42,8 @@ pub struct HypervSystem {
     vm_dir: PathBuf,
     /// For its volumes and binds.
     shares: Mutex<Shares>,
+    /// What it is on.
+    network: tokio::sync::Mutex<Option<SandboxNetwork>>,
     /// For operations on the container's files.
     _files: FilesRelay,
 }
@@ -93,6 +97,9 @@ impl HypervSystem {
             bundle.write_utility_vm(report).map_err(|error| status!(error))?;
             bundle.write_processes(&report.vmm_pids).map_err(|error| status!(error))?;
             let pid = report.vmm_pids.first().copied().unwrap_or(0);
+            if let Some(network) = &plan.network {
+                network::connect(&worker.vm, network).await?;
+            }
             let shares = Shares::serve(worker.vm.guest(), &plan.shares).await?;
             let init = create_container(&worker, id.as_str(), &plan, Caller { stdio: &stdio, fifos }, pid).await?;
             let files = FilesRelay::start(bundle.path(), worker.vm.guest().clone());
@@ -101,6 +108,7 @@ impl HypervSystem {
         match created.await {
             Ok((init, shares, files)) => Ok(Self {
                 shares: Mutex::new(shares),
+                network: tokio::sync::Mutex::new(plan.network),
                 guest: worker.vm.guest().clone(),
                 worker,
                 init: Arc::new(init),
@@ -115,6 +123,23 @@ impl HypervSystem {
                 Err(status)
             }
         }
+    }
+}
+
+impl HypervSystem {
+    async fn limit(&self, resources: &LinuxResources) -> Result<(), Status> {
+        let mut request = wire::UpdateRequest::new();
+        request.resources =
+            serde_json::to_vec(resources).map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+        self.guest.update(&request).await.map(drop).map_err(|error| error.to_status())
+    }
+
+    /// One change at a time.
+    async fn change_network(&self, update: NetworkUpdate) -> Result<(), Status> {
+        let mut now = self.network.lock().await;
+        network::change(&self.worker.vm, now.as_ref(), &update).await?;
+        *now = Some(update.network);
+        Ok(())
     }
 }
 
@@ -273,11 +298,11 @@ impl ComputeSystem for HypervSystem {
         Ok(metrics::of_guest(&response))
     }
 
-    async fn update(&self, resources: LinuxResources) -> Result<(), Status> {
-        let mut request = wire::UpdateRequest::new();
-        request.resources =
-            serde_json::to_vec(&resources).map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
-        self.guest.update(&request).await.map(drop).map_err(|error| error.to_status())
+    async fn update(&self, update: Update) -> Result<(), Status> {
+        match update {
+            Update::Limits(resources) => self.limit(&resources).await,
+            Update::Network(update) => self.change_network(*update).await,
+        }
     }
 
     async fn delete(&self, changes: Changes) -> Result<(), Status> {

@@ -23,6 +23,7 @@ mod files;
 mod flags;
 mod hyperv;
 mod metrics;
+mod network;
 mod parts;
 mod plan;
 mod process;

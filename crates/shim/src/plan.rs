@@ -7,6 +7,7 @@ use container::seccomp::Filter;
 use oci_spec::runtime::{LinuxResources, Spec};
 use proto::control::{ContainerBundle, UtilityVmRequest, Writable};
 use proto::gcs::wire::CreateContainerRequest;
+use proto::network::SandboxNetwork;
 use proto::{ErrorKind, Status};
 use uvm::{StartRequest, UtilityVm};
 
@@ -25,6 +26,8 @@ pub struct Plan {
     pub cgroup: String,
     /// Folders and files of the host.
     pub shares: Vec<Share>,
+    /// What it has beside a loopback device.
+    pub network: Option<SandboxNetwork>,
     scratch: PathBuf,
     layers: Vec<PathBuf>,
     /// The spec's profile, compiled here: the guest would take many times as long.
@@ -57,7 +60,8 @@ impl Plan {
             specialization.provide("/etc/machine-id".into(), format!("{}\n", vm.machine_id));
         }
         tracing::debug!(plain = plain.is_some(), "read the bundle");
-        Ok(Self { shares, spec, vm, cgroup: container.cgroup, scratch: disk, layers, seccomp, plain })
+        let network = container.network;
+        Ok(Self { shares, network, spec, vm, cgroup: container.cgroup, scratch: disk, layers, seccomp, plain })
     }
 
     /// What the utility VM is started with, its logs in the folder `run_dir`.
@@ -72,6 +76,8 @@ impl Plan {
             domainname: self.spec.domainname().clone().unwrap_or_default(),
             cgroup: Some(self.cgroup.clone()),
             rehearsal: false,
+            namespace: self.network.as_ref().map(|network| network.namespace.clone()),
+            network: self.network.as_ref().map(SandboxNetwork::for_guest).unwrap_or_default(),
         }
     }
 

@@ -7,13 +7,12 @@ use async_trait::async_trait;
 use container::rootfs::Upper;
 use container::{Container, Helper, Started, Stdio};
 use containerd_shim_protos::cgroups::metrics::Metrics;
-use oci_spec::runtime::LinuxResources;
 use proto::control::Writable;
 use proto::{ErrorKind, ProcessDetails, Status};
 
 use crate::bundle::{Bundle, BundleError};
 use crate::child::Child;
-use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process};
+use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, Update};
 use crate::metrics;
 use crate::rootfs::{Places, Rootfs};
 use crate::state::Exit;
@@ -196,7 +195,10 @@ impl ComputeSystem for ProcessSystem {
             .await
     }
 
-    async fn update(&self, resources: LinuxResources) -> Result<(), Status> {
+    async fn update(&self, update: Update) -> Result<(), Status> {
+        let Update::Limits(resources) = update else {
+            return Err(Status::new(ErrorKind::NotImplemented, "a process container's network is its namespace's"));
+        };
         self.with(move |container| container.update(&resources).map_err(|error| status!(error))).await
     }
 

@@ -13,13 +13,14 @@ use async_trait::async_trait;
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{Task as TaskApi, create_task};
 use containerd_shim_protos::types::task::{ProcessInfo, Status as ApiStatus};
+use proto::network::NetworkUpdate;
 use proto::{ErrorKind, ExecId, ProcessDetails, Status};
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use crate::clock;
-use crate::compute::ExecRequest;
+use crate::compute::{ExecRequest, Update};
 use crate::events;
 use crate::shim::Shim;
 use crate::stdio::StdioPaths;
@@ -250,8 +251,12 @@ impl TaskApi for TaskService {
         let shim = Arc::clone(&self.shim);
         to_the_end(async move {
             let task = shim.task(&request.id).await?;
-            let resources = json_in(request.resources.as_ref(), "resources")?;
-            task.live_system("update").await?.update(resources).await?;
+            let any = request.resources.as_ref();
+            let update = match any.map(|any| any.type_url.as_str()) {
+                Some(NetworkUpdate::TYPE_URL) => Update::Network(json_in(any, "network")?),
+                _ => Update::Limits(json_in(any, "resources")?),
+            };
+            task.live_system("update").await?.update(update).await?;
             Ok(Empty::new())
         })
         .await

@@ -42,7 +42,8 @@ impl Standby {
     pub async fn prepare(bundle: &Bundle) -> Result<Self, Status> {
         let container = bundle.container().map_err(|error| Status::from_error(error.kind(), &error))?;
         let plan = Plan::read(bundle, container)?;
-        let request = StartRequest { rehearsal: true, cgroup: None, ..plan.start_request(bundle.vm_dir()) };
+        let network = rehearsed_network();
+        let request = StartRequest { rehearsal: true, cgroup: None, network, ..plan.start_request(bundle.vm_dir()) };
         let vm = UtilityVm::start(request).await.map_err(|error| Status::from_error(error.kind(), &error))?;
         let recorded = bundle.write_processes(&vm.report().vmm_pids);
         recorded.map_err(|error| Status::from_error(error.kind(), &error))?;
@@ -69,6 +70,20 @@ impl Standby {
     pub async fn adopt(self, request: StartRequest<'_>) -> Result<UtilityVm, UvmError> {
         self.vm.adopt(request).await
     }
+}
+
+/// A network like most: what takes it on and off runs before a container needs it. Its tap is off all the while, and the
+/// addresses are for documents (RFC 5737).
+fn rehearsed_network() -> wire::Network {
+    let mut interface = wire::NetworkInterface::new();
+    interface.mac = vec![2, 0, 0, 0, 0, 1];
+    interface.ipv4 = vec![192, 0, 2, 2];
+    interface.ipv4_prefix = 24;
+    interface.names = true;
+    let mut network = wire::Network::new();
+    network.interfaces.push(interface);
+    network.gateway4 = vec![192, 0, 2, 1];
+    network
 }
 
 async fn rehearse(vm: &UtilityVm, plan: &Plan) -> Result<(), Status> {

@@ -58,6 +58,8 @@ fn main() -> Result<(), Failure> {
             let began = Instant::now();
             let request = StartRequest {
                 rehearsal: false,
+            namespace: None,
+            network: proto::gcs::wire::Network::new(),
                 vm: &vm,
                 scratch: folder.join("scratch"),
                 layers: vec![folder.join("layer"); layers],

@@ -14,9 +14,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use proto::gcs::wire::{
-    CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse, MountRootRequest,
-    PersonalizeRequest, PersonalizeResponse, ProcessesResponse, ResizeRequest, SignalRequest, StartRequest,
-    StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
+    ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse,
+    MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessesResponse, ResizeRequest, SignalRequest,
+    StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
 };
 use proto::gcs::wire_ttrpc::GuestClient;
 use proto::gcs::{StreamHeader, StreamKind};
@@ -155,6 +155,8 @@ impl GuestConnection {
         update(UpdateRequest) -> Empty, Some(QUESTION_LIMIT);
         /// Ends the container and unmounts its scratch.
         shutdown(Empty) -> Empty, Some(QUESTION_LIMIT);
+        /// Makes its network another one.
+        configure_network(ConfigureNetworkRequest) -> Empty, Some(QUESTION_LIMIT);
         /// Ends a rehearsal; the guest is blank again afterwards.
         renew(Empty) -> Empty, Some(WORK_LIMIT);
     }

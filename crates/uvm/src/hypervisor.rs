@@ -19,6 +19,7 @@ use crate::disk::{DiskBinding, DiskError};
 use crate::guest_image::GuestImage;
 use crate::key::BackendIdentity;
 use crate::machine::MachineConfig;
+use crate::network_slots::NetworkSlots;
 use crate::qmp::QmpError;
 
 /// What went wrong with a machine.
@@ -190,8 +191,8 @@ pub trait Hypervisor: Send + Sync {
         run_dir: &Path,
     ) -> Result<Box<dyn VirtualMachine>, HypervisorError>;
 
-    /// Makes a copy of a frozen machine, paused, with other disks behind its slots. The frozen files are never written.
-    /// What the guest dirties is the fork's own.
+    /// Makes a copy of a frozen machine, paused, with other disks behind its slots, and taps behind its network slots. The
+    /// frozen files are never written. What the guest dirties is the fork's own.
     ///
     /// Shape: `config` is the one that the machine was booted with.
     ///
@@ -202,6 +203,7 @@ pub trait Hypervisor: Send + Sync {
         frozen: FrozenMachine,
         config: &MachineConfig,
         slots: &SlotBindings,
+        network: &NetworkSlots,
         run_dir: &Path,
     ) -> Result<Box<dyn VirtualMachine>, HypervisorError>;
 }

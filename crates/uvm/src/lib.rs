@@ -1,8 +1,8 @@
 //! Utility VMs: machines with a kernel of their own, one per container, that are not booted but *forked*, copy on
 //! write, from a [template](TemplateStore) that was booted once and frozen before anything specific to a container.
 //!
-//! It knows no image, no container and no network: paths of disks come in, a connection to the guest compute service
-//! goes out.
+//! It knows no image, no container and no network: paths of disks come in, a connection to the guest compute service and a
+//! tap for each network slot go out.
 //!
 //! ```text
 //!  UtilityVm::start
@@ -28,6 +28,7 @@ mod guest_image;
 mod hypervisor;
 mod key;
 mod machine;
+mod network_slots;
 mod personalize;
 mod probe;
 mod qemu;
@@ -44,7 +45,8 @@ pub use disk::{DiskBinding, DiskError};
 pub use guest_image::{GuestImage, GuestImageError};
 pub use hypervisor::{ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine, VmExit};
 pub use key::{BackendIdentity, TemplateKey};
-pub use machine::{DISK_SLOTS, MachineConfig, MachineConfigError, NETWORK_SLOTS, NOMINAL_DISK_BYTES};
+pub use machine::{DISK_SLOTS, MachineConfig, MachineConfigError, NOMINAL_DISK_BYTES};
+pub use network_slots::NetworkSlots;
 pub use personalize::PersonalizeError;
 pub use probe::probe;
 pub use qemu::Qemu;

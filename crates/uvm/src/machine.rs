@@ -2,6 +2,7 @@
 
 use proto::ErrorKind;
 use proto::control::Accelerator;
+use proto::network::NETWORK_SLOTS;
 use serde::Serialize;
 
 const MIB: u64 = 1 << 20;
@@ -15,8 +16,6 @@ const MOST_VCPUS: u32 = 64;
 
 /// Number of disk slots; slot 0 is the scratch disk's.
 pub const DISK_SLOTS: u32 = 4;
-/// Number of network slots.
-pub const NETWORK_SLOTS: u32 = 2;
 /// Capacity that the guest believes each disk slot to have. The disks are bound in the template, with nothing behind
 /// them, because binding a driver after the fork costs 100 ms of cold code under software emulation; a fork's disk has
 /// its own content and real end, and no file system looks beyond its own.

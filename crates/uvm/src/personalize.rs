@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use proto::gcs::wire::{PersonalizeRequest, PersonalizeResponse, SyncClockRequest};
+use proto::gcs::wire::{Network, PersonalizeRequest, PersonalizeResponse, SyncClockRequest};
 use proto::{ErrorKind, gcs};
 
 use crate::connection::{GuestConnection, GuestError};
@@ -62,6 +62,7 @@ pub(crate) struct Identity {
     pub(crate) machine_id: String,
     /// The container to come is nobody's.
     pub(crate) rehearsal: bool,
+    pub(crate) network: Network,
 }
 
 /// What a fork proved to be.
@@ -101,6 +102,7 @@ async fn exchange(
         domainname: identity.domainname.clone(),
         machine_id: identity.machine_id.clone(),
         rehearsal: identity.rehearsal,
+        network: Some(identity.network.clone()).into(),
         ..Default::default()
     };
     let response = guest.personalize(&request, limit).await.map_err(|error| classify(error, limit))?;

@@ -6,6 +6,7 @@ mod machine;
 mod slots;
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::guest_image::GuestImage;
 use crate::hypervisor::{FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine};
 use crate::key::BackendIdentity;
 use crate::machine::MachineConfig;
+use crate::network_slots::NetworkSlots;
 use crate::qmp::MigrationEnd;
 
 use arguments::Arguments;
@@ -79,6 +81,7 @@ impl Hypervisor for Qemu {
         };
         arguments.kernel(image, config, &about_host);
         arguments.slots(slots::empty(0));
+        arguments.network(taps(&NetworkSlots::open(None).await?)?);
         let machine = QemuMachine::start(&self.installation, arguments, run_dir).await?;
         machine.command("starting", "qmp_capabilities", json!({})).await?;
         Ok(Box::new(machine))
@@ -89,11 +92,13 @@ impl Hypervisor for Qemu {
         frozen: FrozenMachine,
         config: &MachineConfig,
         bindings: &SlotBindings,
+        network: &NetworkSlots,
         run_dir: &Path,
     ) -> Result<Box<dyn VirtualMachine>, HypervisorError> {
         let mut arguments = self.arguments(config);
         arguments.private_memory(frozen.memory, config, self.installation.maps_read_only_files());
         arguments.slots(slots::bound(bindings, 0)?);
+        arguments.network(taps(network)?);
         let state = arguments.incoming(frozen.state);
         let machine = QemuMachine::start(&self.installation, arguments, run_dir).await?;
         tracing::debug!("qemu is spawned");
@@ -112,16 +117,23 @@ impl Hypervisor for Qemu {
     }
 }
 
+fn taps(network: &NetworkSlots) -> Result<Vec<OwnedFd>, HypervisorError> {
+    network.taps().map_err(|source| HypervisorError::Io { action: "hand out the network slots", source })
+}
+
 /// Gives all commands at once, since every round trip is one more time that two processes take turns.
 async fn load(machine: &QemuMachine, state: i32) -> Result<(), HypervisorError> {
     let during = "loading the template";
     let capabilities = json!({"capabilities": machine::frozen_capabilities()});
     let greeted = machine.begin(during, "qmp_capabilities", json!({})).await?;
     let capable = machine.begin(during, "migrate-set-capabilities", capabilities).await?;
+    // A machine that arrives elsewhere tells the network so, with the address that the template has. A fork must not.
+    let silent = machine.begin(during, "migrate-set-parameters", json!({"announce-rounds": 0})).await?;
     let begun = machine.begin(during, "migrate-incoming", json!({"uri": format!("fd:{state}")})).await?;
     machine.finish(during, greeted.await).await?;
     tracing::debug!("qemu answers");
     machine.finish(during, capable.await).await?;
+    machine.finish(during, silent.await).await?;
     machine.finish(during, begun.await).await?;
     match machine.qmp().migration_end().await {
         Ok(MigrationEnd::Completed) => Ok(()),

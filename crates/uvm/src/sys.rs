@@ -1,8 +1,11 @@
-//! The unsafe parts: what a VMM's process does between fork and exec, and the memory of the throw-away probe VM.
+//! The unsafe parts: what a VMM's process does between fork and exec, the memory of the throw-away probe VM, and the control
+//! call that makes a tap.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::ptr::NonNull;
@@ -66,6 +69,26 @@ pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, always gives the same number, and is closed only when the AsyncFd is dropped, which
     // owns it.
     unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
+}
+
+nix::ioctl_write_ptr_bad!(tun_set_interface, libc::TUNSETIFF, libc::ifreq);
+
+/// Makes a tap of this name in the calling thread's network namespace: whole Ethernet frames, each behind virtio's header,
+/// the link down. Source: Linux tuntap.rst.
+pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    let mut field = [0; libc::IFNAMSIZ];
+    let (last, room) = field.split_last_mut().ok_or(io::ErrorKind::InvalidInput)?;
+    *last = 0;
+    for (to, from) in room.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    let request = libc::ifreq { ifr_name: field, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
+    // SAFETY: the kernel reads the name, which ends in a zero, and the flags.
+    unsafe { tun_set_interface(file.as_raw_fd(), &raw const request) }?;
+    Ok(file.into())
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

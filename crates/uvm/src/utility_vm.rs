@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use proto::ErrorKind;
 use proto::control::{Accelerator, BackendChoice, TemplateSummary, UtilityVmReport, UtilityVmRequest};
-use proto::gcs::wire::LayerDevice;
+use proto::gcs::wire::{self, LayerDevice};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
@@ -19,6 +19,7 @@ use crate::guest_image::{GuestImage, GuestImageError};
 use crate::hypervisor::{ExitReason, Hypervisor, HypervisorError, SlotBindings, VirtualMachine, VmExit};
 use crate::key::TemplateKey;
 use crate::machine::{MachineConfig, MachineConfigError};
+use crate::network_slots::NetworkSlots;
 use crate::personalize::{Identity, PersonalizeError, Personalized, personalize};
 use crate::qemu::Qemu;
 use crate::store::{TemplateError, TemplateStore};
@@ -104,6 +105,11 @@ pub struct StartRequest<'a> {
     pub cgroup: Option<String>,
     /// It is to rehearse, to be renewed, and to stand by for [`UtilityVm::adopt`].
     pub rehearsal: bool,
+    /// The file of the network namespace in which the taps behind the network slots are made; without one, a namespace of the
+    /// VM's own. A VM that stood by has its own.
+    pub namespace: Option<PathBuf>,
+    /// What the guest is to know of its network.
+    pub network: wire::Network,
 }
 
 impl StartRequest<'_> {
@@ -118,6 +124,7 @@ impl StartRequest<'_> {
             domainname: self.domainname.clone(),
             machine_id: self.vm.machine_id.clone(),
             rehearsal: self.rehearsal,
+            network: self.network.clone(),
         }
     }
 
@@ -132,6 +139,7 @@ pub struct UtilityVm {
     guest: GuestConnection,
     report: UtilityVmReport,
     layers: Vec<LayerDevice>,
+    network: NetworkSlots,
     /// Comes while the VM is started; there until the VM has ended.
     cgroup: Mutex<Option<JoinHandle<HostCgroup>>>,
 }
@@ -159,9 +167,10 @@ impl UtilityVm {
         let (template, built) = prepared.template().await?;
         let began = Instant::now();
         let slots = request.slots();
+        let network = NetworkSlots::open(request.namespace.clone()).await?;
         let id = template.manifest.id.clone();
         let frozen = template.into_frozen();
-        let machine = prepared.hypervisor.fork(frozen, &prepared.machine, &slots, &request.run_dir).await?;
+        let machine = prepared.hypervisor.fork(frozen, &prepared.machine, &slots, &network, &request.run_dir).await?;
         let machine: Arc<dyn VirtualMachine> = Arc::from(machine);
         tracing::debug!(us = began.elapsed().as_micros(), "the fork is loaded");
         let vmm_pids = machine.process_ids();
@@ -180,7 +189,7 @@ impl UtilityVm {
             standby_us: None,
         };
         tracing::info!(template = %report.template, fork_us = report.fork_us, "forked a utility VM");
-        Ok(Self { machine, guest, report, layers: layer_devices(&slots), cgroup: Mutex::new(cgroup) })
+        Ok(Self { machine, guest, report, layers: layer_devices(&slots), network, cgroup: Mutex::new(cgroup) })
     }
 
     /// Gives a utility VM that has rehearsed and was renewed to a container: other disks behind its slots, entropy, clock
@@ -231,6 +240,12 @@ impl UtilityVm {
     #[must_use]
     pub fn scratch_slot(&self) -> u32 {
         SCRATCH_SLOT
+    }
+
+    /// What is behind the network slots. Their links are down until somebody brings them up.
+    #[must_use]
+    pub fn network_slots(&self) -> &NetworkSlots {
+        &self.network
     }
 
     /// The connection to the guest compute service.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bollard::models::HostConfig;
 use oci_spec::runtime::Spec;
 use proto::control::{ContainerBundle, ExitReport, UpperDisk, UtilityVmRequest, VolumePart, Writable};
+use proto::network::SandboxNetwork;
 use proto::{ContainerId, Isolation};
 
 use super::create::{SCRATCH, UPPER_DISK};
@@ -173,7 +174,15 @@ pub fn describe(
         cgroup: cgroup_path(engine, host, &container.id),
         utility_vm,
         parts: parts(container, bundle),
+        network: network(engine, container)?,
     })
+}
+
+/// What a utility VM is to have of networks.
+fn network(engine: &Engine, container: &Container) -> ApiResult<Option<SandboxNetwork>> {
+    let endpoints = container.record().network.clone();
+    let is_on_any = container.isolation == Isolation::Hyperv && endpoints.sandbox;
+    is_on_any.then(|| engine.networks.sandbox_network(container.id.as_str(), &endpoints)).transpose()
 }
 
 /// The parts of volumes that are mounted.

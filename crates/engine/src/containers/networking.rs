@@ -51,22 +51,21 @@ pub fn attach(engine: &Engine, container: &Container, config: &ContainerConfig, 
         }
         return pid_of(&other).map(drop);
     }
-    if !is_served(container.isolation, host) {
-        return Ok(());
-    }
     let name = container.name();
-    let request = AttachRequest { id: container.id.as_str(), name: &name, config, host, dir: &container.dir };
+    let request = AttachRequest {
+        id: container.id.as_str(),
+        name: &name,
+        config,
+        host,
+        dir: &container.dir,
+        isolation: container.isolation,
+    };
     let endpoints = container.record().network.clone();
     let attached = engine.networks.attach(&request, endpoints)?;
     container.record().network = attached;
     links::write_hosts(engine, container)?;
     links::tell_owners(engine, container);
     Ok(())
-}
-
-/// A utility VM has no networks yet.
-fn is_served(isolation: Isolation, host: &HostConfig) -> bool {
-    isolation == Isolation::Process || host.network_mode.as_deref() == Some("none")
 }
 
 /// The container of `--network container:NAME`.
@@ -139,7 +138,8 @@ pub async fn adopt(engine: &Arc<Engine>, container: &Arc<Container>) {
     let adopting = tokio::task::spawn_blocking(move || {
         let (config, host, name) = (container.config()?, container.host()?, container.name());
         let id = container.id.as_str();
-        let request = AttachRequest { id, name: &name, config: &config, host: &host, dir: &container.dir };
+        let (dir, isolation) = (container.dir.as_path(), container.isolation);
+        let request = AttachRequest { id, name: &name, config: &config, host: &host, dir, isolation };
         engine.networks.adopt(&request, &endpoints);
         Ok::<(), ApiError>(())
     });

@@ -177,6 +177,7 @@ impl Plan {
             cgroup: self.cgroup.clone(),
             utility_vm: Some(self.request.clone()),
             parts: Vec::new(),
+            network: None,
         };
         bundle::write_json(&self.folder.join(ContainerBundle::FILE_NAME), &description)?;
         let started = shim::spawn_standby(engine, ID, &self.folder, &StandbyVm::socket(&self.folder));

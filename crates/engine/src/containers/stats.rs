@@ -20,6 +20,7 @@ use crate::container::Container;
 use crate::container::record::Phase;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
+use crate::network::endpoint::Endpoints;
 use crate::query::Query;
 
 /// From here on a limit is none: more than any host has.
@@ -120,11 +121,14 @@ impl Sampler {
     fn networks(&self) -> Option<Value> {
         let record = self.container.record();
         let Phase::Running { pid, .. } = record.phase else { return None };
-        if record.isolation != Isolation::Process || record.host_text("NetworkMode") == "host" {
+        if record.host_text("NetworkMode") == "host" {
             return None;
         }
-        let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
-        Some(interfaces(&text)).filter(|interfaces| !interfaces.is_empty()).map(Value::Object)
+        let counted = match record.isolation {
+            Isolation::Process => interfaces(&std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?),
+            Isolation::Hyperv => guest_interfaces(&record.network),
+        };
+        Some(counted).filter(|interfaces| !interfaces.is_empty()).map(Value::Object)
     }
 
     /// The memory that a container without a limit has: its host's, or its utility VM's.
@@ -134,6 +138,24 @@ impl Sampler {
             Isolation::Hyperv => UtilityVmRequest::NOMINAL_MEMORY_BYTES,
         }
     }
+}
+
+/// A utility VM's, counted on the host's end of each, where what the guest receives is sent.
+fn guest_interfaces(endpoints: &Endpoints) -> Map<String, Value> {
+    let live = endpoints.all.values().filter_map(|endpoint| endpoint.live.as_ref());
+    let counted = live.filter(|live| !live.interface.is_empty()).map(|live| {
+        let count = |name: &str| -> u64 {
+            let path = format!("/sys/class/net/{}/statistics/{name}", live.host_link);
+            std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        };
+        let counters = json!({
+            "rx_bytes": count("tx_bytes"), "rx_packets": count("tx_packets"), "rx_errors": count("tx_errors"),
+            "rx_dropped": count("tx_dropped"), "tx_bytes": count("rx_bytes"), "tx_packets": count("rx_packets"),
+            "tx_errors": count("rx_errors"), "tx_dropped": count("rx_dropped"),
+        });
+        (live.interface.clone(), counters)
+    });
+    counted.collect()
 }
 
 /// What Docker sends of a container that does not run.

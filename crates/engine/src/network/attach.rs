@@ -10,6 +10,7 @@ use hostnet::dns::{NameSockets, Upstream};
 use hostnet::resolver::ResolvConf;
 use hostnet::{Namespace, Plug, Protocol};
 use ipnet::IpNet;
+use proto::Isolation;
 use tokio_util::sync::CancellationToken;
 
 use super::endpoint::{Endpoint, Endpoints, LiveEndpoint, PublishedPort};
@@ -38,6 +39,8 @@ pub struct AttachRequest<'a> {
     pub host: &'a HostConfig,
     /// Folder of its files.
     pub dir: &'a Path,
+    /// Whether its own interfaces or its utility VM's are on the networks.
+    pub isolation: Isolation,
 }
 
 /// Takes back what was made of an attachment, unless it was finished.
@@ -108,12 +111,10 @@ impl Networks {
         let namespace = Namespace::make(&namespace).map_err(|error| host_error(&error))?;
         undo.endpoints.sandbox = true;
         for network in &planned {
-            if let Some(live) = undo.endpoints.all.get_mut(&network.name).and_then(|endpoint| endpoint.live.as_mut()) {
-                self.plug(&namespace, request.id, network, live)?;
-            }
+            self.plug(&namespace, request, network, &mut undo.endpoints)?;
         }
-        self.route(&namespace, &undo.endpoints)?;
-        let has_names = planned.iter().any(|network| network.has_names());
+        self.route(&namespace, request, &undo.endpoints)?;
+        let has_names = self.is_named(&undo.endpoints);
         if has_names {
             self.serve_names(request, &namespace, &undo.endpoints)?;
         }
@@ -183,6 +184,25 @@ impl Networks {
     pub(super) fn plug(
         &self,
         namespace: &Namespace,
+        request: &AttachRequest<'_>,
+        network: &Network,
+        endpoints: &mut Endpoints,
+    ) -> ApiResult<()> {
+        let endpoint = endpoints.all.get(&network.name).and_then(|endpoint| endpoint.live.clone());
+        let Some(mut live) = endpoint else { return Ok(()) };
+        match request.isolation {
+            Isolation::Process => self.plug_process(namespace, request.id, network, &mut live)?,
+            Isolation::Hyperv => self.plug_guest(namespace, request.id, network, &mut live, endpoints)?,
+        }
+        if let Some(endpoint) = endpoints.all.get_mut(&network.name) {
+            endpoint.live = Some(live);
+        }
+        Ok(())
+    }
+
+    fn plug_process(
+        &self,
+        namespace: &Namespace,
         container: &str,
         network: &Network,
         live: &mut LiveEndpoint,
@@ -203,8 +223,22 @@ impl Networks {
         Ok(())
     }
 
-    /// Sends what is not for neighbours the way out.
-    pub(super) fn route(&self, namespace: &Namespace, endpoints: &Endpoints) -> ApiResult<()> {
+    /// True if the container is on a network whose members find each other by name.
+    pub(super) fn is_named(&self, endpoints: &Endpoints) -> bool {
+        let live = endpoints.all.values().filter(|endpoint| endpoint.live.is_some());
+        live.filter_map(|endpoint| self.store.find(&endpoint.network_id).ok()).any(|network| network.has_names())
+    }
+
+    /// Sends what is not for neighbours the way out. A guest does so itself, and may send what it has been given.
+    pub(super) fn route(
+        &self,
+        namespace: &Namespace,
+        request: &AttachRequest<'_>,
+        endpoints: &Endpoints,
+    ) -> ApiResult<()> {
+        if request.isolation == Isolation::Hyperv {
+            return self.guard_guest(namespace, request.id, endpoints);
+        }
         let live = endpoints.way_out().and_then(|(_, endpoint)| endpoint.live.as_ref());
         let (v4, v6) = live.map_or((None, None), |live| (live.gateway4, live.gateway6));
         namespace.set_default_routes(v4, v6).map_err(|error| host_error(&error))
@@ -269,10 +303,16 @@ impl Networks {
         namespace: &Namespace,
         endpoints: &Endpoints,
     ) -> ApiResult<()> {
-        let sockets = NameSockets::open(namespace).map_err(|error| host_error(&error))?;
+        // In a hyperv container's namespace nobody else is.
+        let sockets = match request.isolation {
+            Isolation::Process => NameSockets::open(namespace),
+            Isolation::Hyperv => NameSockets::open_at(namespace, hostnet::dns::ADDRESS),
+        };
+        let sockets = sockets.map_err(|error| host_error(&error))?;
         let stop = CancellationToken::new();
         let directory = Neighbours { store: Arc::clone(&self.store), container: request.id.to_owned() };
-        let upstreams = upstreams(request.host, namespace, endpoints);
+        let own = (request.isolation == Isolation::Process).then_some(namespace);
+        let upstreams = upstreams(request.host, own, endpoints);
         sockets
             .serve(Arc::new(directory), upstreams, stop.clone())
             .map_err(|error| ApiError::caused("cannot serve names", &error))?;
@@ -402,7 +442,7 @@ fn linked_names(asked: &EndpointSettings) -> ApiResult<Vec<(String, String)>> {
     links.map(|text| parse_link(text).map(|(name, alias)| (alias.to_lowercase(), name.to_lowercase()))).collect()
 }
 
-fn upstreams(host: &HostConfig, namespace: &Namespace, endpoints: &Endpoints) -> Vec<Upstream> {
+fn upstreams(host: &HostConfig, namespace: Option<&Namespace>, endpoints: &Endpoints) -> Vec<Upstream> {
     // Without a way out, no question leaves either.
     let leads = endpoints.way_out().and_then(|(_, endpoint)| endpoint.live.as_ref());
     if leads.is_none_or(|live| live.gateway4.is_none() && live.gateway6.is_none()) {
@@ -413,8 +453,9 @@ fn upstreams(host: &HostConfig, namespace: &Namespace, endpoints: &Endpoints) ->
         let servers = ResolvConf::of_host().servers;
         return servers.into_iter().map(|address| Upstream { address, from: None }).collect();
     }
-    // The container's own servers are asked from where it is, so that they may be its neighbours.
-    given.into_iter().map(|address| Upstream { address, from: Some(namespace.clone()) }).collect()
+    // The container's own servers are asked from where it is, so that they may be its neighbours; where it is in a utility VM,
+    // from the host, which reaches these, too.
+    given.into_iter().map(|address| Upstream { address, from: namespace.cloned() }).collect()
 }
 
 /// From the address, as Docker makes it: 02:42 and the four bytes.
@@ -438,7 +479,7 @@ fn format_mac(mac: [u8; 6]) -> String {
 ///
 /// # Errors
 /// 400.
-fn parse_mac(text: &str) -> ApiResult<[u8; 6]> {
+pub(super) fn parse_mac(text: &str) -> ApiResult<[u8; 6]> {
     let bytes: Vec<u8> = text.split([':', '-']).map_while(|part| u8::from_str_radix(part, 16).ok()).collect();
     let mac: Option<[u8; 6]> = bytes.try_into().ok();
     mac.filter(|mac| text.len() == 17 && mac[0] & 1 == 0 && mac != &[0; 6])

@@ -7,10 +7,11 @@ use std::time::Duration;
 use bollard::models::EndpointSettings;
 use hostnet::Namespace;
 use hostnet::proxy::ReservedPort;
+use proto::Isolation;
 use tokio_util::sync::CancellationToken;
 
 use super::attach::{AttachRequest, check};
-use super::endpoint::{Endpoint, Endpoints, PublishedPort};
+use super::endpoint::{Endpoint, Endpoints, LiveEndpoint, PublishedPort};
 use super::files;
 use super::ports::{self, TakenPort};
 use super::record::{Driver, Network};
@@ -39,15 +40,16 @@ impl Networks {
         check(network, &asked)?;
         let network = self.ensure(network)?;
         let namespace = Namespace::at(self.namespace_path(request.id));
-        let mut live = self.join(request, &network, &asked)?;
-        if let Err(error) = self.plug(&namespace, request.id, &network, &mut live) {
-            self.store.leave(&network.id, request.id);
-            return Err(error);
-        }
+        let live = self.join(request, &network, &asked)?;
         let before = way_out(endpoints);
         let addresses: Vec<IpAddr> = live.addresses().collect();
         let endpoint = Endpoint { network_id: network.id.clone(), asked, live: Some(live) };
         endpoints.all.insert(network.name.clone(), endpoint);
+        if let Err(error) = self.plug(&namespace, request, &network, endpoints) {
+            endpoints.all.remove(&network.name);
+            self.store.leave(&network.id, request.id);
+            return Err(error);
+        }
         let rest = || -> ApiResult<()> {
             let has_server = lock(&self.sandboxes).get(request.id).is_some_and(|sandbox| sandbox.names.is_some());
             if network.has_names() && !has_server {
@@ -85,13 +87,26 @@ impl Networks {
 
     fn leave(&self, request: &AttachRequest<'_>, endpoints: &mut Endpoints, network: &Network) {
         let Some(Endpoint { live: Some(live), .. }) = endpoints.all.remove(&network.name) else { return };
-        if let Err(error) = hostnet::unplug(&live.host_link) {
+        let namespace = Namespace::at(self.namespace_path(request.id));
+        if let Err(error) = self.unplug(&namespace, request, &live) {
             tracing::warn!(id = request.id, "a link stays: {}", chain(&error));
         }
         self.store.leave(&network.id, request.id);
         let addresses: Vec<IpAddr> = live.addresses().collect();
         if let Err(error) = files::change_hosts(request.dir, request.config, &addresses, false) {
             tracing::warn!(id = request.id, "{error}");
+        }
+    }
+
+    fn unplug(
+        &self,
+        namespace: &Namespace,
+        request: &AttachRequest<'_>,
+        live: &LiveEndpoint,
+    ) -> Result<(), hostnet::NetworkError> {
+        match (request.isolation, super::guest::slot_of(live)) {
+            (Isolation::Hyperv, Some(slot)) => hostnet::unplug_guest(namespace, slot, &live.host_link),
+            _ => hostnet::unplug(&live.host_link),
         }
     }
 
@@ -102,10 +117,14 @@ impl Networks {
         endpoints: &mut Endpoints,
         before: Option<&str>,
     ) -> ApiResult<()> {
+        let namespace = Namespace::at(self.namespace_path(request.id));
+        if request.isolation == Isolation::Hyperv {
+            self.guard_guest(&namespace, request.id, endpoints)?;
+        }
         if way_out(endpoints).as_deref() == before {
             return Ok(());
         }
-        self.route(&Namespace::at(self.namespace_path(request.id)), endpoints)?;
+        self.route(&namespace, request, endpoints)?;
         let wanted = same_ports(request, endpoints)?;
         self.unpublish(request.id, endpoints)?;
         let mut tries = RETAKING;
@@ -158,10 +177,7 @@ impl Networks {
             tracing::error!(id = request.id, "cannot publish a container's ports again: {error}");
         }
         let namespace = Namespace::at(self.namespace_path(request.id));
-        let is_named = |endpoint: &Endpoint| {
-            self.store.find(&endpoint.network_id).is_ok_and(|network| network.has_names()) && endpoint.live.is_some()
-        };
-        if endpoints.all.values().any(is_named)
+        if self.is_named(endpoints)
             && let Err(error) = self.serve_names(request, &namespace, endpoints)
         {
             tracing::error!(id = request.id, "cannot serve a container's names again: {error}");

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::body;
 use crate::container::Container;
+use crate::container::record::Phase;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::network::AttachRequest;
@@ -105,14 +106,14 @@ async fn change(
     change: Change,
 ) -> ApiResult<()> {
     let _lifecycle = container.lifecycle.lock().await;
-    let (runs, is_on) = {
+    let (runs, is_on, paused) = {
         let record = container.record();
-        (record.phase.is_running(), record.network.all.contains_key(&network.name))
+        let paused = matches!(record.phase, Phase::Running { paused: true, .. });
+        (record.phase.is_running(), record.network.all.contains_key(&network.name), paused)
     };
-    if runs && container.isolation == Isolation::Hyperv {
-        return Err(ApiError::not_implemented(
-            "the networks of a hyperv container that runs cannot be changed by this version of Bulkhead: stop it first",
-        ));
+    let is_guest = runs && container.isolation == Isolation::Hyperv;
+    if is_guest && paused {
+        return Err(ApiError::conflict(format!("container {} is paused: unpause it first", container.id)));
     }
     let action = match (&change, is_on) {
         (Change::Connect(_), true) if runs => {
@@ -130,13 +131,14 @@ async fn change(
         (Change::Connect(_), _) => "connect",
         (Change::Disconnect, true) => "disconnect",
     };
-    let changed = {
-        let (engine, container, network) = (Arc::clone(engine), Arc::clone(container), Arc::clone(network));
-        let work = move || {
-            if runs { change_live(&engine, &container, &network, change) } else { note(&container, &network, change) }
-        };
-        tokio::task::spawn_blocking(work).await?
-    };
+    let connects = matches!(change, Change::Connect(_));
+    let mut changed = carry_out(engine, container, network, change, runs).await;
+    if is_guest && changed.is_ok() {
+        changed = tell_guest(engine, container).await;
+        if changed.is_err() && connects {
+            carry_out(engine, container, network, Change::Disconnect, true).await?;
+        }
+    }
     container.save().await?;
     changed?;
     if runs {
@@ -145,10 +147,37 @@ async fn change(
     Ok(())
 }
 
+async fn carry_out(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    network: &Arc<Network>,
+    change: Change,
+    runs: bool,
+) -> ApiResult<()> {
+    let (engine, container, network) = (Arc::clone(engine), Arc::clone(container), Arc::clone(network));
+    let work = move || {
+        if runs { change_live(&engine, &container, &network, change) } else { note(&container, &network, change) }
+    };
+    tokio::task::spawn_blocking(work).await?
+}
+
+/// A utility VM has to be told what its network is by now.
+async fn tell_guest(engine: &Engine, container: &Container) -> ApiResult<()> {
+    let task = container.running()?.task.clone();
+    let (config, host, name) = (container.config()?, container.host()?, container.name());
+    let (dir, isolation) = (container.dir.as_path(), container.isolation);
+    let request =
+        AttachRequest { id: container.id.as_str(), name: &name, config: &config, host: &host, dir, isolation };
+    let endpoints = container.record().network.clone();
+    let update = engine.networks.guest_update(&request, &endpoints)?;
+    Ok(task.update_network(&update).await?)
+}
+
 fn change_live(engine: &Engine, container: &Container, network: &Network, change: Change) -> ApiResult<()> {
     let (config, host, name) = (container.config()?, container.host()?, container.name());
+    let (dir, isolation) = (container.dir.as_path(), container.isolation);
     let request =
-        AttachRequest { id: container.id.as_str(), name: &name, config: &config, host: &host, dir: &container.dir };
+        AttachRequest { id: container.id.as_str(), name: &name, config: &config, host: &host, dir, isolation };
     let mut endpoints = container.record().network.clone();
     let changed = match change {
         Change::Connect(asked) => engine.networks.connect(&request, &mut endpoints, network, *asked),

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::cgroups::metrics::Metrics;
-use oci_spec::runtime::LinuxResources;
 use tokio::sync::Notify;
 
 use super::*;
+use crate::compute::Update;
 
 /// A process that ends when it is told to.
 struct FakeProcess {
@@ -99,7 +99,7 @@ impl ComputeSystem for FakeSystem {
     async fn stats(&self) -> Result<Metrics, Status> {
         Ok(Metrics::default())
     }
-    async fn update(&self, _: LinuxResources) -> Result<(), Status> {
+    async fn update(&self, _: Update) -> Result<(), Status> {
         Ok(())
     }
     async fn delete(&self, _: Changes) -> Result<(), Status> {

@@ -424,8 +424,15 @@ fn write_bundle(folder: &Path, bundle: &Path, id: &str, setup: Setup) {
             Isolation::Process => (upper(folder), None),
             Isolation::Hyperv => (scratch(folder), Some(vm_request(setup.memory_bytes))),
         };
-        let container =
-            ContainerBundle { isolation: setup.isolation, layers, writable, cgroup, utility_vm, parts: Vec::new() };
+        let container = ContainerBundle {
+            isolation: setup.isolation,
+            layers,
+            writable,
+            cgroup,
+            utility_vm,
+            parts: Vec::new(),
+            network: None,
+        };
         fs::write(bundle.join(ContainerBundle::FILE_NAME), serde_json::to_vec(&container).unwrap()).unwrap();
         root.set_path(folder.join("merged"));
     } else {

@@ -17,7 +17,13 @@ use super::*;
 const LIMIT: Duration = Duration::from_millis(600);
 
 fn identity() -> Identity {
-    Identity { hostname: "web".into(), domainname: String::new(), machine_id: "0f".repeat(16), rehearsal: false }
+    Identity {
+        hostname: "web".into(),
+        domainname: String::new(),
+        machine_id: "0f".repeat(16),
+        rehearsal: false,
+        network: Network::new(),
+    }
 }
 
 /// How a fake guest changes the right answer, and how slow it is.
@@ -109,7 +115,7 @@ async fn a_slow_first_round_trip_sets_the_clock_again() {
 #[tokio::test]
 async fn each_false_claim_is_refused() {
     let lies: [(Falsify, &str); 9] = [
-        (|answer| answer.version = 2, "version 2"),
+        (|answer| answer.version = 1, "version 1"),
         (|answer| answer.reseeded = false, "reseed"),
         (|answer| answer.hostname = "other".into(), "host name"),
         (|answer| answer.machine_id.clear(), "machine id"),

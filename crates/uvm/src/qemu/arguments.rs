@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::slots::SlotNode;
 use crate::guest_image::GuestImage;
-use crate::machine::{DISK_SLOTS, MachineConfig, NETWORK_SLOTS};
+use crate::machine::{DISK_SLOTS, MachineConfig};
 
 /// Name of the memory, the same when saving and loading.
 const MEMORY_ID: &str = "memory";
@@ -57,15 +57,6 @@ impl Arguments {
         arguments.pair("-m", format!("{}M", config.memory_bytes() >> 20));
         arguments.pair("-chardev", format!("ringbuf,id={CONSOLE_ID},size={CONSOLE_BYTES}"));
         arguments.pair("-serial", format!("chardev:{CONSOLE_ID}"));
-        for slot in 0..NETWORK_SLOTS {
-            arguments.pair("-netdev", format!("hubport,id=net{slot},hubid={slot}"));
-            let address = format!("{:#x}", FIRST_NETWORK_ADDRESS + slot);
-            arguments.json(
-                "-device",
-                &json!({"driver": "virtio-net-pci", "id": format!("nic{slot}"),
-                "netdev": format!("net{slot}"), "addr": address, "romfile": "", "disable-legacy": "on"}),
-            );
-        }
         arguments
     }
 
@@ -146,6 +137,21 @@ impl Arguments {
                 "-device",
                 &json!({"driver": "virtio-blk-pci", "id": format!("slot{slot}"),
                 "drive": disk["node-name"], "addr": address, "disable-legacy": "on"}),
+            );
+        }
+    }
+
+    /// The network slots with these taps behind them, slot 0 first. The guest learns its true hardware address when it is
+    /// personalized, so nobody is told about the one that the machine has.
+    pub(super) fn network(&mut self, taps: Vec<OwnedFd>) {
+        for (slot, tap) in (0..).zip(taps) {
+            let number = self.inherit(tap);
+            self.pair("-netdev", format!("tap,id=net{slot},fd={number},vhost=off"));
+            let address = format!("{:#x}", FIRST_NETWORK_ADDRESS + slot);
+            self.json(
+                "-device",
+                &json!({"driver": "virtio-net-pci", "id": format!("nic{slot}"), "netdev": format!("net{slot}"),
+                "addr": address, "romfile": "", "disable-legacy": "on", "guest_announce": false}),
             );
         }
     }

@@ -105,6 +105,8 @@ impl Lab {
             domainname: String::new(),
             cgroup: None,
             rehearsal: false,
+            namespace: None,
+            network: proto::gcs::wire::Network::new(),
         }
     }
 

@@ -3,9 +3,11 @@
 // The lint's exception for tests covers test functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
 
-/// Makes two tests of each function, one for each wall: `NAME::process` and `NAME::hyperv`.
+/// Makes two tests of each function, one for each wall: `NAME::process` and `NAME::hyperv`. With `own:` before them they are
+/// about what only our engine has.
 macro_rules! behind_both_walls {
-    ($($(#[doc = $doc:literal])* fn $name:ident($host:ident) $body:block)+) => { $(
+    (own: $($tests:tt)+) => { behind_both_walls! { @start_own $($tests)+ } };
+    (@$start:ident $($(#[doc = $doc:literal])* fn $name:ident($host:ident) $body:block)+) => { $(
         $(#[doc = $doc])*
         mod $name {
             #[allow(unused_imports)]
@@ -15,19 +17,20 @@ macro_rules! behind_both_walls {
 
             #[test]
             fn process() {
-                if let Some(mut host) = bulkhead_e2e::TestHost::start(bulkhead_e2e::Wall::Process) {
+                if let Some(mut host) = bulkhead_e2e::TestHost::$start(bulkhead_e2e::Wall::Process) {
                     check(&mut host);
                 }
             }
 
             #[test]
             fn hyperv() {
-                if let Some(mut host) = bulkhead_e2e::TestHost::start(bulkhead_e2e::Wall::Hyperv) {
+                if let Some(mut host) = bulkhead_e2e::TestHost::$start(bulkhead_e2e::Wall::Hyperv) {
                     check(&mut host);
                 }
             }
         }
     )+ };
+    ($($tests:tt)+) => { behind_both_walls! { @start $($tests)+ } };
 }
 
 mod api_cases;

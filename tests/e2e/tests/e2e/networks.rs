@@ -23,6 +23,12 @@ fn start(host: &TestHost, name: &str, options: &[&str], command: &[&str]) -> Str
     run(host, &[&["-d", "--name", name], options].concat(), command).ok()
 }
 
+/// Starts a process container in the background, whatever wall the host's test is about.
+fn start_process(host: &TestHost, name: &str, options: &[&str], command: &[&str]) -> String {
+    let words = [&["run", "--isolation", "process", "-d", "--name", name], options, &["box"], command].concat();
+    host.docker(&words).ok()
+}
+
 fn exec(host: &TestHost, container: &str, command: &[&str]) -> Said {
     host.docker(&[&["exec", container], command].concat())
 }
@@ -101,32 +107,44 @@ fn link_exists(name: &str) -> bool {
     Path::new("/sys/class/net").join(name).exists()
 }
 
-#[test]
-fn neighbours_are_reached_by_name_and_the_host_reaches_ports() {
-    let Some(host) = TestHost::start_own(Wall::Process) else { return };
-    host.docker(&["network", "create", "--label", "a=b", "shop"]).ok();
-    let options = ["--network", "shop", "--network-alias", "www", "-p", "80", "-p", "127.0.0.1::80/udp"];
-    let web = start(&host, "web", &options, SERVER);
-    start(&host, "client", &["--network", "shop"], &["sleep", "1000"]);
-    for name in ["web", "www", &web[..12], "WEB", "web.shop"] {
-        wait_fetch(&host, "client", name, &web[..12]);
+behind_both_walls! { own:
+    fn neighbours_are_reached_by_name_and_the_host_reaches_ports(host) {
+        host.docker(&["network", "create", "--label", "a=b", "shop"]).ok();
+        let options = ["--network", "shop", "--network-alias", "www", "-p", "80", "-p", "127.0.0.1::80/udp"];
+        let web = start(host, "web", &options, SERVER);
+        // Behind either wall there are the same networks.
+        start_process(host, "client", &["--network", "shop"], &["httpd", "-f", "-p", "80", "-h", "/etc"]);
+        wait_fetch(host, "web", "client", &host.inspect("client")["Id"].as_str().unwrap()[..12]);
+        for name in ["web", "www", &web[..12], "WEB", "web.shop"] {
+            wait_fetch(host, "client", name, &web[..12]);
+        }
+        assert_ne!(exec(host, "client", &["nslookup", "nobody.invalid"]).code, 0);
+        let published = port(host, "web", "80/tcp");
+        for address in ["127.0.0.1", "[::1]"] {
+            wait_read(&format!("{address}:{published}"), &web[..12]);
+        }
+        let datagrams = format!("127.0.0.1:{}", port(host, "web", "80/udp"));
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let came = eventually(Duration::from_secs(10), || {
+            socket.send_to(b"x", &datagrams).unwrap();
+            // Nobody listens there, which the container's kernel counts.
+            let counters = exec(host, "web", &["cat", "/proc/net/snmp"]).ok();
+            let line = counters.lines().filter(|line| line.starts_with("Udp:")).nth(1).unwrap();
+            line.split(' ').nth(2).unwrap() != "0"
+        });
+        assert!(came, "no datagram reaches a published port");
+        let gateway = endpoint(host, "web", "shop", "Gateway");
+        wait_read(&format!("{gateway}:{published}"), &web[..12]);
+        // By the host's address from another network, too: it goes by the proxy.
+        start_process(host, "other", &[], &["sleep", "1000"]);
+        wait_fetch(host, "other", &format!("{gateway}:{published}"), &web[..12]);
+        let shown = host.docker(&["ps", "--filter", "network=shop", "--format", "{{.Names}} {{.Ports}}"]).ok();
+        assert!(shown.contains("web ") && shown.contains(&format!("0.0.0.0:{published}->80/tcp")), "{shown}");
+        // A name that is renamed is found by the new one.
+        host.docker(&["rename", "web", "store"]).ok();
+        wait_fetch(host, "client", "store", &web[..12]);
+        assert_ne!(fetch(host, "client", "web").code, 0);
     }
-    assert_ne!(exec(&host, "client", &["nslookup", "nobody.invalid"]).code, 0);
-    let published = port(&host, "web", "80/tcp");
-    for address in ["127.0.0.1", "[::1]"] {
-        wait_read(&format!("{address}:{published}"), &web[..12]);
-    }
-    let gateway = endpoint(&host, "web", "shop", "Gateway");
-    wait_read(&format!("{gateway}:{published}"), &web[..12]);
-    // By the host's address from another network, too: it goes by the proxy.
-    start(&host, "other", &[], &["sleep", "1000"]);
-    wait_fetch(&host, "other", &format!("{gateway}:{published}"), &web[..12]);
-    let shown = host.docker(&["ps", "--filter", "network=shop", "--format", "{{.Names}} {{.Ports}}"]).ok();
-    assert!(shown.contains("web ") && shown.contains(&format!("0.0.0.0:{published}->80/tcp")), "{shown}");
-    // A name that is renamed is found by the new one.
-    host.docker(&["rename", "web", "store"]).ok();
-    wait_fetch(&host, "client", "store", &web[..12]);
-    assert_ne!(fetch(&host, "client", "web").code, 0);
 }
 
 #[test]
@@ -156,140 +174,143 @@ fn a_port_that_is_taken_undoes_the_start() {
     wait_read(&format!("127.0.0.1:{taken}"), &host.inspect("second")["Id"].as_str().unwrap()[..12]);
 }
 
-#[test]
-fn networks_are_apart_and_change_while_a_container_runs() {
-    let Some(host) = TestHost::start_own(Wall::Process) else { return };
-    for options in [&["one"][..], &["two"], &["--internal", "inside"]] {
-        host.docker(&[&["network", "create"], options].concat()).ok();
+behind_both_walls! { own:
+    fn networks_are_apart_and_change_while_a_container_runs(host) {
+        for options in [&["one"][..], &["two"], &["--internal", "inside"]] {
+            host.docker(&[&["network", "create"], options].concat()).ok();
+        }
+        let web = start(host, "web", &["--network", "one"], SERVER);
+        start_process(host, "client", &["--network", "two"], &["sleep", "1000"]);
+        let address = endpoint(host, "web", "one", "IPAddress");
+        assert_ne!(fetch(host, "client", &address).code, 0, "another network is reached");
+        host.docker(&["network", "connect", "--alias", "www", "two", "web"]).ok();
+        wait_fetch(host, "client", "www", &web[..12]);
+        let second = endpoint(host, "web", "two", "IPAddress");
+        assert!(exec(host, "web", &["cat", "/etc/hosts"]).ok().contains(&format!("{second}\t{}", &web[..12])));
+        let again = host.docker(&["network", "connect", "two", "web"]);
+        assert!(again.err.contains("endpoint with name web already exists in network two"), "{again}");
+        assert!(host.docker(&["network", "rm", "two"]).err.contains("has active endpoints"));
+        host.docker(&["network", "disconnect", "two", "web"]).ok();
+        assert_ne!(fetch(host, "client", &second).code, 0);
+        assert!(!exec(host, "web", &["cat", "/etc/hosts"]).ok().contains(&second));
+        // Inside there are neighbours and nothing else.
+        let inner = start(host, "inner", &["--network", "inside", "-p", "80"], SERVER);
+        host.docker(&["network", "connect", "inside", "client"]).ok();
+        wait_fetch(host, "client", "inner", &inner[..12]);
+        assert!(!exec(host, "inner", &["ip", "route"]).ok().contains("default"));
+        assert_eq!(host.docker(&["port", "inner"]).ok(), "");
+        let events = host.docker(&[
+            "events",
+            "--since",
+            "0",
+            "--until",
+            "1s",
+            "--filter",
+            "type=network",
+            "--format",
+            "{{.Action}} {{.Actor.Attributes.name}}",
+        ]);
+        for wanted in ["create one", "connect one", "connect two", "disconnect two"] {
+            assert!(events.ok().lines().any(|line| line == wanted), "{wanted}");
+        }
     }
-    let web = start(&host, "web", &["--network", "one"], SERVER);
-    start(&host, "client", &["--network", "two"], &["sleep", "1000"]);
-    let address = endpoint(&host, "web", "one", "IPAddress");
-    assert_ne!(fetch(&host, "client", &address).code, 0, "another network is reached");
-    host.docker(&["network", "connect", "--alias", "www", "two", "web"]).ok();
-    wait_fetch(&host, "client", "www", &web[..12]);
-    let second = endpoint(&host, "web", "two", "IPAddress");
-    assert!(exec(&host, "web", &["cat", "/etc/hosts"]).ok().contains(&format!("{second}\t{}", &web[..12])));
-    let again = host.docker(&["network", "connect", "two", "web"]);
-    assert!(again.err.contains("endpoint with name web already exists in network two"), "{again}");
-    assert!(host.docker(&["network", "rm", "two"]).err.contains("has active endpoints"));
-    host.docker(&["network", "disconnect", "two", "web"]).ok();
-    assert_ne!(fetch(&host, "client", &second).code, 0);
-    assert!(!exec(&host, "web", &["cat", "/etc/hosts"]).ok().contains(&second));
-    // Inside there are neighbours and nothing else.
-    let inner = start(&host, "inner", &["--network", "inside", "-p", "80"], SERVER);
-    host.docker(&["network", "connect", "inside", "client"]).ok();
-    wait_fetch(&host, "client", "inner", &inner[..12]);
-    assert!(!exec(&host, "inner", &["ip", "route"]).ok().contains("default"));
-    assert_eq!(host.docker(&["port", "inner"]).ok(), "");
-    let events = host.docker(&[
-        "events",
-        "--since",
-        "0",
-        "--until",
-        "1s",
-        "--filter",
-        "type=network",
-        "--format",
-        "{{.Action}} {{.Actor.Attributes.name}}",
-    ]);
-    for wanted in ["create one", "connect one", "connect two", "disconnect two"] {
-        assert!(events.ok().lines().any(|line| line == wanted), "{wanted}");
-    }
-}
 
-#[test]
-fn addresses_modes_and_files_are_as_asked_for() {
-    let Some(host) = TestHost::start_own(Wall::Process) else { return };
-    let create = [
-        "network",
-        "create",
-        "--subnet",
-        "10.201.7.0/24",
-        "--ip-range",
-        "10.201.7.128/25",
-        "--ipv6",
-        "--subnet",
-        "fd00:b17:7::/64",
-        "-o",
-        "com.docker.network.driver.mtu=1400",
-        "fixed",
-    ];
-    host.docker(&create).ok();
-    let options = [
-        "--network",
-        "fixed",
-        "--ip",
-        "10.201.7.9",
-        "--mac-address",
-        "02:00:00:00:07:09",
-        "--add-host",
-        "up:host-gateway",
-        "--dns-search",
-        "x.invalid",
-    ];
-    start(&host, "static", &options, SERVER);
-    start(&host, "any", &["--network", "fixed"], &["sleep", "1000"]);
-    let shown = exec(&host, "static", &["ip", "addr", "show", "eth0"]).ok();
-    for wanted in ["mtu 1400", "02:00:00:00:07:09", "10.201.7.9/24", "fd00:b17:7::"] {
-        assert!(shown.contains(wanted), "{wanted}: {shown}");
+    fn addresses_modes_and_files_are_as_asked_for(host) {
+        let create = [
+            "network",
+            "create",
+            "--subnet",
+            "10.201.7.0/24",
+            "--ip-range",
+            "10.201.7.128/25",
+            "--ipv6",
+            "--subnet",
+            "fd00:b17:7::/64",
+            "-o",
+            "com.docker.network.driver.mtu=1400",
+            "fixed",
+        ];
+        host.docker(&create).ok();
+        let options = [
+            "--network",
+            "fixed",
+            "--ip",
+            "10.201.7.9",
+            "--mac-address",
+            "02:00:00:00:07:09",
+            "--add-host",
+            "up:host-gateway",
+            "--dns-search",
+            "x.invalid",
+        ];
+        start(host, "static", &options, SERVER);
+        start_process(host, "any", &["--network", "fixed"], &["sleep", "1000"]);
+        let shown = exec(host, "static", &["ip", "addr", "show", "eth0"]).ok();
+        for wanted in ["mtu 1400", "02:00:00:00:07:09", "10.201.7.9/24", "fd00:b17:7::"] {
+            assert!(shown.contains(wanted), "{wanted}: {shown}");
+        }
+        assert_eq!(endpoint(host, "any", "fixed", "IPAddress"), "10.201.7.128");
+        let v6 = endpoint(host, "static", "fixed", "GlobalIPv6Address");
+        wait_fetch(host, "any", &format!("[{v6}]"), &host.inspect("static")["Id"].as_str().unwrap()[..12]);
+        let hosts = exec(host, "static", &["cat", "/etc/hosts"]).ok();
+        assert!(hosts.contains("10.201.7.1\tup\n") && hosts.contains("10.201.7.9\t"), "{hosts}");
+        let resolver = exec(host, "static", &["cat", "/etc/resolv.conf"]).ok();
+        assert!(resolver.contains("nameserver 127.0.0.11") && resolver.contains("search x.invalid"), "{resolver}");
+        let taken = run(host, &["--rm", "--network", "fixed", "--ip", "10.201.7.9"], &["true"]);
+        assert!(taken.err.contains("Address already in use"), "{taken}");
+        let links = |options: &[&str]| run(host, &[&["--rm"], options].concat(), &["ls", "/sys/class/net"]).ok();
+        assert_eq!(links(&["--network", "none"]), "lo");
+        if host.wall() == Wall::Hyperv {
+            for (mode, word) in [("host", "a kernel of its own"), ("container:static", "a utility VM of its own")] {
+                let said = run(host, &["--rm", "--network", mode], &["true"]);
+                assert!(said.code == 125 && said.err.contains(word), "{said}");
+            }
+            return;
+        }
+        assert!(links(&["--network", "host"]).contains(&bridge(host, "fixed")));
+        let shared =
+            run(host, &["--rm", "--network", "container:static"], &["sh", "-c", "hostname; ip addr show eth0"]).ok();
+        assert!(
+            shared.contains("10.201.7.9/24")
+                && shared.contains(&host.inspect("static")["Config"]["Hostname"].as_str().unwrap().to_owned()),
+            "{shared}"
+        );
     }
-    assert_eq!(endpoint(&host, "any", "fixed", "IPAddress"), "10.201.7.128");
-    let v6 = endpoint(&host, "static", "fixed", "GlobalIPv6Address");
-    wait_fetch(&host, "any", &format!("[{v6}]"), &host.inspect("static")["Id"].as_str().unwrap()[..12]);
-    let hosts = exec(&host, "static", &["cat", "/etc/hosts"]).ok();
-    assert!(hosts.contains("10.201.7.1\tup\n") && hosts.contains("10.201.7.9\t"), "{hosts}");
-    let resolver = exec(&host, "static", &["cat", "/etc/resolv.conf"]).ok();
-    assert!(resolver.contains("nameserver 127.0.0.11") && resolver.contains("search x.invalid"), "{resolver}");
-    let taken = run(&host, &["--rm", "--network", "fixed", "--ip", "10.201.7.9"], &["true"]);
-    assert!(taken.err.contains("Address already in use"), "{taken}");
-    let links = |options: &[&str]| run(&host, &[&["--rm"], options].concat(), &["ls", "/sys/class/net"]).ok();
-    assert_eq!(links(&["--network", "none"]), "lo");
-    assert!(links(&["--network", "host"]).contains(&bridge(&host, "fixed")));
-    let shared =
-        run(&host, &["--rm", "--network", "container:static"], &["sh", "-c", "hostname; ip addr show eth0"]).ok();
-    assert!(
-        shared.contains("10.201.7.9/24")
-            && shared.contains(&host.inspect("static")["Config"]["Hostname"].as_str().unwrap().to_owned()),
-        "{shared}"
-    );
-}
 
-#[test]
-fn networks_outlive_a_killed_engine_and_a_changed_firewall() {
-    let Some(mut host) = TestHost::start_own(Wall::Process) else { return };
-    host.docker(&["network", "create", "shop"]).ok();
-    let web = start(&host, "web", &["--network", "shop", "-p", "127.0.0.1:0:80"], SERVER);
-    start(&host, "client", &["--network", "shop"], &["sleep", "1000"]);
-    let address = format!("127.0.0.1:{}", port(&host, "web", "80/tcp"));
-    wait_read(&address, &web[..12]);
-    host.engine().kill();
-    wait_read(&address, &web[..12]);
-    // What an engine leaves that was killed while it made a container.
-    let stray = host.folder().join("run/n/stray");
-    std::fs::write(&stray, "").unwrap();
-    host.start_engine();
-    assert!(!stray.exists());
-    wait_read(&address, &web[..12]);
-    wait_fetch(&host, "client", "web", &web[..12]);
-    let said = run(&host, &["--rm", "-p", &format!("{address}:80")], &["true"]);
-    assert!(said.err.contains("port is already allocated"), "{said}");
-    let name = table_name(&host);
-    let deleted = Command::new("/usr/sbin/nft").args(["delete", "table", "inet", &name]).status().unwrap();
-    assert!(deleted.success());
-    assert!(eventually(Duration::from_secs(10), || table(&host).contains("chain published")), "{}", host.log());
-    wait_read(&address, &web[..12]);
-    let bridges = [bridge(&host, "shop"), bridge(&host, "bridge")];
-    host.docker(&["rm", "-f", "web", "client"]).ok();
-    assert_eq!(namespaces(&host), 0);
-    assert!(!table(&host).contains("dnat ip to 1") && link_exists(&bridges[0]));
-    host.docker(&["network", "prune", "-f"]).ok();
-    assert!(!link_exists(&bridges[0]));
-    host.stop_engine();
-    assert!(!link_exists(&bridges[1]));
-    let left = Command::new("/usr/sbin/nft").args(["list", "table", "inet", &name]).status().unwrap();
-    assert!(!left.success(), "its rules are left");
-    host.start_engine();
+    fn networks_outlive_a_killed_engine_and_a_changed_firewall(host) {
+        host.docker(&["network", "create", "shop"]).ok();
+        let web = start(host, "web", &["--network", "shop", "-p", "127.0.0.1:0:80"], SERVER);
+        start_process(host, "client", &["--network", "shop"], &["sleep", "1000"]);
+        let address = format!("127.0.0.1:{}", port(host, "web", "80/tcp"));
+        wait_read(&address, &web[..12]);
+        host.engine().kill();
+        wait_read(&address, &web[..12]);
+        // What an engine leaves that was killed while it made a container.
+        let stray = host.folder().join("run/n/stray");
+        std::fs::write(&stray, "").unwrap();
+        host.start_engine();
+        assert!(!stray.exists());
+        wait_read(&address, &web[..12]);
+        wait_fetch(host, "client", "web", &web[..12]);
+        let said = run(host, &["--rm", "-p", &format!("{address}:80")], &["true"]);
+        assert!(said.err.contains("port is already allocated"), "{said}");
+        let name = table_name(host);
+        let deleted = Command::new("/usr/sbin/nft").args(["delete", "table", "inet", &name]).status().unwrap();
+        assert!(deleted.success());
+        assert!(eventually(Duration::from_secs(10), || table(host).contains("chain published")), "{}", host.log());
+        wait_read(&address, &web[..12]);
+        let bridges = [bridge(host, "shop"), bridge(host, "bridge")];
+        host.docker(&["rm", "-f", "web", "client"]).ok();
+        assert_eq!(namespaces(host), 0);
+        assert!(!table(host).contains("dnat ip to 1") && link_exists(&bridges[0]));
+        host.docker(&["network", "prune", "-f"]).ok();
+        assert!(!link_exists(&bridges[0]));
+        host.stop_engine();
+        assert!(!link_exists(&bridges[1]));
+        let left = Command::new("/usr/sbin/nft").args(["list", "table", "inet", &name]).status().unwrap();
+        assert!(!left.success(), "its rules are left");
+        host.start_engine();
+    }
 }
 
 #[test]
@@ -402,4 +423,59 @@ fn links_lead_to_others_by_names_of_their_own() {
     assert_ne!(fetch(&host, "other", "store").code, 0);
     let counters = host.get_json(&format!("/containers/{web}/stats?stream=0&one-shot=1"))["networks"].clone();
     assert!(counters["eth0"]["rx_bytes"].as_u64().unwrap() > 0 && counters["eth1"].is_object(), "{counters}");
+}
+
+/// What a utility VM sends that is not its own is dropped on the host's side.
+#[test]
+fn a_utility_vm_cannot_pose_as_another() {
+    let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
+    let create = ["network", "create", "--subnet", "10.203.7.0/24", "--ipv6", "--subnet", "fd00:b17:8::/64", "place"];
+    host.docker(&create).ok();
+    start_process(&host, "mark", &["--network", "place"], &["sleep", "1000"]);
+    start(&host, "rogue", &["--network", "place", "--cap-add", "NET_ADMIN"], &["sleep", "1000"]);
+    let (own, mark) = (endpoint(&host, "rogue", "place", "IPAddress"), endpoint(&host, "mark", "place", "IPAddress"));
+    let mark6 = endpoint(&host, "mark", "place", "GlobalIPv6Address");
+    let mac = endpoint(&host, "rogue", "place", "MacAddress");
+    let reaches = |words: &[&str]| exec(&host, "rogue", words).code == 0;
+    let ping = |target: &str| reaches(&["ping", "-c", "1", "-W", "1", target]);
+    assert!(eventually(Duration::from_secs(10), || ping(&mark) && ping(&mark6)), "{}", host.log());
+    assert!(reaches(&["arping", "-c", "1", "-w", "1", "-I", "eth0", &mark]));
+    let do_it = |line: &str| exec(&host, "rogue", &["sh", "-c", line]).ok();
+    // Another's address in ARP, in IPv4, in IPv6 with its neighbour discovery; a server of names beside ours.
+    do_it("ip addr add 10.203.7.77/24 dev eth0; ip addr add fd00:b17:8::77/64 dev eth0 nodad; true");
+    assert!(!reaches(&["arping", "-c", "1", "-w", "1", "-I", "eth0", "-s", "10.203.7.77", &mark]));
+    assert!(!reaches(&["ping", "-c", "1", "-W", "1", "-I", "10.203.7.77", &mark]));
+    assert!(!reaches(&["ping6", "-c", "1", "-W", "1", "-I", "fd00:b17:8::77", &mark6]));
+    let neighbours = exec(&host, "mark", &["sh", "-c", "ip neigh; ip -6 neigh"]).ok();
+    assert!(neighbours.contains(&own) && !neighbours.contains("7.77") && !neighbours.contains("8::77"), "{neighbours}");
+    // Another's hardware address: the bridge never learns it.
+    do_it("ip link set eth0 down; ip link set eth0 address 02:66:66:66:66:66; ip link set eth0 up");
+    assert!(!ping(&mark));
+    let learned =
+        Command::new("/usr/sbin/bridge").args(["fdb", "show", "br", &bridge(&host, "place")]).output().unwrap();
+    let learned = String::from_utf8_lossy(&learned.stdout).into_owned();
+    assert!(learned.contains(&mac) && !learned.contains("66:66"), "{learned}");
+    do_it(&format!("ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up"));
+    assert!(eventually(Duration::from_secs(10), || ping(&mark)));
+}
+
+/// A container that has more networks than a utility VM has slots.
+#[test]
+fn a_utility_vm_has_a_slot_for_each_of_four_networks() {
+    let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
+    let networks = ["n0", "n1", "n2", "n3", "n4"];
+    networks.iter().for_each(|name| drop(host.docker(&["network", "create", name]).ok()));
+    let id = start(&host, "many", &["--network", "n0"], SERVER);
+    start_process(&host, "client", &["--network", "n3"], &["sleep", "1000"]);
+    networks[1..4].iter().for_each(|name| drop(host.docker(&["network", "connect", name, "many"]).ok()));
+    wait_fetch(&host, "client", "many", &id[..12]);
+    let full = host.docker(&["network", "connect", "n4", "many"]);
+    assert!(full.err.contains("a hyperv container may be on 4 networks at most"), "{full}");
+    let links = || exec(&host, "many", &["ls", "/sys/class/net"]).ok();
+    assert_eq!(links(), "eth0\neth1\neth2\neth3\nlo");
+    host.docker(&["network", "disconnect", "n0", "many"]).ok();
+    host.docker(&["network", "connect", "n4", "many"]).ok();
+    assert_eq!(links(), "eth0\neth1\neth2\neth3\nlo");
+    wait_fetch(&host, "client", "many", &id[..12]);
+    assert_ne!(exec(&host, "many", &["nslookup", "client"]).code, 1, "names are served by another interface now");
 }

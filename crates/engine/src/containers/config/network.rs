@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bollard::models::{EndpointSettings, HostConfig, NetworkingConfig};
 use proto::Isolation;
+use proto::network::NETWORK_SLOTS;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -39,12 +40,11 @@ pub(super) fn decide(
     if mode.starts_with("container:") {
         check_shared(requested, host, publishes)?;
         if requested.isolation == Isolation::Hyperv {
-            return Err(not_yet(&format!("network mode {mode:?} with isolation hyperv")));
+            return Err(ApiError::not_implemented(format!(
+                "network mode {mode:?}: a hyperv container is in a utility VM of its own and cannot share another's network"
+            )));
         }
         return Ok((Endpoints::default(), warnings));
-    }
-    if requested.isolation == Isolation::Hyperv {
-        check_hyperv(mode, publishes, &given, &mut warnings)?;
     }
     if mode == "host" && publishes {
         warnings.push("Published ports are discarded when using host network mode".into());
@@ -53,8 +53,12 @@ pub(super) fn decide(
     let mut all: BTreeMap<String, Endpoint> =
         given.into_iter().map(|(name, asked)| (named(&name), Endpoint::asked(asked))).collect();
     all.entry(primary.to_owned()).or_default();
-    if all.len() > MOST {
-        return Err(ApiError::invalid(format!("a container may be on {MOST} networks at most")));
+    let most = most_networks(requested.isolation);
+    if all.len() > most {
+        return Err(ApiError::invalid(format!(
+            "a {} container may be on {most} networks at most",
+            requested.isolation
+        )));
     }
     if matches!(primary, "host" | "none") && all.len() > 1 {
         return Err(ApiError::invalid(
@@ -72,37 +76,12 @@ fn named(name: &str) -> String {
     if name == "default" { "bridge".to_owned() } else { name.to_owned() }
 }
 
-fn not_yet(what: &str) -> ApiError {
-    ApiError::not_implemented(format!("{what}: not supported by this version of Bulkhead; use --network none"))
-}
-
-/// A utility VM has no networks yet: it has a loopback device only.
-fn check_hyperv(
-    mode: &str,
-    publishes: bool,
-    given: &BTreeMap<String, EndpointSettings>,
-    warnings: &mut Vec<String>,
-) -> ApiResult<()> {
-    let plain = |name: &str| matches!(name, "" | "none" | "default" | "bridge");
-    if mode == "host" {
-        return Ok(());
+/// Networks that one container may be on. A utility VM has a slot for each.
+fn most_networks(isolation: Isolation) -> usize {
+    match isolation {
+        Isolation::Process => MOST,
+        Isolation::Hyperv => usize::try_from(NETWORK_SLOTS).unwrap_or(MOST),
     }
-    if !plain(mode) {
-        return Err(not_yet(&format!("network mode {mode:?} with isolation hyperv")));
-    }
-    if publishes {
-        return Err(not_yet("published ports with isolation hyperv"));
-    }
-    if let Some(name) = given.keys().find(|name| !plain(name)) {
-        return Err(not_yet(&format!("network {name:?} with isolation hyperv")));
-    }
-    if mode != "none" {
-        warnings.push(
-            "There are no networks for hyperv containers yet: the container has a loopback interface only. Use --network none to say so."
-                .into(),
-        );
-    }
-    Ok(())
 }
 
 /// Source: moby `daemon/container.go` and `runconfig/errors.go`.
@@ -164,17 +143,14 @@ mod tests {
     }
 
     #[test]
-    fn a_utility_vm_has_none_yet_and_says_so() {
-        let hyperv = |mut host: Value| {
-            host["Isolation"] = json!("hyperv");
-            read(host, Value::Null)
+    fn a_utility_vm_has_a_slot_for_each_network_and_shares_none() {
+        let hyperv = |mode: &str, networks: &[&str]| {
+            let endpoints: serde_json::Map<String, Value> =
+                networks.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
+            read(json!({"Isolation": "hyperv", "NetworkMode": mode}), json!({ "EndpointsConfig": endpoints }))
         };
-        assert_eq!(hyperv(json!({})).unwrap().warnings.len(), 1);
-        assert!(hyperv(json!({"NetworkMode": "none"})).unwrap().warnings.is_empty());
-        for host in
-            [json!({"NetworkMode": "web"}), json!({"PublishAllPorts": true}), json!({"NetworkMode": "container:x"})]
-        {
-            assert_eq!(hyperv(host).unwrap_err().http_status(), 501);
-        }
+        assert!(hyperv("a", &["a", "b", "c", "d"]).unwrap().warnings.is_empty());
+        assert_eq!(hyperv("a", &["a", "b", "c", "d", "e"]).unwrap_err().http_status(), 400);
+        assert_eq!(hyperv("container:x", &[]).unwrap_err().http_status(), 501);
     }
 }

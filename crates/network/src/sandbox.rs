@@ -1,0 +1,282 @@
+//! The way between a network and a utility VM, in the container's namespace.
+//!
+//! ```text
+//!  host                    container's namespace                              utility VM
+//!  bridge ── veth host_link ═ veth ethN ── bridge brN ── tap nicN ════════════ ethN: MAC, addresses, routes
+//!                             no address    127.0.0.11: name server
+//! ```
+//!
+//! The veth has no address, and another hardware address than the guest: a bridge keeps frames for its own ports' addresses.
+//! The tap is made by whoever starts the VM, with its link down, and may come from another namespace.
+
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use proto::network::{SandboxInterface, bridge_name, tap_name};
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::{LinkBridge, LinkUnspec, RouteMessageBuilder};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::error::NetworkError;
+use crate::firewall::guard;
+use crate::link::{Plug, delete_link, find, index_of, plug};
+use crate::namespace::{Namespace, in_thread};
+use crate::netlink::{set_sysctl, talk};
+
+/// One end on a network's bridge, the other for a utility VM.
+#[derive(Debug, Clone)]
+pub struct GuestPlug<'a> {
+    /// Name of the network's bridge.
+    pub bridge: String,
+    /// Name of the end on the bridge, at most 15 bytes.
+    pub host_link: String,
+    /// Ports that are isolated reach the bridge and what is beyond, not each other.
+    pub isolated: bool,
+    /// What the guest has.
+    pub interface: &'a SandboxInterface,
+}
+
+/// Makes the way up to the tap, which is not there yet. Nothing passes it before [`guard_guest`].
+///
+/// # Errors
+/// What the kernel says; nothing stays.
+pub fn plug_guest(namespace: &Namespace, wanted: &GuestPlug<'_>) -> Result<(), NetworkError> {
+    let interface = wanted.interface;
+    let mut mac = interface.mac;
+    // Locally administered, and not the guest's.
+    mac[0] = (mac[0] | 2) ^ 4;
+    let end = Plug {
+        bridge: wanted.bridge.clone(),
+        host_link: wanted.host_link.clone(),
+        name: Some(format!("eth{}", interface.slot)),
+        mac,
+        mtu: interface.mtu,
+        ipv4: None,
+        ipv6: None,
+        link_local: Vec::new(),
+        isolated: wanted.isolated,
+    };
+    let plugged = plug(namespace, &end)?;
+    let tied = namespace.run(|| tie(&plugged.name, mac, interface));
+    tied.inspect_err(|_| {
+        if let Err(error) = unplug_guest(namespace, interface.slot, &wanted.host_link) {
+            tracing::warn!(link = wanted.host_link, error = &error as &dyn std::error::Error, "left behind");
+        }
+    })
+}
+
+/// In the namespace: the bridge, with the veth on it and the name server's way to the guest.
+fn tie(veth: &str, mac: [u8; 6], interface: &SandboxInterface) -> Result<(), NetworkError> {
+    let name = bridge_name(interface.slot);
+    // Frames on the bridge are no packets of this namespace's.
+    for setting in ["iptables", "ip6tables", "arptables"] {
+        set_sysctl(&format!("bridge/bridge-nf-call-{setting}"), "0");
+    }
+    talk(async |handle| {
+        let failed = |what: &str| NetworkError::netlink(format!("{what} {name}"));
+        let bridge = LinkBridge::new(&name).mcast_snooping(false).address(mac.to_vec()).up();
+        handle.link().add(bridge.build()).execute().await.map_err(failed("make the bridge"))?;
+        let index = index_of(&handle, &name).await?;
+        set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
+        set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1");
+        set_sysctl(&format!("ipv4/conf/{name}/rp_filter"), "0");
+        let veth = LinkUnspec::new_with_name(veth).controller(index).build();
+        handle.link().set(veth).execute().await.map_err(failed("tie a link to"))?;
+        if let Some((address, _)) = interface.ipv4 {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).scope(RouteScope::Link);
+            let route = route.output_interface(index).build();
+            handle.route().add(route).replace().execute().await.map_err(failed("find the guest by"))?;
+        }
+        Ok(())
+    })
+}
+
+/// Takes the way of a slot away, up to the tap.
+///
+/// # Errors
+/// What the kernel says.
+pub fn unplug_guest(namespace: &Namespace, slot: u32, host_link: &str) -> Result<(), NetworkError> {
+    delete_link(host_link)?;
+    namespace.run(|| delete_link(&bridge_name(slot)))
+}
+
+/// Lets the guest send what is its own, on these interfaces and no others. Shape: all interfaces of the guest.
+///
+/// # Errors
+/// `Firewall`; the earlier rules hold then.
+pub fn guard_guest(namespace: &Namespace, interfaces: &[SandboxInterface]) -> Result<(), NetworkError> {
+    namespace.run(|| guard::load(interfaces))
+}
+
+/// Ties a tap to its slot's bridge and switches it on: from now on the guest is on the network. Shape: `from` is where the tap
+/// is unless it is in the namespace already.
+///
+/// When: the guest is personalized.
+///
+/// # Errors
+/// What the kernel says.
+pub fn connect_tap(
+    namespace: &Namespace,
+    interface: &SandboxInterface,
+    from: Option<BorrowedFd<'_>>,
+) -> Result<(), NetworkError> {
+    let tap = tap_name(interface.slot);
+    if let Some(from) = from {
+        bring(namespace, &tap, from)?;
+    }
+    namespace.run(|| {
+        talk(async |handle| {
+            let bridge = index_of(&handle, &bridge_name(interface.slot)).await?;
+            let mut change = LinkUnspec::new_with_name(&tap).controller(bridge).up();
+            if let Some(mtu) = interface.mtu {
+                change = change.mtu(mtu);
+            }
+            let changed = handle.link().set(change.build()).execute().await;
+            changed.map_err(NetworkError::netlink(format!("switch on the tap {tap}")))
+        })
+    })
+}
+
+/// Fetches a tap, unless it was fetched before.
+fn bring(namespace: &Namespace, tap: &str, from: BorrowedFd<'_>) -> Result<(), NetworkError> {
+    let to = namespace.open()?;
+    let moved = in_thread(|| {
+        move_into_link_name_space(from, Some(LinkNameSpaceType::Network))?;
+        Ok(talk(async |handle| {
+            if find(&handle, tap).await?.is_none() {
+                return Ok(());
+            }
+            let change = LinkUnspec::new_with_name(tap).setns_by_fd(to.as_fd().as_raw_fd()).build();
+            let moved = handle.link().set(change).execute().await;
+            moved.map_err(NetworkError::netlink(format!("fetch the tap {tap}")))
+        }))
+    });
+    moved.map_err(NetworkError::kernel("enter a utility VM's namespace"))?
+}
+
+/// Switches a tap off and unties it. One that is not there is none to untie.
+///
+/// # Errors
+/// What the kernel says.
+pub fn disconnect_tap(namespace: &Namespace, slot: u32) -> Result<(), NetworkError> {
+    let tap = tap_name(slot);
+    namespace.run(|| {
+        talk(async |handle| {
+            if find(&handle, &tap).await?.is_none() {
+                return Ok(());
+            }
+            let change = LinkUnspec::new_with_name(&tap).nocontroller().down().build();
+            let changed = handle.link().set(change).execute().await;
+            changed.map_err(NetworkError::netlink(format!("switch off the tap {tap}")))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, UdpSocket};
+    use std::time::Duration;
+
+    use rtnetlink::LinkVeth;
+
+    use super::*;
+    use crate::dns::ADDRESS;
+    use crate::link::{BridgeSpec, ensure_bridge};
+
+    const OWN: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+    const ANOTHERS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 77);
+
+    fn interface() -> SandboxInterface {
+        SandboxInterface {
+            slot: 0,
+            mac: [2, 0, 0, 0, 0, 2],
+            mtu: Some(1400),
+            ipv4: Some((OWN, 24)),
+            ipv6: Some(("fd00:9::2".parse().unwrap(), 64)),
+            names: true,
+        }
+    }
+
+    /// What a guest does, in a namespace whose `nic0` is one end of a veth: as good as a tap.
+    fn pose_as_guest(guest: &Namespace) -> Result<(), NetworkError> {
+        guest.run(|| {
+            talk(async |handle| {
+                let done = || NetworkError::netlink("pose as a guest");
+                let pair = LinkVeth::new("eth0", "nic0").address(interface().mac.to_vec()).up();
+                handle.link().add(pair.build()).execute().await.map_err(done())?;
+                let index = index_of(&handle, "eth0").await?;
+                set_sysctl("ipv4/conf/eth0/route_localnet", "1");
+                for address in [OWN, ANOTHERS] {
+                    handle.address().add(index, address.into(), 24).execute().await.map_err(done())?;
+                }
+                let names = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ADDRESS, 32).table_id(255);
+                let names = names.scope(RouteScope::Link).output_interface(index).build();
+                handle.route().add(names).execute().await.map_err(done())
+            })
+        })
+    }
+
+    fn socket(namespace: &Namespace, address: SocketAddr) -> UdpSocket {
+        let socket = namespace.run(|| Ok(UdpSocket::bind(address).unwrap())).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        socket
+    }
+
+    fn exchange(guest: &Namespace, outer: &Namespace, sandbox: &Namespace) -> Result<(), NetworkError> {
+        pose_as_guest(guest)?;
+        let plug =
+            GuestPlug { bridge: "bh-g".into(), host_link: "bhv-g".into(), isolated: false, interface: &interface() };
+        outer.run(|| plug_guest(sandbox, &plug))?;
+        guard_guest(sandbox, &[interface()])?;
+        connect_tap(sandbox, &interface(), Some(guest.open()?.as_fd()))?;
+        connect_tap(sandbox, &interface(), Some(guest.open()?.as_fd()))?;
+        let neighbour = socket(outer, "10.9.0.1:7".parse().unwrap());
+        let names = socket(sandbox, SocketAddr::from((ADDRESS, 53)));
+        let mut buffer = [0; 16];
+        // The genuine one first: it finds out whose hardware address to send to.
+        for (own, text) in [(OWN, b"genuine"), (ANOTHERS, b"spoofed")] {
+            socket(guest, SocketAddr::from((own, 0))).send_to(text, "10.9.0.1:7").unwrap();
+            let came = neighbour.recv_from(&mut buffer);
+            assert_eq!(came.ok().map(|(_, from)| from.ip()), (own == OWN).then_some(OWN.into()), "{own}");
+        }
+        let asking = socket(guest, SocketAddr::from((OWN, 0)));
+        asking.send_to(b"who", SocketAddr::from((ADDRESS, 53))).unwrap();
+        let (_, from) = names.recv_from(&mut buffer).unwrap();
+        names.send_to(b"you", from).unwrap();
+        assert_eq!(asking.recv(&mut buffer).unwrap(), 3);
+        disconnect_tap(sandbox, 0)?;
+        disconnect_tap(sandbox, 1)?;
+        asking.send_to(b"late", "10.9.0.1:7").unwrap();
+        assert!(neighbour.recv(&mut buffer).is_err(), "a tap that is off");
+        unplug_guest(sandbox, 0, "bhv-g")
+    }
+
+    #[test]
+    fn a_guest_reaches_its_network_and_its_name_server_with_its_own_address() {
+        let folder = tempfile::tempdir().unwrap();
+        let made: Result<Vec<Namespace>, _> =
+            ["outer", "sandbox", "guest"].iter().map(|name| Namespace::make(&folder.path().join(name))).collect();
+        let Ok(made) = made else {
+            eprintln!("SKIPPED: no rights for a network namespace");
+            return;
+        };
+        let [outer, sandbox, guest] = &made[..] else { unreachable!("three were made") };
+        let bridge = BridgeSpec {
+            name: "bh-g".into(),
+            alias: "mine".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: None,
+            addresses: vec!["10.9.0.1/24".parse().unwrap()],
+            may_exist: false,
+        };
+        let done = outer.run(|| {
+            ensure_bridge(&bridge)?;
+            exchange(guest, outer, sandbox)
+        });
+        made.iter().for_each(|space| Namespace::remove(space.path()).unwrap());
+        match done {
+            Err(NetworkError::Firewall(text)) if text.contains("install nftables") => eprintln!("SKIPPED: no nft"),
+            done => done.unwrap(),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The network of a hyperv container: its utility VM's taps, tied to the ends that the engine has made in the container's
+//! namespace. What the guest may send is the engine's to say, by rules in that namespace.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+
+use hostnet::{Namespace, NetworkError};
+use proto::gcs::wire::{ConfigureNetworkRequest, NameFile};
+use proto::network::{NETWORK_SLOTS, NetworkUpdate, SandboxNetwork};
+use proto::{ErrorKind, Status};
+use uvm::UtilityVm;
+
+fn status(error: &NetworkError) -> Status {
+    Status::from_error(error.kind(), error)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(move || work().map_err(|error| status(&error))).await;
+    done.unwrap_or_else(|error| Err(Status::new(ErrorKind::Internal, error.to_string())))
+}
+
+/// Puts a VM on its networks, and takes it off all others. When: it is personalized; its guest knows its network or learns of
+/// it next.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn connect(vm: &UtilityVm, network: &SandboxNetwork) -> Result<(), Status> {
+    let from = vm.network_slots().private_namespace().map(|namespace| namespace.try_clone_to_owned()).transpose();
+    let from = from.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+    let network = network.clone();
+    blocking(move || {
+        let namespace = Namespace::at(network.namespace);
+        let used: BTreeSet<u32> = network.interfaces.iter().map(|interface| interface.slot).collect();
+        for slot in (0..NETWORK_SLOTS).filter(|slot| !used.contains(slot)) {
+            hostnet::disconnect_tap(&namespace, slot)?;
+        }
+        for interface in &network.interfaces {
+            hostnet::connect_tap(&namespace, interface, from.as_ref().map(AsFd::as_fd))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Makes the network of a container that runs what it says, on the host and in the guest.
+///
+/// # Errors
+/// What kernel or guest say; the VM is then off the networks that it was not on before.
+pub async fn change(vm: &UtilityVm, before: Option<&SandboxNetwork>, update: &NetworkUpdate) -> Result<(), Status> {
+    connect(vm, &update.network).await?;
+    let mut request = ConfigureNetworkRequest::new();
+    request.network = Some(update.network.for_guest()).into();
+    let file = |(name, text): (&String, &String)| NameFile {
+        name: name.clone(),
+        text: text.clone().into_bytes(),
+        ..NameFile::default()
+    };
+    request.files = update.files.iter().map(file).collect();
+    let told = vm.guest().configure_network(&request).await.map(drop).map_err(|error| error.to_status());
+    if let (Err(_), Some(before)) = (&told, before)
+        && let Err(left) = connect(vm, before).await
+    {
+        tracing::warn!(%left, "a utility VM stays on a network");
+    }
+    told
+}
