@@ -17,6 +17,7 @@ use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{LinkBridge, LinkUnspec, RouteMessageBuilder};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::dns::ADDRESS;
 use crate::error::NetworkError;
 use crate::firewall::guard;
 use crate::link::{Plug, delete_link, find, index_of, plug};
@@ -105,7 +106,7 @@ pub fn unplug_guest(namespace: &Namespace, slot: u32, host_link: &str) -> Result
 /// # Errors
 /// `Firewall`; the earlier rules hold then.
 pub fn guard_guest(namespace: &Namespace, interfaces: &[SandboxInterface]) -> Result<(), NetworkError> {
-    namespace.run(|| guard::load(interfaces))
+    namespace.run(|| guard::load(interfaces, ADDRESS))
 }
 
 /// Ties a tap to its slot's bridge and switches it on: from now on the guest is on the network. Shape: `from` is where the tap
@@ -180,7 +181,6 @@ mod tests {
     use rtnetlink::LinkVeth;
 
     use super::*;
-    use crate::dns::ADDRESS;
     use crate::link::{BridgeSpec, ensure_bridge};
 
     const OWN: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);

@@ -21,7 +21,7 @@ pub const NETWORK_SLOTS: u32 = 4;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxNetwork {
-    /// The file on which the namespace is bound.
+    /// The file on which the namespace is bound, as whoever runs with other mounts can open it.
     pub namespace: PathBuf,
     /// One per network.
     pub interfaces: Vec<SandboxInterface>,

@@ -19,7 +19,7 @@ use crate::disk::{DiskBinding, DiskError};
 use crate::guest_image::GuestImage;
 use crate::key::BackendIdentity;
 use crate::machine::MachineConfig;
-use crate::network_slots::NetworkSlots;
+use crate::network_slots::{NetworkSlots, NetworkSlotsError};
 use crate::qmp::QmpError;
 
 /// What went wrong with a machine.
@@ -88,6 +88,9 @@ pub enum HypervisorError {
     /// A disk for a slot is unfit.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// There can be nothing behind the network slots.
+    #[error(transparent)]
+    Network(#[from] NetworkSlotsError),
     /// A file or socket of ours failed.
     #[error("cannot {action}")]
     Io {
@@ -107,7 +110,7 @@ impl HypervisorError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotInstalled { .. } => ErrorKind::FailedPrecondition,
+            Self::NotInstalled { .. } | Self::Network(_) => ErrorKind::FailedPrecondition,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::Disk(disk) => disk.kind(),
             Self::PortTaken => ErrorKind::Conflict,

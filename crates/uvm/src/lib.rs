@@ -46,7 +46,7 @@ pub use guest_image::{GuestImage, GuestImageError};
 pub use hypervisor::{ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine, VmExit};
 pub use key::{BackendIdentity, TemplateKey};
 pub use machine::{DISK_SLOTS, MachineConfig, MachineConfigError, NOMINAL_DISK_BYTES};
-pub use network_slots::NetworkSlots;
+pub use network_slots::{NetworkSlots, NetworkSlotsError};
 pub use personalize::PersonalizeError;
 pub use probe::probe;
 pub use qemu::Qemu;

@@ -18,8 +18,12 @@ use nix::sched::CloneFlags;
 use proto::network::{NETWORK_SLOTS, tap_name};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::hypervisor::HypervisorError;
 use crate::sys;
+
+/// The taps could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make the network slots (is there a /dev/net/tun? `modprobe tun` makes it)")]
+pub struct NetworkSlotsError(#[source] io::Error);
 
 /// The taps behind one machine's network slots. They go with the last of the machine's process and this.
 #[derive(Debug)]
@@ -33,11 +37,10 @@ impl NetworkSlots {
     /// Makes the taps in the namespace that is bound on a file, or in a new one that nobody else is in.
     ///
     /// # Errors
-    /// [`HypervisorError::Io`]; none is left then.
-    pub(crate) async fn open(namespace: Option<PathBuf>) -> Result<Self, HypervisorError> {
-        let action = "make the network slots (is there a /dev/net/tun? `modprobe tun` makes it)";
+    /// [`NetworkSlotsError`]; none is left then.
+    pub(crate) async fn open(namespace: Option<PathBuf>) -> Result<Self, NetworkSlotsError> {
         let made = tokio::task::spawn_blocking(move || in_thread(|| make(namespace.as_deref()))).await;
-        made.map_err(io::Error::other).flatten().map_err(|source| HypervisorError::Io { action, source })
+        made.map_err(io::Error::other).flatten().map_err(NetworkSlotsError)
     }
 
     /// Copies for the machine's process, slot 0 first.

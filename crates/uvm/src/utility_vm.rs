@@ -167,7 +167,7 @@ impl UtilityVm {
         let (template, built) = prepared.template().await?;
         let began = Instant::now();
         let slots = request.slots();
-        let network = NetworkSlots::open(request.namespace.clone()).await?;
+        let network = NetworkSlots::open(request.namespace.clone()).await.map_err(HypervisorError::from)?;
         let id = template.manifest.id.clone();
         let frozen = template.into_frozen();
         let machine = prepared.hypervisor.fork(frozen, &prepared.machine, &slots, &network, &request.run_dir).await?;

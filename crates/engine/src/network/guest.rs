@@ -2,6 +2,7 @@
 //! addresses, and the shim and the guest must be told of them.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use hostnet::{GuestPlug, Namespace};
 use proto::network::{NETWORK_SLOTS, NetworkUpdate, SandboxInterface, SandboxNetwork};
@@ -72,7 +73,7 @@ impl Networks {
         }
         let way_out = endpoints.way_out().and_then(|(_, endpoint)| endpoint.live.as_ref());
         Ok(SandboxNetwork {
-            namespace: self.namespace_path(id),
+            namespace: as_engine_sees(&self.namespace_path(id)),
             interfaces,
             gateway4: way_out.and_then(|live| live.gateway4),
             gateway6: way_out.and_then(|live| live.gateway6),
@@ -92,6 +93,12 @@ impl Networks {
         }
         Ok(NetworkUpdate { network: self.sandbox_network(request.id, endpoints)?, files })
     }
+}
+
+/// A shim that stood by has mounts of its own since before the namespace was bound.
+fn as_engine_sees(path: &Path) -> PathBuf {
+    let root = PathBuf::from(format!("/proc/{}/root", std::process::id()));
+    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 fn interface(slot: u32, live: &LiveEndpoint, network: &Network) -> ApiResult<SandboxInterface> {

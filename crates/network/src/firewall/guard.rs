@@ -10,20 +10,20 @@
 //! it from there, or to what it has there itself. Source: docs/design/0014-networks.md.
 
 use std::fmt::Write;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use proto::network::{SandboxInterface, tap_name};
 
 use super::nft;
-use crate::dns::ADDRESS;
 use crate::error::NetworkError;
 
-/// Puts the rules for these interfaces in the place of all earlier ones. When: in the namespace.
-pub(crate) fn load(interfaces: &[SandboxInterface]) -> Result<(), NetworkError> {
-    nft::run(&render(interfaces))
+/// Puts the rules for these interfaces in the place of all earlier ones; names are asked for at an address of 127.0.0.0/8. When:
+/// in the namespace.
+pub(crate) fn load(interfaces: &[SandboxInterface], names: Ipv4Addr) -> Result<(), NetworkError> {
+    nft::run(&render(interfaces, names))
 }
 
-fn render(interfaces: &[SandboxInterface]) -> String {
+fn render(interfaces: &[SandboxInterface], names: Ipv4Addr) -> String {
     let mut text = String::from("table bridge bulkhead\ndelete table bridge bulkhead\ntable bridge bulkhead {\n");
     for interface in interfaces {
         let _ = writeln!(text, "chain guest{} {{\n{}\n}}", interface.slot, allowed(interface).join("\n"));
@@ -46,9 +46,9 @@ ip daddr 127.0.0.0/8 drop
 arp daddr ip 127.0.0.0/8 drop
 }}
 chain own {{ type filter hook input priority -200; policy drop;
-iifname \"nic*\" arp daddr ip {ADDRESS} accept
-iifname \"nic*\" ip daddr {ADDRESS} udp dport 53 accept
-iifname \"nic*\" ip daddr {ADDRESS} tcp dport 53 accept
+iifname \"nic*\" arp daddr ip {names} accept
+iifname \"nic*\" ip daddr {names} udp dport 53 accept
+iifname \"nic*\" ip daddr {names} tcp dport 53 accept
 }}
 chain answers {{ type filter hook output priority -200;
 oifname != \"nic*\" drop
