@@ -69,6 +69,8 @@ pub struct Publication {
 struct State {
     networks: BTreeMap<String, NetworkRules>,
     publications: BTreeSet<Publication>,
+    /// It was loaded, and not taken away since.
+    loaded: bool,
 }
 
 /// The table. Shape: changes are made one after the other, each whole or not at all.
@@ -144,8 +146,9 @@ impl Firewall {
     /// # Errors
     /// `Firewall`.
     pub fn load(&self) -> Result<(), NetworkError> {
-        let state = self.state();
+        let mut state = self.state();
         nft::run(&self.render(&state))?;
+        state.loaded = true;
         docker::let_through(&self.table, state.networks.keys());
         Ok(())
     }
@@ -156,6 +159,9 @@ impl Firewall {
     /// `Firewall`.
     pub fn unload(&self) -> Result<(), NetworkError> {
         let table = &self.table;
+        let mut state = self.state();
+        // Whoever watches over it sees it go, and must not bring it back.
+        state.loaded = false;
         docker::let_through(table, [].into_iter());
         nft::run(&format!("table inet {table}\ndelete table inet {table}\n"))
     }
@@ -227,6 +233,9 @@ impl Firewall {
     /// `Firewall`.
     pub fn restore(&self) -> Result<bool, NetworkError> {
         let state = self.state();
+        if !state.loaded {
+            return Ok(false);
+        }
         docker::let_through(&self.table, state.networks.keys());
         if nft::counts(&self.table)?.as_ref() == Some(&expected(&state)) {
             return Ok(false);
