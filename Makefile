@@ -10,8 +10,8 @@ SYSUSERS := $(PREFIX)/lib/sysusers.d
 MAN := $(PREFIX)/share/man
 BASHDIR := $(PREFIX)/share/bash-completion/completions
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-BINARIES := bulkheadd bulkhead containerd-shim-bulkhead-v2
-PACKAGES := -p bulkhead-engine -p bulkhead-shim -p bulkhead-cli
+BINARIES := bulkheadd bulkhead containerd-shim-bulkhead-v2 bulkhead-vmm
+PACKAGES := -p bulkhead-engine -p bulkhead-shim -p bulkhead-cli -p bulkhead-vmm
 
 .PHONY: help demo test build boot bench conformance lab lab-test lint arch install uninstall deb deb-check setup-deb setup-build setup-run setup-test \
         setup-bench setup-conformance setup-lab

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use crate::workspace;
 
 /// The packages whose binaries the e2e tests start.
-pub const BINARIES: &[&str] = &["bulkhead-engine", "bulkhead-shim", "bulkhead-cli"];
+pub const BINARIES: &[&str] = &["bulkhead-engine", "bulkhead-shim", "bulkhead-cli", "bulkhead-vmm"];
 const E2E: &str = "bulkhead-e2e";
 
 /// Which tests, and over which build.

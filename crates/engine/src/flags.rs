@@ -165,6 +165,8 @@ pub enum LogLevel {
 pub enum Backend {
     /// Probe, and take the best that works.
     Auto,
+    /// Our own VMM, which needs hardware virtualization. Not jailed yet, and without networks.
+    Kvm,
     /// QEMU with hardware virtualization.
     #[value(alias = "qemukvm")]
     QemuKvm,
@@ -177,6 +179,7 @@ impl From<Backend> for BackendChoice {
     fn from(backend: Backend) -> Self {
         match backend {
             Backend::Auto => Self::Auto,
+            Backend::Kvm => Self::Kvm,
             Backend::QemuKvm => Self::QemuKvm,
             Backend::QemuTcg => Self::QemuTcg,
         }

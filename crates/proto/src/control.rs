@@ -158,6 +158,8 @@ pub enum BackendChoice {
     /// Probe, and take the best that works.
     #[default]
     Auto,
+    /// Our own VMM, which needs hardware virtualization.
+    Kvm,
     /// QEMU with hardware virtualization.
     QemuKvm,
     /// QEMU with software emulation: no security boundary.

@@ -12,9 +12,10 @@ use crate::flags::Flags;
 fn backend(flags: &Flags) -> anyhow::Result<BackendChoice> {
     Ok(match flags.backend.as_deref() {
         None | Some("auto") => BackendChoice::Auto,
+        Some("kvm") => BackendChoice::Kvm,
         Some("qemukvm" | "qemu-kvm") => BackendChoice::QemuKvm,
         Some("qemutcg" | "qemu-tcg") => BackendChoice::QemuTcg,
-        Some(other) => bail!("invalid backend {other:?}: choose auto, qemukvm or qemutcg"),
+        Some(other) => bail!("invalid backend {other:?}: choose auto, kvm, qemukvm or qemutcg"),
     })
 }
 
@@ -91,6 +92,7 @@ mod tests {
     fn backends_have_names() {
         let named = |name: &str| backend(&Flags { backend: Some(name.to_owned()), ..Flags::default() });
         assert_eq!(backend(&Flags::default()).unwrap(), BackendChoice::Auto);
+        assert_eq!(named("kvm").unwrap(), BackendChoice::Kvm);
         assert_eq!(named("qemukvm").unwrap(), BackendChoice::QemuKvm);
         assert_eq!(named("qemu-tcg").unwrap(), BackendChoice::QemuTcg);
         assert!(named("xen").unwrap_err().to_string().contains("choose"));

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use proto::control::{Accelerator, BackendChoice};
 use serde::{Deserialize, Serialize};
 
-use crate::hypervisor::HypervisorError;
+use crate::hypervisor::{Hypervisor, HypervisorError};
+use crate::kvm::OwnVmm;
 use crate::probe::probe_kvm;
 use crate::qemu::{Qemu, QemuInstallation};
 use crate::record;
@@ -22,17 +24,23 @@ struct KnownKvm {
 
 /// Makes the backend for a choice. What was found out about the host is kept in the template store, since each start is
 /// a process of its own and asking costs 30 ms (QEMU's version) to 1.5 s (an unusable KVM).
-pub(crate) async fn choose(choice: BackendChoice, store: &TemplateStore) -> Result<Qemu, HypervisorError> {
+pub(crate) async fn choose(
+    choice: BackendChoice,
+    store: &TemplateStore,
+) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
     let store = store.clone();
-    let work = move || {
+    let work = move || -> Result<Arc<dyn Hypervisor>, HypervisorError> {
+        if choice == BackendChoice::Kvm {
+            return Ok(Arc::new(OwnVmm::find()?));
+        }
         let installation = QemuInstallation::find_cached(&store.cache("qemu"))?;
         let accelerator = match choice {
-            BackendChoice::QemuKvm => Accelerator::Kvm,
+            BackendChoice::Kvm | BackendChoice::QemuKvm => Accelerator::Kvm,
             BackendChoice::QemuTcg => Accelerator::Tcg,
             BackendChoice::Auto if kvm_is_usable(&store.cache("kvm")) => Accelerator::Kvm,
             BackendChoice::Auto => Accelerator::Tcg,
         };
-        Ok(Qemu::new(installation, accelerator))
+        Ok(Arc::new(Qemu::new(installation, accelerator)))
     };
     let chosen = tokio::task::spawn_blocking(work).await;
     chosen.unwrap_or_else(|error| {

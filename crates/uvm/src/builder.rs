@@ -24,6 +24,9 @@ const QUIET_SAMPLE: Duration = Duration::from_millis(50);
 /// Samples in a row without processor time that count as quiet.
 const QUIET_SAMPLES: u32 = 3;
 
+/// What hypervisors write beside a template while they make it.
+const LOGS: [&str; 2] = ["qemu.log", "vmm.log"];
+
 /// What is needed to make one template.
 pub(crate) struct Builder<'a> {
     pub(crate) store: &'a TemplateStore,
@@ -151,9 +154,10 @@ impl Builder<'_> {
             manifest.memory_sha256 = digests.memory_sha256;
             manifest.state_bytes = digests.state_bytes;
             manifest.state_sha256 = digests.state_sha256;
-            let log = folder.join("qemu.log");
-            if log.exists() {
-                fs::remove_file(&log).map_err(TemplateError::store("remove", &log))?;
+            for log in LOGS.map(|name| folder.join(name)) {
+                if log.exists() {
+                    fs::remove_file(&log).map_err(TemplateError::store("remove", &log))?;
+                }
             }
             seal(&folder, &manifest).map_err(TemplateError::store("seal", &folder))
         };

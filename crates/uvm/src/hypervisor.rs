@@ -33,6 +33,12 @@ pub enum HypervisorError {
         /// The Debian package that has it.
         package: &'static str,
     },
+    /// Our own VMM's program is not where it is looked for.
+    #[error("{program} is neither beside this program nor in the path: `make build` makes it")]
+    NoVmm {
+        /// The program that was looked for.
+        program: &'static str,
+    },
     /// The hypervisor is there, but does not say what it is.
     #[error("{} does not tell its version: {output:?}", .program.display())]
     UnknownVersion {
@@ -66,6 +72,14 @@ pub enum HypervisorError {
         /// Why.
         #[source]
         source: QmpError,
+    },
+    /// It says that it failed.
+    #[error("the hypervisor failed while {during}: {detail}")]
+    Failed {
+        /// What it was doing.
+        during: &'static str,
+        /// What it said.
+        detail: String,
     },
     /// The frozen state could not be written or loaded.
     #[error("the machine's state could not be {verb}: {detail}")]
@@ -110,7 +124,7 @@ impl HypervisorError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotInstalled { .. } | Self::Network(_) => ErrorKind::FailedPrecondition,
+            Self::NotInstalled { .. } | Self::NoVmm { .. } | Self::Network(_) => ErrorKind::FailedPrecondition,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::Disk(disk) => disk.kind(),
             Self::PortTaken => ErrorKind::Conflict,
@@ -118,6 +132,7 @@ impl HypervisorError {
             | Self::Spawn { .. }
             | Self::Ended { .. }
             | Self::Command { .. }
+            | Self::Failed { .. }
             | Self::State { .. }
             | Self::Io { .. } => ErrorKind::Internal,
         }

@@ -9,7 +9,7 @@
 //!    backend   choose the hypervisor (probe /dev/kvm, find QEMU)
 //!    key       digest of every input -> template id
 //!    builder   find it in the store, or: boot -> READY -> freeze -> seal
-//!    qemu      fork: same machine, template's memory mapped private, other disks behind its slots
+//!    qemu, kvm fork: same machine, template's memory mapped private, other disks behind its slots
 //!    personalize   entropy, clock, identity; anything but the right answer in time destroys the fork
 //! ```
 //!
@@ -21,19 +21,23 @@ mod backend;
 mod builder;
 mod cgroup;
 mod connection;
+mod console_text;
 mod counter;
 mod digest;
 mod disk;
 mod guest_image;
 mod hypervisor;
 mod key;
+mod kvm;
 mod machine;
 mod network_slots;
 mod personalize;
 mod probe;
+mod process;
 mod qemu;
 mod qmp;
 mod record;
+mod slots;
 mod spawn;
 mod store;
 mod sys;

@@ -13,6 +13,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use proto::control::{Accelerator, BackendChoice, HostProbe};
 
 use crate::guest_image::GuestImage;
+use crate::kvm::VmmInstallation;
 use crate::qemu::QemuInstallation;
 use crate::sys::ProbeMemory;
 
@@ -40,6 +41,7 @@ pub fn probe(guest_image: &Path, backend: BackendChoice) -> HostProbe {
     let mut missing = Vec::new();
     let qemu = match QemuInstallation::find() {
         Ok(found) => Some(found),
+        Err(_) if backend == BackendChoice::Kvm => None,
         Err(error) => {
             missing.push(error.to_string());
             None
@@ -55,13 +57,17 @@ pub fn probe(guest_image: &Path, backend: BackendChoice) -> HostProbe {
     let (accelerator, accelerator_reason) = match backend {
         BackendChoice::QemuTcg => (Some(Accelerator::Tcg), "software emulation was asked for".to_owned()),
         BackendChoice::QemuKvm => (Some(Accelerator::Kvm), "KVM was asked for (not probed)".to_owned()),
+        BackendChoice::Kvm => {
+            let own = VmmInstallation::find().inspect_err(|error| missing.push(error.to_string())).ok();
+            (own.map(|_| Accelerator::Kvm), "our own VMM was asked for (KVM was not probed)".to_owned())
+        }
         BackendChoice::Auto => {
             let kvm = probe_kvm();
             (Some(if kvm.usable { Accelerator::Kvm } else { Accelerator::Tcg }), kvm.reason)
         }
     };
     HostProbe {
-        accelerator: accelerator.filter(|_| qemu.is_some()),
+        accelerator: accelerator.filter(|_| qemu.is_some() || backend == BackendChoice::Kvm),
         accelerator_reason,
         qemu: qemu.map(|qemu| qemu.version().to_owned()),
         guest_kernel,

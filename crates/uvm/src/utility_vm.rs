@@ -21,7 +21,6 @@ use crate::key::TemplateKey;
 use crate::machine::{MachineConfig, MachineConfigError};
 use crate::network_slots::NetworkSlots;
 use crate::personalize::{Identity, PersonalizeError, Personalized, personalize};
-use crate::qemu::Qemu;
 use crate::store::{TemplateError, TemplateStore};
 use crate::template::Template;
 
@@ -297,7 +296,7 @@ impl UtilityVm {
 struct Prepared {
     store: TemplateStore,
     image: GuestImage,
-    hypervisor: Qemu,
+    hypervisor: Arc<dyn Hypervisor>,
     machine: MachineConfig,
     key: TemplateKey,
     cpus_milli: Option<u64>,
@@ -318,7 +317,8 @@ impl Prepared {
     }
 
     async fn template(&self) -> Result<(Template, bool), TemplateError> {
-        let builder = Builder { store: &self.store, image: &self.image, hypervisor: &self.hypervisor, key: &self.key };
+        let builder =
+            Builder { store: &self.store, image: &self.image, hypervisor: self.hypervisor.as_ref(), key: &self.key };
         builder.find_or_build().await
     }
 }
@@ -380,7 +380,7 @@ impl TemplateStore {
     /// [`UvmError`].
     pub async fn create(&self, image: &GuestImage, choice: BackendChoice) -> Result<TemplateSummary, UvmError> {
         let (hypervisor, key) = self.nominal(image, choice).await?;
-        let builder = Builder { store: self, image, hypervisor: &hypervisor, key: &key };
+        let builder = Builder { store: self, image, hypervisor: hypervisor.as_ref(), key: &key };
         let (template, _) = builder.find_or_build().await?;
         let id = &template.manifest.id;
         Ok(self.summary(id, &template.manifest, Some(id)))
@@ -394,7 +394,11 @@ impl TemplateStore {
         Ok(self.nominal(image, choice).await?.1.id())
     }
 
-    async fn nominal(&self, image: &GuestImage, choice: BackendChoice) -> Result<(Qemu, TemplateKey), UvmError> {
+    async fn nominal(
+        &self,
+        image: &GuestImage,
+        choice: BackendChoice,
+    ) -> Result<(Arc<dyn Hypervisor>, TemplateKey), UvmError> {
         let hypervisor = backend::choose(choice, self).await?;
         let machine = MachineConfig::for_request(hypervisor.identity().accelerator, None, None)?;
         let key = TemplateKey::new(image, &machine, hypervisor.identity());

@@ -7,7 +7,6 @@ mod devices;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
@@ -16,6 +15,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+pub(crate) use self::devices::Behind;
 use self::devices::Devices;
 use crate::boot::acpi::Hardware;
 use crate::boot::{self, BootError, Images};
@@ -105,8 +105,8 @@ pub(crate) struct Parts {
     pub(crate) spec: MachineSpec,
     /// The memory's file.
     pub(crate) memory: File,
-    /// The guest's end of the port.
-    pub(crate) port: OwnedFd,
+    /// What is behind the devices, but for the disks.
+    pub(crate) behind: Behind,
 }
 
 /// How the guest's machine ended, once it has.
@@ -186,7 +186,7 @@ impl Machine {
     }
 
     fn new(parts: Parts, writes: Writes) -> Result<Self, MachineError> {
-        let Parts { kvm: kvm_fd, spec, memory, port } = parts;
+        let Parts { kvm: kvm_fd, spec, memory, behind } = parts;
         if spec.vcpus == 0 || spec.vcpus > MOST_PROCESSORS {
             return Err(MachineError::Size { what: "processors", count: spec.vcpus });
         }
@@ -195,7 +195,7 @@ impl Machine {
         memory::install(&vm, &memory)?;
         vm.set_tss_address(TSS).map_err(kvm("take its own pages"))?;
         vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
-        let devices = Devices::new(&spec, &memory, port)?;
+        let devices = Devices::new(&spec, &memory, behind)?;
         devices.connect(&vm)?;
         let serial = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(system("make an event counter"))?;
         vm.register_irqfd(&serial, SERIAL_GSI).map_err(kvm("connect the serial port"))?;

@@ -55,14 +55,16 @@ pub struct DiskSpec {
 pub enum Request {
     /// Takes descriptors for the next request. Not answered.
     Descriptors,
-    /// Makes a machine that will boot. Descriptors: `/dev/kvm`, the port's socket, memory, kernel, initramfs.
+    /// Makes a machine that will boot. Descriptors: `/dev/kvm`, the port's socket, memory, kernel,
+    /// initramfs, then a tap for each network slot, or none.
     Boot {
         /// The machine.
         machine: MachineSpec,
         /// The kernel's command line.
         command_line: String,
     },
-    /// Makes a copy of a frozen machine. Descriptors: `/dev/kvm`, the port's socket, memory, state, then the disks' files.
+    /// Makes a copy of a frozen machine. Descriptors: `/dev/kvm`, the port's socket, memory, state, then the disks'
+    /// files, then a tap for each network slot, or none. A tap has virtio's header, and does not block.
     Fork {
         /// The machine that was frozen.
         machine: MachineSpec,

@@ -97,3 +97,17 @@ pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: an EventFd owns an open descriptor for as long as it is borrowed here.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
+
+/// Sets a tap's header to `header_bytes`, and has it give and take whole frames only. Source: Linux tuntap.rst.
+pub(crate) fn set_up_tap(tap: &File, header_bytes: usize) -> io::Result<()> {
+    let size = libc::c_int::try_from(header_bytes).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads an int at the address, which is a local variable's.
+    if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ as libc::c_ulong, &raw const size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: this argument is no address.
+    if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD as libc::c_ulong, 0_u64) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::boot::Images;
-use crate::machine::{Machine, MachineError, Parts};
+use crate::machine::{Behind, Machine, MachineError, Parts};
 use crate::protocol::{self, DiskSpec, MOST_GATHERED, MachineSpec, Reply, Request};
 use crate::sys;
 use crate::virtio::block::disk::Disk;
@@ -50,15 +50,17 @@ fn first_request(control: impl AsFd) -> Result<Option<Machine>, WorkerError> {
     let mut descriptors = Descriptors(descriptors.into_iter());
     match request {
         Request::Boot { machine, command_line } => {
-            let parts = descriptors.parts(machine)?;
+            let mut parts = descriptors.parts(machine)?;
             let (mut kernel, mut initramfs) = (File::from(descriptors.next()?), File::from(descriptors.next()?));
+            parts.behind.taps = descriptors.taps(&parts.spec)?;
             let mut images = Images { kernel: &mut kernel, initramfs: &mut initramfs, command_line: &command_line };
             Ok(Some(Machine::boot(parts, &mut images)?))
         }
         Request::Fork { machine, disks } => {
-            let parts = descriptors.parts(machine)?;
+            let mut parts = descriptors.parts(machine)?;
             let state = File::from(descriptors.next()?);
             let disks = descriptors.disks(disks)?;
+            parts.behind.taps = descriptors.taps(&parts.spec)?;
             Ok(Some(Machine::fork(parts, state, disks)?))
         }
         _ => Err(WorkerError::Request("there is no machine yet")),
@@ -134,7 +136,19 @@ impl Descriptors {
 
     fn parts(&mut self, spec: MachineSpec) -> Result<Parts, WorkerError> {
         let (kvm, port) = (sys::kvm(self.next()?), self.next()?);
-        Ok(Parts { kvm, spec, memory: File::from(self.next()?), port })
+        let memory = File::from(self.next()?);
+        Ok(Parts { kvm, spec, memory, behind: Behind { port, taps: Vec::new() } })
+    }
+
+    /// All that is left: a tap for each network slot, or none at all.
+    fn taps(&mut self, spec: &MachineSpec) -> Result<Vec<File>, WorkerError> {
+        let taps: Vec<File> = self.0.by_ref().map(File::from).collect();
+        let count = u32::try_from(taps.len()).unwrap_or(u32::MAX);
+        if count == 0 || count == spec.network_slots {
+            Ok(taps)
+        } else {
+            Err(WorkerError::Request("a tap is missing, or there are too many"))
+        }
     }
 
     fn disks(&mut self, specs: Vec<Option<DiskSpec>>) -> Result<Vec<Option<Disk>>, WorkerError> {

@@ -51,7 +51,7 @@ impl Builds {
             build.args(["build", "--release"]).args(BINARIES.iter().flat_map(|package| ["-p", package]));
             workspace::run_checked(&mut build)?;
         }
-        let names = ["bulkheadd", "bulkhead", "containerd-shim-bulkhead-v2"];
+        let names = ["bulkheadd", "bulkhead", "containerd-shim-bulkhead-v2", "bulkhead-vmm"];
         let mut files: Vec<PathBuf> = names.map(|name| target.join("release").join(name)).into();
         files.extend(guest_image);
         let tests = if with_tests { test_programs()? } else { Vec::new() };

@@ -161,6 +161,7 @@ fn prologue(environment: &Environment) -> String {
          mkdir -p /run/scratch/target/$name && mount --bind /run/scratch/target/$name \"$target/$name\" || exit 1\n\
          done\n\
          export BULKHEAD_GUEST_IMAGE=\"$target/boot\" BULKHEAD_TEST_BACKEND=auto BULKHEAD_TEST_ACCELERATOR=kvm\n\
+         export BULKHEAD_VMM=\"$target/release/bulkhead-vmm\"\n\
          export BULKHEAD_TEST_PATIENCE=10 BULKHEAD_E2E_SKIPS=/tmp/skips RUST_BACKTRACE=1 RUST_TEST_THREADS=2\n"
     )
 }

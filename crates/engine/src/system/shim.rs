@@ -19,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 fn common(engine: &Engine) -> Vec<std::ffi::OsString> {
     let backend = match engine.settings.backend {
         BackendChoice::Auto => "auto",
+        BackendChoice::Kvm => "kvm",
         BackendChoice::QemuKvm => "qemukvm",
         BackendChoice::QemuTcg => "qemutcg",
     };

@@ -1,27 +1,26 @@
 //! One QEMU process.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::arguments::{Arguments, CONSOLE_ID};
 use super::installation::QemuInstallation;
 use super::slots::{self, SlotNode};
+use crate::console_text::{panic_text, printable};
 use crate::hypervisor::{ExitReason, HypervisorError, SlotBindings, VirtualMachine, VmExit};
+use crate::process::{self, Process, Watched};
 use crate::qmp::{GuestEnd, MigrationEnd, Qmp, QmpError};
 use crate::{spawn, sys};
 
@@ -31,35 +30,10 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(60);
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 /// How long QEMU may take to hand out the console's last output.
 const CONSOLE_LIMIT: Duration = Duration::from_secs(2);
-/// How much of QEMU's own messages is shown in an error.
-const LAST_WORDS_BYTES: usize = 2000;
 
 /// Saving and loading leave the memory where it is (`x-ignore-shared`) and tell when they have ended (`events`).
 pub(super) fn frozen_capabilities() -> Value {
     json!([{"capability": "x-ignore-shared", "state": true}, {"capability": "events", "state": true}])
-}
-
-/// The process, as a handle that cannot come to mean another one.
-#[derive(Debug)]
-struct Process {
-    id: u32,
-    handle: OwnedFd,
-    killed: AtomicBool,
-}
-
-impl Process {
-    fn kill(&self) {
-        self.killed.store(true, Ordering::SeqCst);
-        self.signal();
-    }
-
-    fn signal(&self) {
-        match pidfd_send_signal(&self.handle, Signal::KILL) {
-            // It has ended by itself.
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => tracing::error!(pid = self.id, %error, "cannot kill qemu"),
-        }
-    }
 }
 
 /// A machine in a QEMU process of its own. Dropping it kills the process; a task reaps it.
@@ -89,7 +63,7 @@ impl QemuMachine {
         let (list, descriptors) = arguments.into_parts();
         let mut command = Command::new(installation.program());
         command.args(list).env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(open_log(run_dir, &log).map_err(io_error("open the hypervisor's log"))?);
+        command.stderr(process::open_log(run_dir, &log).map_err(io_error("open the hypervisor's log"))?);
         sys::confine(&mut command, descriptors.iter().map(AsRawFd::as_raw_fd).collect());
         let child = spawn::spawn(command)
             .await
@@ -99,28 +73,17 @@ impl QemuMachine {
     }
 
     /// Takes charge of a child that was just spawned; kills it if that fails.
-    fn adopt(mut child: Child, control: StdUnixStream, port: StdUnixStream, log: PathBuf) -> io::Result<Self> {
-        let prepare = |child: &Child| -> io::Result<(Process, AsyncFd<OwnedFd>, UnixStream)> {
-            let pid = Pid::from_raw(child.id().cast_signed()).ok_or_else(|| io::Error::other("pid 0"))?;
-            let handle = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-            let watched = sys::watch(handle.try_clone()?)?;
+    fn adopt(child: Child, control: StdUnixStream, port: StdUnixStream, log: PathBuf) -> io::Result<Self> {
+        let watched = Watched::adopt(child, log.clone())?;
+        let process = Arc::clone(watched.process());
+        let connect = || -> io::Result<UnixStream> {
             control.set_nonblocking(true)?;
-            let process = Process { id: child.id(), handle, killed: AtomicBool::new(false) };
-            Ok((process, watched, UnixStream::from_std(control)?))
+            UnixStream::from_std(control)
         };
-        let (process, watched, control) = match prepare(&child) {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                let ended = child.kill().and_then(|()| child.wait());
-                tracing::debug!(?ended, "ended qemu");
-                return Err(error);
-            }
-        };
-        let process = Arc::new(process);
+        let control = connect().inspect_err(|_| process.kill())?;
         let qmp = Arc::new(Qmp::connect(control));
         let (sender, ended) = watch::channel(None);
-        let watcher =
-            Watcher { child, watched, process: Arc::clone(&process), qmp: Arc::clone(&qmp), log: log.clone() };
+        let watcher = Watcher { watched, qmp: Arc::clone(&qmp) };
         tokio::spawn(async move {
             let exit = watcher.run().await;
             sender.send_replace(Some(exit));
@@ -134,7 +97,7 @@ impl QemuMachine {
 
     /// What QEMU printed last.
     pub(super) fn last_words(&self) -> String {
-        last_words(&self.log)
+        process::last_words(&self.log)
     }
 
     /// Gives a command without waiting for the answer.
@@ -305,7 +268,7 @@ impl VirtualMachine for QemuMachine {
     }
 
     fn process_ids(&self) -> Vec<u32> {
-        vec![self.process.id]
+        vec![self.process.id()]
     }
 
     async fn console(&self) -> String {
@@ -321,18 +284,15 @@ impl Drop for QemuMachine {
 
 /// Waits for the end, whatever it is, and says what it was.
 struct Watcher {
-    child: Child,
-    watched: AsyncFd<OwnedFd>,
-    process: Arc<Process>,
+    watched: Watched,
     qmp: Arc<Qmp>,
-    log: PathBuf,
 }
 
 impl Watcher {
     async fn run(mut self) -> VmExit {
         let mut observed = self.qmp.observe();
         let guest_end = tokio::select! {
-            _ = self.watched.readable() => None,
+            () = self.watched.ended() => None,
             seen = observed.wait_for(|seen| seen.guest_end.is_some()) => seen.ok().and_then(|seen| seen.guest_end),
         };
         let exit = match guest_end {
@@ -340,29 +300,13 @@ impl Watcher {
                 VmExit { reason: ExitReason::GuestPanic, detail: panic_text(&console(&self.qmp).await) }
             }
             Some(GuestEnd::PowerOff) => VmExit { reason: ExitReason::Shutdown, detail: String::new() },
-            Some(GuestEnd::Host) | None => return self.reap().await,
+            Some(GuestEnd::Host) | None => return self.watched.reap().await,
         };
         // QEMU keeps the stopped machine so that its console could be read; now it may go.
-        self.process.signal();
-        let reaped = self.reap().await;
-        if self.process.killed.load(Ordering::SeqCst) && exit.reason != ExitReason::GuestPanic { reaped } else { exit }
-    }
-
-    async fn reap(&mut self) -> VmExit {
-        if let Err(error) = self.watched.readable().await {
-            tracing::error!(pid = self.process.id, %error, "cannot watch qemu");
-        }
-        // The process has ended, so this does not block. Somebody else may have reaped it: then its status is unknown.
-        let status = self.child.wait().ok();
-        if self.process.killed.load(Ordering::SeqCst) {
-            return VmExit { reason: ExitReason::Killed, detail: String::new() };
-        }
-        let said = last_words(&self.log);
-        let detail = match status {
-            Some(status) => format!("{status}: {said}"),
-            None => said,
-        };
-        VmExit { reason: ExitReason::Exited(status.map(ExitStatusExt::into_raw)), detail }
+        let process = Arc::clone(self.watched.process());
+        process.signal();
+        let reaped = self.watched.reap().await;
+        if process.was_killed() && exit.reason != ExitReason::GuestPanic { reaped } else { exit }
     }
 }
 
@@ -371,47 +315,5 @@ async fn console(qmp: &Qmp) -> String {
     match tokio::time::timeout(CONSOLE_LIMIT, qmp.execute("ringbuf-read", arguments)).await {
         Ok(Ok(Value::String(text))) => printable(&text),
         _ => String::new(),
-    }
-}
-
-/// The panic message and the lines before it, which say what led to it; or the last lines.
-fn panic_text(console: &str) -> String {
-    let lines: Vec<&str> = console.lines().filter(|line| !line.trim().is_empty()).collect();
-    let end = lines.iter().position(|line| line.contains("Kernel panic")).map_or(lines.len(), |at| at + 1);
-    lines[end.saturating_sub(5)..end].join("; ").chars().take(1000).collect()
-}
-
-fn printable(text: &str) -> String {
-    text.chars().filter(|&c| c == '\n' || !c.is_control()).collect()
-}
-
-fn open_log(run_dir: &Path, log: &Path) -> io::Result<File> {
-    fs::create_dir_all(run_dir)?;
-    File::create(log)
-}
-
-fn last_words(log: &Path) -> String {
-    let text = fs::read(log).unwrap_or_default();
-    let end = &text[text.len().saturating_sub(LAST_WORDS_BYTES)..];
-    let text = printable(&String::from_utf8_lossy(end));
-    text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_is_quoted_with_what_led_to_it() {
-        let console = "1\n2\n3\n4\n5\n\nKernel panic - not syncing: sysrq triggered crash\nCPU: 0 PID: 1\n";
-        assert_eq!(panic_text(console), "2; 3; 4; 5; Kernel panic - not syncing: sysrq triggered crash");
-        assert_eq!(panic_text("1\n2\n3\n4\n5\n6\n7\n"), "3; 4; 5; 6; 7");
-        assert_eq!(panic_text("é"), "é");
-        assert_eq!(panic_text(""), "");
-    }
-
-    #[test]
-    fn hostile_console_text_cannot_steer_a_terminal() {
-        assert_eq!(printable("a\x1b[31mb\r\x07\nc"), "a[31mb\nc");
     }
 }

@@ -17,9 +17,10 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use rustix::fs::MemfdFlags;
 use serde_json::{Value, json};
 
-use crate::disk::{DiskBinding, DiskError, DiskFile, PackedDisk, SlotDisk};
+use crate::disk::{DiskError, PackedDisk, SlotDisk};
 use crate::hypervisor::SlotBindings;
 use crate::machine::{DISK_SLOTS, NOMINAL_DISK_BYTES};
+use crate::slots;
 
 /// Numbers of descriptor sets that one generation of backings may use.
 const SETS_PER_GENERATION: u32 = 1000;
@@ -75,7 +76,7 @@ pub(super) fn empty(generation: u32) -> Vec<SlotNode> {
 
 /// All slots, those of the bindings with their disks behind them. Opens the disks.
 pub(super) fn bound(bindings: &SlotBindings, generation: u32) -> Result<Vec<SlotNode>, DiskError> {
-    let mut disks = slot_disks(bindings)?.into_iter();
+    let mut disks = slots::open(bindings)?.into_iter();
     let mut sets = Sets::new(generation);
     let mut nodes = Vec::new();
     for slot in 0..DISK_SLOTS {
@@ -146,26 +147,10 @@ fn in_memory(name: &str, bytes: &[u8], sets: &mut Sets) -> Result<String, DiskEr
     Ok(sets.add(make().map_err(DiskError::Pack)?.into()))
 }
 
-/// What is behind each slot, slot 0 first.
-fn slot_disks(slots: &SlotBindings) -> Result<Vec<Option<SlotDisk>>, DiskError> {
-    let plain = |binding: &DiskBinding| -> Result<Option<SlotDisk>, DiskError> {
-        Ok(Some(SlotDisk::Plain { disk: DiskFile::open(binding)?, read_only: binding.read_only }))
-    };
-    let scratch = slots.scratch.as_ref().map_or(Ok(None), plain)?;
-    let mut disks = vec![scratch];
-    if slots.packed() {
-        disks.push(Some(SlotDisk::Packed(PackedDisk::open(&slots.layers)?)));
-        return Ok(disks);
-    }
-    for path in &slots.layers {
-        disks.push(plain(&DiskBinding { path: path.clone(), read_only: true })?);
-    }
-    Ok(disks)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::DiskBinding;
 
     fn file(folder: &tempfile::TempDir, name: &str) -> std::path::PathBuf {
         let path = folder.path().join(name);

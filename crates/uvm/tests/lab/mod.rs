@@ -32,9 +32,10 @@ pub fn skip(test: &str, missing: &str) {
 fn backend() -> BackendChoice {
     match std::env::var("BULKHEAD_TEST_BACKEND").as_deref() {
         Ok("auto") => BackendChoice::Auto,
+        Ok("kvm") => BackendChoice::Kvm,
         Ok("qemu-kvm") => BackendChoice::QemuKvm,
         Ok("qemu-tcg") | Err(_) => BackendChoice::QemuTcg,
-        Ok(other) => panic!("BULKHEAD_TEST_BACKEND={other}: choose auto, qemu-kvm or qemu-tcg"),
+        Ok(other) => panic!("BULKHEAD_TEST_BACKEND={other}: choose auto, kvm, qemu-kvm or qemu-tcg"),
     }
 }
 
@@ -55,7 +56,9 @@ impl Lab {
         let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/boot");
         let guest_image = std::env::var_os("BULKHEAD_GUEST_IMAGE").map_or(default, PathBuf::from);
         bulkhead_uvm::GuestImage::open(&guest_image).map_err(|error| error.to_string())?;
-        bulkhead_uvm::Qemu::find(proto::control::Accelerator::Tcg).map_err(|error| error.to_string())?;
+        if backend() != BackendChoice::Kvm {
+            bulkhead_uvm::Qemu::find(proto::control::Accelerator::Tcg).map_err(|error| error.to_string())?;
+        }
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let lab = Self { folder, guest_image };
         lab.disk("layer");

@@ -1,6 +1,7 @@
 //! The machine's virtio devices. Their numbers, pages and interrupts follow from the machine's size: the console, the disk
 //! slots in order, the network slots in order, entropy.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -23,6 +24,15 @@ use crate::virtio::event_loop::EventLoop;
 use crate::virtio::network::Network;
 use crate::virtio::transport::{QUEUE_NOTIFY, Transport, UnfitState};
 
+/// What is behind the devices of a new machine.
+#[derive(Debug)]
+pub(crate) struct Behind {
+    /// The console's port.
+    pub(crate) port: OwnedFd,
+    /// Behind each network slot; none at all is nothing behind any.
+    pub(crate) taps: Vec<File>,
+}
+
 /// All of a machine's devices.
 pub(super) struct Devices {
     console: Arc<Transport<Console>>,
@@ -36,7 +46,8 @@ pub(super) struct Devices {
 
 impl Devices {
     /// New devices with nothing behind them but the port.
-    pub(super) fn new(spec: &MachineSpec, memory: &Arc<GuestMemory>, port: OwnedFd) -> Result<Self, MachineError> {
+    pub(super) fn new(spec: &MachineSpec, memory: &Arc<GuestMemory>, behind: Behind) -> Result<Self, MachineError> {
+        let Behind { port, taps } = behind;
         let count = spec.disk_slots.saturating_add(spec.network_slots).saturating_add(2);
         if usize::try_from(count - 1).ok().and_then(virtio_gsi).is_none() {
             return Err(MachineError::Size { what: "devices", count });
@@ -46,9 +57,10 @@ impl Devices {
         let socket = port.try_clone().map_err(&failed)?;
         let blocks = (0..spec.disk_slots).map(|slot| device(Block::new(slot, slot != 0, spec.disk_bytes), memory));
         let blocks = blocks.collect::<Result<_, _>>()?;
+        let mut taps = taps.into_iter();
         let networks = (0..spec.network_slots).map(|slot| {
             let slot = u8::try_from(slot).unwrap_or(u8::MAX);
-            device(Network::new(slot), memory)
+            device(Network::new(slot, taps.next()).map_err(system("set up a tap"))?, memory)
         });
         let networks = networks.collect::<Result<_, _>>()?;
         let (console, entropy) = (device(Console::new(port), memory)?, device(Entropy, memory)?);
@@ -79,12 +91,11 @@ impl Devices {
         connect(vm, next(), &self.entropy)
     }
 
-    /// One thread for each disk, whose reads may take long, and one for all others.
+    /// One thread for each disk, whose reads may take long, and for each network; one for all others.
     pub(super) fn start_threads(&self) -> io::Result<()> {
         let mut quick = EventLoop::new()?;
         quick.serve(&self.console)?;
         quick.serve(&self.entropy)?;
-        self.networks.iter().try_for_each(|network| quick.serve(network))?;
         let console = Arc::clone(&self.console);
         let ready = move || console.turn(Console::socket_ready);
         // Edges suffice: whoever meets the socket's end looks again when there is something new on either side.
@@ -98,6 +109,18 @@ impl Devices {
             let mut disk = EventLoop::new()?;
             disk.serve(block)?;
             disk.spawn(&format!("disk{slot}"))?;
+        }
+        for (slot, network) in self.networks.iter().enumerate() {
+            let mut frames = EventLoop::new()?;
+            frames.serve(network)?;
+            if let Some(tap) = network.change(|network| network.tap()).transpose()? {
+                let receiver = Arc::clone(network);
+                // Edges suffice here, too: new buffers of the guest are a kick.
+                let ready = move || receiver.turn(Network::receive);
+                frames.watch(tap.as_fd(), EventFlags::IN | EventFlags::ET, ready)?;
+                frames.keep(tap);
+            }
+            frames.spawn(&format!("net{slot}"))?;
         }
         Ok(())
     }

@@ -58,7 +58,12 @@ fn parts(memory: &File) -> Option<Parts> {
     let spec =
         MachineSpec { memory_bytes: 16 * GRANULE, vcpus: 2, disk_slots: 4, disk_bytes: 1 << 42, network_slots: 2 };
     let (_, port) = UnixStream::pair().unwrap();
-    Some(Parts { kvm, spec, memory: memory.try_clone().unwrap(), port: port.into() })
+    Some(Parts {
+        kvm,
+        spec,
+        memory: memory.try_clone().unwrap(),
+        behind: Behind { port: port.into(), taps: Vec::new() },
+    })
 }
 
 fn counter(machine: &Machine) -> u32 {

@@ -1,5 +1,6 @@
 //! A device's thread: waits for kicks and for what is behind the device, and gives the device its turns.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -18,12 +19,14 @@ type Handler = Box<dyn FnMut() + Send>;
 pub(crate) struct EventLoop {
     epoll: OwnedFd,
     handlers: Vec<Handler>,
+    /// What is watched and nobody else has.
+    kept: Vec<File>,
 }
 
 impl EventLoop {
     /// A loop that waits for nothing.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, handlers: Vec::new() })
+        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, handlers: Vec::new(), kept: Vec::new() })
     }
 
     /// Serves a device's queues when they are kicked.
@@ -50,6 +53,11 @@ impl EventLoop {
         epoll::add(&self.epoll, descriptor, EventData::new_u64(self.handlers.len() as u64), flags)?;
         self.handlers.push(Box::new(handler));
         Ok(())
+    }
+
+    /// Keeps a file open as long as the loop runs.
+    pub(crate) fn keep(&mut self, file: File) {
+        self.kept.push(file);
     }
 
     /// Runs it in a thread of its own, until the process ends.

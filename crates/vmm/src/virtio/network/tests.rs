@@ -1,20 +1,80 @@
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
 use super::*;
 use crate::virtio::testing::{Driver, torment};
 
+/// A device, and the other end of what stands for its tap: a socket keeps frames apart, too.
+fn network() -> (File, Network) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (ours, theirs): (OwnedFd, OwnedFd) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    (ours.into(), Network::behind(1, Some(theirs.into())))
+}
+
+fn frame(length: usize) -> Vec<u8> {
+    [vec![0xff; HEADER], vec![7; length]].concat()
+}
+
 #[test]
-fn frames_are_lost_and_none_come() {
-    let mut driver = Driver::new(Network::new(1));
+fn without_a_tap_frames_are_lost_and_none_come() {
+    let mut driver = Driver::new(Network::behind(1, None));
     driver.request(0, &[], &[1500]);
-    driver.request(1, &[&[0; 12], b"frame"], &[]);
+    driver.request(1, &[&frame(60)], &[]);
     assert_eq!((driver.answers(0), driver.answers(1)), (vec![], vec![(0, 0)]));
 }
 
 #[test]
+fn frames_go_both_ways_and_headers_say_nothing() {
+    let (mut tap, network) = network();
+    let mut driver = Driver::new(network);
+    driver.request(1, &[&frame(60)[..HEADER], &frame(60)[HEADER..]], &[]);
+    let mut heard = [1; 100];
+    assert_eq!((tap.read(&mut heard).unwrap(), driver.answers(1)), (HEADER + 60, vec![(0, 0)]));
+    assert!(heard[..HEADER] == [0; HEADER] && heard[HEADER..HEADER + 60] == [7; 60]);
+
+    let place = driver.request(0, &[], &[HEADER, 1514])[0];
+    assert!(driver.answers(0).is_empty());
+    tap.write_all(&frame(60)).unwrap();
+    driver.transport.turn(Network::receive);
+    assert_eq!(driver.answers(0), [(0, u32::try_from(HEADER).unwrap() + 60)]);
+    assert_eq!(driver.bytes(place, HEADER), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+}
+
+#[test]
+fn what_is_no_frame_is_lost() {
+    let (mut tap, network) = network();
+    let mut driver = Driver::new(network);
+    for length in [1, HEADER, HEADER + LEAST_FRAME - 1, HEADER + MOST_FRAME + 1] {
+        driver.request(1, &[&vec![7; length]], &[]);
+        assert_eq!(driver.answers(1), [(0, 0)], "{length}");
+    }
+    assert_eq!(tap.read(&mut [0; 16]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    // What is larger than the guest's buffer makes room for what is not.
+    driver.request(0, &[], &[HEADER + 100]);
+    tap.write_all(&frame(101)).unwrap();
+    tap.write_all(&frame(100)).unwrap();
+    driver.transport.serve(0);
+    assert_eq!(driver.answers(0), [(0, u32::try_from(HEADER).unwrap() + 100)]);
+    assert!(!driver.gave_up());
+    driver.request(0, &[], &[HEADER]);
+    assert!(driver.gave_up(), "a buffer without room for a frame");
+}
+
+#[test]
 fn slots_have_addresses_of_their_own() {
-    assert_ne!(Network::new(0).configuration(), Network::new(1).configuration());
+    assert_ne!(Network::behind(0, None).configuration(), Network::behind(1, None).configuration());
 }
 
 #[test]
 fn nonsense_does_no_harm() {
-    torment(|| Network::new(0), 300);
+    torment(
+        || {
+            let (mut tap, network) = network();
+            tap.write_all(&frame(60)).unwrap();
+            network
+        },
+        200,
+    );
 }

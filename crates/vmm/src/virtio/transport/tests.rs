@@ -7,8 +7,12 @@ use crate::virtio::testing::{Driver, INDIRECT as INDIRECT_FLAG, MEMORY, NEXT, Ra
 const WAYS: [&[u32]; 6] = [&[], &[1], &[1, 3], &[1, 3, 11], &[1, 3, 11, 15], &[128]];
 const VALUES: [u32; 6] = [0, 1, 16, 0x8000_0000, u32::MAX, 64];
 
+fn network(slot: u8) -> Network {
+    Network::new(slot, None).unwrap()
+}
+
 fn at(way: &[u32]) -> Driver<Network> {
-    brought(Driver::untouched(Network::new(0)), way)
+    brought(Driver::untouched(network(0)), way)
 }
 
 fn brought(driver: Driver<Network>, way: &[u32]) -> Driver<Network> {
@@ -41,7 +45,7 @@ fn a_queue_is_set_up_in_one_phase_only() {
         for register in (0..=0x100).step_by(4) {
             for value in VALUES {
                 for selected in [0, 1] {
-                    let driver = brought(Driver::in_memory(Network::new(0), Arc::clone(&memory)), way);
+                    let driver = brought(Driver::in_memory(network(0), Arc::clone(&memory)), way);
                     driver.write(0x30, selected);
                     let before = frozen(&driver);
                     driver.write(register, value);
@@ -247,7 +251,7 @@ fn a_fork_goes_on_where_its_template_stood() {
 /// Whatever a state file says, it is refused or it is a state that a driver could have made.
 #[test]
 fn a_damaged_state_does_no_harm() {
-    let mut driver = Driver::new(Network::new(1));
+    let mut driver = Driver::new(network(1));
     driver.request(1, &[b"frame"], &[]);
     let bytes = postcard::to_stdvec(&driver.transport.save()).unwrap();
     let mut random = Random(1);
@@ -259,7 +263,7 @@ fn a_damaged_state_does_no_harm() {
         }
         damaged.truncate(usize::try_from(random.below(bytes.len() as u64 * 4)).unwrap().min(bytes.len()));
         let Ok(state) = postcard::from_bytes::<TransportState<()>>(&damaged) else { continue };
-        let fork = Transport::new(Network::new(1), Arc::clone(&driver.memory)).unwrap();
+        let fork = Transport::new(network(1), Arc::clone(&driver.memory)).unwrap();
         if fork.restore(state).is_ok() {
             fork.set_running(true);
             fork.serve(0);

@@ -1,0 +1,93 @@
+//! The backend that runs machines in our own VMM, a process of `bulkhead-vmm` per machine, driven over `vmm::protocol`.
+
+mod control;
+mod disks;
+mod installation;
+mod machine;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use async_trait::async_trait;
+use proto::control::Accelerator;
+use vmm::protocol::{MachineSpec, Request};
+
+use crate::guest_image::GuestImage;
+use crate::hypervisor::{FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine};
+use crate::key::BackendIdentity;
+use crate::machine::{DISK_SLOTS, MachineConfig, NETWORK_SLOTS, NOMINAL_DISK_BYTES};
+
+pub(crate) use installation::VmmInstallation;
+use machine::KvmMachine;
+
+/// Our own VMM.
+#[derive(Debug)]
+pub(crate) struct OwnVmm {
+    installation: VmmInstallation,
+    identity: BackendIdentity,
+}
+
+impl OwnVmm {
+    /// Finds the installed program. Whether KVM is usable on this host is for [`crate::probe`] to say.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoVmm`].
+    pub(crate) fn find() -> Result<Self, HypervisorError> {
+        let installation = VmmInstallation::find()?;
+        let identity = BackendIdentity {
+            name: format!("bulkhead-vmm {}", env!("CARGO_PKG_VERSION")),
+            accelerator: Accelerator::Kvm,
+            installation: installation.fingerprint().to_owned(),
+        };
+        Ok(Self { installation, identity })
+    }
+}
+
+#[async_trait]
+impl Hypervisor for OwnVmm {
+    fn identity(&self) -> &BackendIdentity {
+        &self.identity
+    }
+
+    async fn boot(
+        &self,
+        image: &GuestImage,
+        config: &MachineConfig,
+        memory: File,
+        run_dir: &Path,
+    ) -> Result<Box<dyn VirtualMachine>, HypervisorError> {
+        let open = |path: &Path| {
+            File::open(path).map_err(|source| HypervisorError::Io { action: "open the guest image", source })
+        };
+        let files = vec![memory.into(), open(&image.kernel())?.into(), open(&image.initramfs())?.into()];
+        let command_line = config.kernel_command_line().to_owned();
+        let request = Request::Boot { machine: spec(config), command_line };
+        Ok(Box::new(KvmMachine::start(&self.installation, "starting", &request, files, run_dir).await?))
+    }
+
+    async fn fork(
+        &self,
+        frozen: FrozenMachine,
+        config: &MachineConfig,
+        bindings: &SlotBindings,
+        run_dir: &Path,
+    ) -> Result<Box<dyn VirtualMachine>, HypervisorError> {
+        let (disks, disk_files) = disks::open(bindings)?;
+        let mut files: Vec<OwnedFd> = vec![frozen.memory.into(), frozen.state.into()];
+        files.extend(disk_files);
+        let request = Request::Fork { machine: spec(config), disks };
+        let during = "loading the template";
+        Ok(Box::new(KvmMachine::start(&self.installation, during, &request, files, run_dir).await?))
+    }
+}
+
+fn spec(config: &MachineConfig) -> MachineSpec {
+    MachineSpec {
+        memory_bytes: config.memory_bytes(),
+        vcpus: config.vcpus(),
+        disk_slots: DISK_SLOTS,
+        disk_bytes: NOMINAL_DISK_BYTES,
+        network_slots: NETWORK_SLOTS,
+    }
+}

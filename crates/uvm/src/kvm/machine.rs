@@ -1,0 +1,202 @@
+//! One process of our own VMM.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use vmm::protocol::{GuestEnd, Reply, Request};
+
+use super::control::{Control, ControlError};
+use super::disks;
+use super::installation::VmmInstallation;
+use crate::console_text::{panic_text, printable};
+use crate::hypervisor::{ExitReason, HypervisorError, SlotBindings, VirtualMachine, VmExit};
+use crate::process::{self, Process, Watched};
+use crate::{spawn, sys};
+
+/// How long making a machine may take; a fork takes milliseconds on hardware, a boot reads 60 MB.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long saving may take.
+const FREEZE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a small request may take. It is answered at once unless the host is very busy.
+const REQUEST_LIMIT: Duration = Duration::from_secs(20);
+/// How long to wait for the console's output, and for the end of a process that was lost.
+const SHORT_LIMIT: Duration = Duration::from_secs(2);
+
+/// A machine in a process of its own. Dropping it kills the process; a task reaps it.
+#[derive(Debug)]
+pub(super) struct KvmMachine {
+    process: Arc<Process>,
+    control: Arc<Control>,
+    port: Mutex<Option<StdUnixStream>>,
+    ended: watch::Receiver<Option<VmExit>>,
+}
+
+impl KvmMachine {
+    /// Starts the process and has it make the machine. Shape: `files` are the request's own, behind KVM and the port.
+    pub(super) async fn start(
+        installation: &VmmInstallation,
+        during: &'static str,
+        request: &Request,
+        files: Vec<OwnedFd>,
+        run_dir: &Path,
+    ) -> Result<Self, HypervisorError> {
+        let io_error = |action| move |source| HypervisorError::Io { action, source };
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(io_error("open /dev/kvm"))?;
+        let (port, guest_port) = StdUnixStream::pair().map_err(io_error("make the port's sockets"))?;
+        let (control, theirs) = Control::new().map_err(io_error("make the control socket"))?;
+        let log = run_dir.join("vmm.log");
+        let mut command = Command::new(installation.program());
+        command.env_clear().current_dir("/").stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        command.stderr(process::open_log(run_dir, &log).map_err(io_error("open the hypervisor's log"))?);
+        sys::confine(&mut command, Vec::new());
+        let child = spawn::spawn(command)
+            .await
+            .map_err(|source| HypervisorError::Spawn { program: installation.program().to_owned(), source })?;
+        let watched = Watched::adopt(child, log).map_err(io_error("watch the hypervisor's process"))?;
+        let process = Arc::clone(watched.process());
+        let control = Arc::new(control);
+        let (sender, ended) = watch::channel(None);
+        let watcher = Watcher { watched, control: Arc::clone(&control) };
+        tokio::spawn(async move {
+            let exit = watcher.run().await;
+            sender.send_replace(Some(exit));
+        });
+        let machine = Self { process, control, port: Mutex::new(Some(port)), ended };
+        let mut all: Vec<OwnedFd> = vec![kvm.into(), guest_port.into()];
+        all.extend(files);
+        machine.ask(during, START_LIMIT, request, all).await?;
+        Ok(machine)
+    }
+
+    async fn ask(
+        &self,
+        during: &'static str,
+        limit: Duration,
+        request: &Request,
+        files: Vec<OwnedFd>,
+    ) -> Result<Reply, HypervisorError> {
+        match tokio::time::timeout(limit, self.control.ask(request, &files)).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(ControlError::Failed(detail))) => Err(HypervisorError::Failed { during, detail }),
+            // A lost connection means that the process ends; how it ended says more.
+            Ok(Err(ControlError::Lost(source))) => match tokio::time::timeout(SHORT_LIMIT, self.wait()).await {
+                Ok(exit) => Err(HypervisorError::Ended { during, detail: exit.detail }),
+                Err(_) => Err(HypervisorError::Io { action: "speak to the hypervisor", source }),
+            },
+            Err(_) => Err(HypervisorError::Deadline { during, limit_s: limit.as_secs(), detail: String::new() }),
+        }
+    }
+
+    async fn small(&self, during: &'static str, request: Request) -> Result<(), HypervisorError> {
+        self.ask(during, REQUEST_LIMIT, &request, Vec::new()).await.map(|_| ())
+    }
+}
+
+#[async_trait]
+impl VirtualMachine for KvmMachine {
+    fn connect(&self) -> Result<UnixStream, HypervisorError> {
+        let port = self.port.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or(HypervisorError::PortTaken)?;
+        let convert = |port: StdUnixStream| {
+            port.set_nonblocking(true)?;
+            UnixStream::from_std(port)
+        };
+        convert(port).map_err(|source| HypervisorError::Io { action: "use the port's socket", source })
+    }
+
+    async fn resume(&self) -> Result<(), HypervisorError> {
+        self.small("resuming", Request::Resume).await
+    }
+
+    async fn pause(&self) -> Result<(), HypervisorError> {
+        self.small("pausing", Request::Pause).await
+    }
+
+    async fn rebind(&self, bindings: &SlotBindings) -> Result<(), HypervisorError> {
+        let (disks, files) = disks::open(bindings)?;
+        self.ask("binding the disks", REQUEST_LIMIT, &Request::Rebind { disks }, files).await.map(|_| ())
+    }
+
+    async fn freeze(self: Box<Self>, state: File) -> Result<(), HypervisorError> {
+        self.ask("saving the template", FREEZE_LIMIT, &Request::Freeze, vec![state.into()]).await?;
+        // An orderly end.
+        if tokio::time::timeout(FREEZE_LIMIT, self.wait()).await.is_err() {
+            tracing::warn!(pid = self.process.id(), "a frozen machine's process does not end; it is killed");
+        }
+        Ok(())
+    }
+
+    fn kill(&self) {
+        self.process.kill();
+    }
+
+    async fn wait(&self) -> VmExit {
+        let mut ended = self.ended.clone();
+        let exit = match ended.wait_for(Option::is_some).await {
+            Ok(exit) => exit.clone(),
+            // The runtime that watched it is shutting down.
+            Err(_) => None,
+        };
+        exit.unwrap_or(VmExit { reason: ExitReason::Exited(None), detail: "its end was not observed".into() })
+    }
+
+    fn process_ids(&self) -> Vec<u32> {
+        vec![self.process.id()]
+    }
+
+    async fn console(&self) -> String {
+        console(&self.control).await
+    }
+}
+
+impl Drop for KvmMachine {
+    fn drop(&mut self) {
+        self.process.kill();
+    }
+}
+
+/// Waits for the end, whatever it is, and says what it was.
+struct Watcher {
+    watched: Watched,
+    control: Arc<Control>,
+}
+
+impl Watcher {
+    async fn run(mut self) -> VmExit {
+        let mut end = self.control.end();
+        let told = tokio::select! {
+            () = self.watched.ended() => None,
+            told = end.wait_for(Option::is_some) => told.ok().and_then(|told| told.clone()),
+        };
+        let exit = match told {
+            Some(GuestEnd::Reset) => {
+                VmExit { reason: ExitReason::GuestPanic, detail: panic_text(&console(&self.control).await) }
+            }
+            Some(GuestEnd::PowerOff) => VmExit { reason: ExitReason::Shutdown, detail: String::new() },
+            Some(GuestEnd::Fault(what)) => {
+                let what: String = printable(&what).chars().take(200).collect();
+                VmExit { reason: ExitReason::Exited(None), detail: format!("a virtual processor cannot go on: {what}") }
+            }
+            None => return self.watched.reap().await,
+        };
+        // It keeps the stopped machine so that its console could be read; now it may go.
+        let process = Arc::clone(self.watched.process());
+        process.signal();
+        let reaped = self.watched.reap().await;
+        if process.was_killed() && exit.reason != ExitReason::GuestPanic { reaped } else { exit }
+    }
+}
+
+async fn console(control: &Control) -> String {
+    match tokio::time::timeout(SHORT_LIMIT, control.ask(&Request::Console, &[])).await {
+        Ok(Ok(Reply::Console(bytes))) => printable(&String::from_utf8_lossy(&bytes)),
+        _ => String::new(),
+    }
+}

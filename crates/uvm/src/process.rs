@@ -1,0 +1,126 @@
+//! A hypervisor's process: a handle that cannot come to mean another one, its end, and what it printed last.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
+
+use crate::console_text::printable;
+use crate::hypervisor::{ExitReason, VmExit};
+use crate::sys;
+
+/// How much of a hypervisor's own messages is shown in an error.
+const LAST_WORDS_BYTES: usize = 2000;
+
+/// The process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    id: u32,
+    handle: OwnedFd,
+    killed: AtomicBool,
+}
+
+impl Process {
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Ends it, which is then our doing.
+    pub(crate) fn kill(&self) {
+        self.killed.store(true, Ordering::SeqCst);
+        self.signal();
+    }
+
+    /// Ends it after its guest's own end.
+    pub(crate) fn signal(&self) {
+        match pidfd_send_signal(&self.handle, Signal::KILL) {
+            // It has ended by itself.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => tracing::error!(pid = self.id, %error, "cannot kill the hypervisor"),
+        }
+    }
+
+    /// True when we ended it.
+    pub(crate) fn was_killed(&self) -> bool {
+        self.killed.load(Ordering::SeqCst)
+    }
+}
+
+/// A child that was just spawned, watched for its end.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    child: Child,
+    ended: AsyncFd<OwnedFd>,
+    process: Arc<Process>,
+    log: PathBuf,
+}
+
+impl Watched {
+    /// Takes charge of a child; ends it if that fails.
+    pub(crate) fn adopt(mut child: Child, log: PathBuf) -> io::Result<Self> {
+        let prepare = |child: &Child| -> io::Result<(Process, AsyncFd<OwnedFd>)> {
+            let pid = Pid::from_raw(child.id().cast_signed()).ok_or_else(|| io::Error::other("pid 0"))?;
+            let handle = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+            let ended = sys::watch(handle.try_clone()?)?;
+            Ok((Process { id: child.id(), handle, killed: AtomicBool::new(false) }, ended))
+        };
+        match prepare(&child) {
+            Ok((process, ended)) => Ok(Self { child, ended, process: Arc::new(process), log }),
+            Err(error) => {
+                let ended = child.kill().and_then(|()| child.wait());
+                tracing::debug!(?ended, "ended the hypervisor");
+                Err(error)
+            }
+        }
+    }
+
+    /// The process.
+    pub(crate) fn process(&self) -> &Arc<Process> {
+        &self.process
+    }
+
+    /// Answers when it has ended. It is not reaped yet.
+    pub(crate) async fn ended(&self) {
+        if let Err(error) = self.ended.readable().await {
+            tracing::error!(pid = self.process.id, %error, "cannot watch the hypervisor");
+        }
+    }
+
+    /// Waits for the end and says what it was.
+    pub(crate) async fn reap(&mut self) -> VmExit {
+        self.ended().await;
+        // The process has ended, so this does not block. Somebody else may have reaped it: then its status is unknown.
+        let status = self.child.wait().ok();
+        if self.process.was_killed() {
+            return VmExit { reason: ExitReason::Killed, detail: String::new() };
+        }
+        let said = last_words(&self.log);
+        let detail = match status {
+            Some(status) => format!("{status}: {said}"),
+            None => said,
+        };
+        VmExit { reason: ExitReason::Exited(status.map(ExitStatusExt::into_raw)), detail }
+    }
+}
+
+/// Makes the file for a hypervisor's own messages.
+pub(crate) fn open_log(run_dir: &Path, log: &Path) -> io::Result<File> {
+    fs::create_dir_all(run_dir)?;
+    File::create(log)
+}
+
+/// What a hypervisor printed last, in one line.
+pub(crate) fn last_words(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let end = &text[text.len().saturating_sub(LAST_WORDS_BYTES)..];
+    let text = printable(&String::from_utf8_lossy(end));
+    text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ")
+}
