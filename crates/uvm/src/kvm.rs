@@ -61,7 +61,8 @@ impl Hypervisor for OwnVmm {
             File::open(path).map_err(|source| HypervisorError::Io { action: "open the guest image", source })
         };
         let files = vec![memory.into(), open(&image.kernel())?.into(), open(&image.initramfs())?.into()];
-        let command_line = config.kernel_command_line().to_owned();
+        // There is no PCI bus to look for.
+        let command_line = format!("{} pci=off", config.kernel_command_line());
         let request = Request::Boot { machine: spec(config), command_line };
         Ok(Box::new(KvmMachine::start(&self.installation, "starting", &request, files, run_dir).await?))
     }

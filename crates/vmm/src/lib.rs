@@ -18,6 +18,7 @@
 
 mod boot;
 mod bus;
+mod jail;
 mod layout;
 mod machine;
 mod memory;

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::boot::Images;
+use crate::jail::{self, JailError, filter, filter::Role};
 use crate::machine::{Behind, Machine, MachineError, Parts};
 use crate::protocol::{self, DiskSpec, MOST_GATHERED, MachineSpec, Reply, Request};
 use crate::sys;
@@ -21,6 +22,9 @@ pub enum WorkerError {
     /// A request that there cannot be now.
     #[error("{0}")]
     Request(&'static str),
+    /// A wall around it is missing.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The machine failed.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -33,7 +37,10 @@ pub enum WorkerError {
 pub fn serve(control: impl AsFd) -> Result<(), WorkerError> {
     let control = control.as_fd();
     let served = (|| {
+        jail::enter()?;
         let Some(machine) = first_request(control)? else { return Ok(()) };
+        // From here on nothing is made any more.
+        filter::install(Role::Control)?;
         protocol::send(control, &Reply::Done, &[])?;
         requests(control, &machine)
     })();

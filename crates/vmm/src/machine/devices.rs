@@ -11,6 +11,7 @@ use rustix::event::epoll::EventFlags;
 
 use super::{MachineError, kvm, system};
 use crate::bus::Registers;
+use crate::jail::filter::Role;
 use crate::layout::{virtio_gsi, virtio_page};
 use crate::memory::GuestMemory;
 use crate::protocol::MachineSpec;
@@ -104,11 +105,11 @@ impl Devices {
             EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
             ready,
         )?;
-        quick.spawn("devices")?;
+        quick.spawn("devices", Role::Devices)?;
         for (slot, block) in self.blocks.iter().enumerate() {
             let mut disk = EventLoop::new()?;
             disk.serve(block)?;
-            disk.spawn(&format!("disk{slot}"))?;
+            disk.spawn(&format!("disk{slot}"), Role::Disk)?;
         }
         for (slot, network) in self.networks.iter().enumerate() {
             let mut frames = EventLoop::new()?;
@@ -120,7 +121,7 @@ impl Devices {
                 frames.watch(tap.as_fd(), EventFlags::IN | EventFlags::ET, ready)?;
                 frames.keep(tap);
             }
-            frames.spawn(&format!("net{slot}"))?;
+            frames.spawn(&format!("net{slot}"), Role::Network)?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use vmm_sys_util::signal::{Killable as _, SIGRTMIN, register_signal_handler};
 
 use super::gate::Gate;
 use crate::bus::Bus;
+use crate::jail::filter::{self, Role};
 use crate::protocol::GuestEnd;
 
 /// Types of a system event. Source: KVM api.rst, KVM_EXIT_SYSTEM_EVENT.
@@ -36,6 +37,7 @@ impl Runner {
     ) -> io::Result<Self> {
         prepare_kicks();
         let run = move || {
+            filter::install(Role::Processor).expect("a thread's system calls can be filtered");
             loop {
                 gate.wait();
                 run(&mut vcpu.lock().unwrap_or_else(PoisonError::into_inner), &gate, &bus, &on_end);

@@ -10,6 +10,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use super::device::VirtioDevice;
 use super::transport::Transport;
+use crate::jail::filter::{self, Role};
 use crate::sys;
 
 /// Called when its descriptor is ready.
@@ -61,8 +62,12 @@ impl EventLoop {
     }
 
     /// Runs it in a thread of its own, until the process ends.
-    pub(crate) fn spawn(mut self, name: &str) -> io::Result<()> {
-        thread::Builder::new().name(name.to_owned()).spawn(move || self.run()).map(|_| ())
+    pub(crate) fn spawn(mut self, name: &str, role: Role) -> io::Result<()> {
+        let run = move || {
+            filter::install(role).expect("a thread's system calls can be filtered");
+            self.run();
+        };
+        thread::Builder::new().name(name.to_owned()).spawn(run).map(|_| ())
     }
 
     fn run(&mut self) {

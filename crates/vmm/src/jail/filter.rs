@@ -1,0 +1,158 @@
+//! The system calls of each kind of thread. Any other ends the process, and with it the machine.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
+use vmm_sys_util::signal::SIGRTMIN;
+
+use super::JailError;
+
+/// What a thread is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Takes requests, saves the machine.
+    Control,
+    /// Runs a processor.
+    Processor,
+    /// Serves the console and other devices that touch no file.
+    Devices,
+    /// Reads and writes a disk's files.
+    Disk,
+    /// Moves frames.
+    Network,
+}
+
+/// Of every thread, whatever their arguments: memory, locks, descriptors that are open, the end. None of them names a file, a
+/// process or an address of the network.
+const ALL: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_close,
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_getrandom,
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_clock_gettime,
+    libc::SYS_restart_syscall,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigreturn,
+    // abort(3), panic messages and pthread_kill(3) ask who they are.
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+const WAIT: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2];
+/// Letters of KVM's control calls, in their second byte. Source: Linux include/uapi/linux/kvm.h, `KVMIO`.
+const KVM_CALLS: u64 = 0xae00;
+const KVM_MASK: u64 = 0xff00;
+/// Runs a processor.
+const KVM_RUN: u64 = 0xae80;
+
+impl Role {
+    /// What it does beside [`ALL`], whatever the arguments.
+    fn own(self) -> Vec<libc::c_long> {
+        match self {
+            Self::Control => vec![libc::SYS_poll, libc::SYS_ppoll, libc::SYS_recvmsg, libc::SYS_sendmsg],
+            Self::Processor => Vec::new(),
+            Self::Devices => [WAIT, &[libc::SYS_recvfrom, libc::SYS_sendto]].concat(),
+            Self::Disk => {
+                let files = [libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_fallocate, libc::SYS_fdatasync];
+                [WAIT, &files].concat()
+            }
+            Self::Network => WAIT.to_vec(),
+        }
+    }
+}
+
+/// Filters this thread's system calls from now on. When: no_new_privs is set.
+///
+/// # Errors
+/// When the kernel does not take the filter; the process must end.
+pub(crate) fn install(role: Role) -> Result<(), JailError> {
+    Ok(apply_filter(&program(role)?)?)
+}
+
+fn program(role: Role) -> Result<BpfProgram, JailError> {
+    let calls = ALL.iter().copied().chain(role.own());
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|call| (call, Vec::new())).collect();
+    // Memory, but never code.
+    let not_executable =
+        |argument| condition(argument, SeccompCmpOp::MaskedEq(libc::PROT_EXEC.unsigned_abs().into()), 0);
+    rules.insert(libc::SYS_mmap, vec![rule(vec![not_executable(2)?])?]);
+    rules.insert(libc::SYS_mprotect, vec![rule(vec![not_executable(2)?])?]);
+    // abort(3) sends the one signal; processors are kicked by the other.
+    let mut signals = vec![libc::SIGABRT];
+    let kvm = match role {
+        Role::Control => {
+            signals.push(SIGRTMIN());
+            Some(condition(1, SeccompCmpOp::MaskedEq(KVM_MASK), KVM_CALLS)?)
+        }
+        Role::Processor => Some(condition(1, SeccompCmpOp::Eq, KVM_RUN)?),
+        Role::Devices | Role::Disk | Role::Network => None,
+    };
+    if let Some(kvm) = kvm {
+        rules.insert(libc::SYS_ioctl, vec![rule(vec![kvm])?]);
+    }
+    let to_itself = signals.into_iter().map(|signal| {
+        let itself = condition(0, SeccompCmpOp::Eq, std::process::id().into())?;
+        rule(vec![itself, condition(2, SeccompCmpOp::Eq, signal.unsigned_abs().into())?])
+    });
+    rules.insert(libc::SYS_tgkill, to_itself.collect::<Result<_, JailError>>()?);
+    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(seccompiler::Error::Backend)?;
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)
+        .map_err(seccompiler::Error::Backend)?;
+    Ok(filter.try_into().map_err(seccompiler::Error::Backend)?)
+}
+
+fn condition(argument: u8, operation: SeccompCmpOp, value: u64) -> Result<SeccompCondition, JailError> {
+    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value);
+    Ok(condition.map_err(seccompiler::Error::Backend)?)
+}
+
+fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, JailError> {
+    Ok(SeccompRule::new(conditions).map_err(seccompiler::Error::Backend)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_thread_may_name_a_file_a_process_or_an_address() {
+        let naming = [
+            libc::SYS_open,
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_fork,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_ptrace,
+            libc::SYS_kill,
+            libc::SYS_mount,
+            libc::SYS_setns,
+            libc::SYS_unshare,
+            libc::SYS_bpf,
+            libc::SYS_io_uring_setup,
+            libc::SYS_process_vm_readv,
+            libc::SYS_pidfd_open,
+        ];
+        for role in [Role::Control, Role::Processor, Role::Devices, Role::Disk, Role::Network] {
+            assert!(!program(role).unwrap().is_empty());
+            let allowed: Vec<_> = ALL.iter().copied().chain(role.own()).collect();
+            assert!(naming.iter().all(|call| !allowed.contains(call)), "{role:?}");
+        }
+    }
+}
