@@ -165,7 +165,7 @@ pub enum LogLevel {
 pub enum Backend {
     /// Probe, and take the best that works.
     Auto,
-    /// Our own VMM, which needs hardware virtualization. Not jailed yet, and without networks.
+    /// Our own VMM, which needs hardware virtualization; a first step, see docs/design/0018.
     Kvm,
     /// QEMU with hardware virtualization.
     #[value(alias = "qemukvm")]

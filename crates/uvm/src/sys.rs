@@ -14,17 +14,19 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use tokio::io::unix::AsyncFd;
 
-/// The one capability that a VMM keeps: QEMU before 8.2 opens the template's read-only memory file for writing, even
-/// though it maps it privately. Everything else it needs arrives as an open descriptor.
-const CAP_DAC_OVERRIDE: libc::c_ulong = 1;
+/// The one capability that QEMU keeps (DAC_OVERRIDE): before 8.2 it opens the template's read-only memory file for writing,
+/// even though it maps it privately. Everything else it needs arrives as an open descriptor.
+pub(crate) const QEMU_CAPABILITIES: &[libc::c_ulong] = &[1];
+/// What our own VMM needs to build its jail, in which it drops them (SETGID, SETUID, SETPCAP, SYS_ADMIN).
+pub(crate) const VMM_CAPABILITIES: &[libc::c_ulong] = &[6, 7, 8, 21];
 /// Capabilities to try to drop; kernels answer EINVAL for those they do not know.
 const CAPABILITIES: libc::c_ulong = 64;
 
 /// Makes `command` start a VMM: its own session, killed when the thread that spawns it ends, no core dump, no capability
-/// but [`CAP_DAC_OVERRIDE`], no descriptor but the standard ones and `keep`.
+/// but `capabilities`, no descriptor but the standard ones and `keep`.
 ///
 /// When: spawn it from a thread that lives as long as the process, since the death signal follows that thread.
-pub(crate) fn confine(command: &mut Command, keep: Vec<RawFd>) {
+pub(crate) fn confine(command: &mut Command, keep: Vec<RawFd>, capabilities: &'static [libc::c_ulong]) {
     let parent = std::process::id().cast_signed();
     let prepare = move || {
         // SAFETY: every call below is a plain system call on values (async-signal-safe, no allocation, no lock), as
@@ -37,7 +39,7 @@ pub(crate) fn confine(command: &mut Command, keep: Vec<RawFd>) {
             }
             let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
-            for capability in (0..CAPABILITIES).filter(|&capability| capability != CAP_DAC_OVERRIDE) {
+            for capability in (0..CAPABILITIES).filter(|capability| !capabilities.contains(capability)) {
                 // Not permitted without privileges, and then there is nothing to drop.
                 libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
             }

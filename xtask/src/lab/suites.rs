@@ -18,18 +18,21 @@ pub struct Suite {
     arguments: &'static [&'static str],
     /// The arguments of a quick run; `None`: it is not part of one.
     quick: Option<&'static [&'static str]>,
+    /// What its utility VMs run in, as `BULKHEAD_TEST_BACKEND` has it.
+    backend: &'static str,
     /// Seconds for one test, several times what the longest one takes.
     limit_s: u32,
 }
 
 /// The suites, cheapest first.
-const SUITES: [Suite; 5] = [
+const SUITES: [Suite; 7] = [
     Suite {
         name: "container",
         package: "bulkhead-container",
         program: "container",
         arguments: &[],
         quick: Some(&[]),
+        backend: "auto",
         limit_s: 300,
     },
     Suite {
@@ -38,6 +41,7 @@ const SUITES: [Suite; 5] = [
         program: "contract",
         arguments: &[],
         quick: Some(&["the_machine_runs", "a_fork_is_paused", "forks_are_unique", "the_hosts_cgroup", "a_vmm_killed"]),
+        backend: "auto",
         limit_s: 400,
     },
     Suite {
@@ -46,15 +50,43 @@ const SUITES: [Suite; 5] = [
         program: "container",
         arguments: &[],
         quick: Some(&["more_layers", "a_kernel_panic"]),
+        backend: "auto",
         limit_s: 400,
     },
-    Suite { name: "shim", package: "bulkhead-shim", program: "process", arguments: &[], quick: None, limit_s: 300 },
+    Suite {
+        name: "own-vmm",
+        package: "bulkhead-uvm",
+        program: "contract",
+        arguments: &[],
+        quick: None,
+        backend: "kvm",
+        limit_s: 400,
+    },
+    Suite {
+        name: "own-vmm-container",
+        package: "bulkhead-uvm",
+        program: "container",
+        arguments: &[],
+        quick: None,
+        backend: "kvm",
+        limit_s: 400,
+    },
+    Suite {
+        name: "shim",
+        package: "bulkhead-shim",
+        program: "process",
+        arguments: &[],
+        quick: None,
+        backend: "auto",
+        limit_s: 300,
+    },
     Suite {
         name: "e2e",
         package: "bulkhead-e2e",
         program: "e2e",
         arguments: &E2E,
         quick: Some(&E2E_QUICK),
+        backend: "auto",
         limit_s: 400,
     },
 ];
@@ -128,6 +160,7 @@ pub fn job(environment: &Environment, builds: &Builds, suites: &[Suite]) -> Resu
         let program = quoted(&builds.test(suite.package, suite.program)?.display().to_string());
         let arguments: Vec<String> = suite.arguments.iter().map(|argument| quoted(argument)).collect();
         // Writing into a string cannot fail.
+        let _ = writeln!(script, "export BULKHEAD_TEST_BACKEND={}", suite.backend);
         let _ = writeln!(script, "suite {} {} {program} {}", suite.name, suite.limit_s, arguments.join(" "));
     }
     script.push_str("report\n");

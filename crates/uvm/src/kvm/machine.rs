@@ -56,7 +56,7 @@ impl KvmMachine {
         let mut command = Command::new(installation.program());
         command.env_clear().current_dir("/").stdin(Stdio::from(theirs)).stdout(Stdio::null());
         command.stderr(process::open_log(run_dir, &log).map_err(io_error("open the hypervisor's log"))?);
-        sys::confine(&mut command, Vec::new());
+        sys::confine(&mut command, Vec::new(), sys::VMM_CAPABILITIES);
         let child = spawn::spawn(command)
             .await
             .map_err(|source| HypervisorError::Spawn { program: installation.program().to_owned(), source })?;

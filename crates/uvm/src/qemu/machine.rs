@@ -64,7 +64,8 @@ impl QemuMachine {
         let mut command = Command::new(installation.program());
         command.args(list).env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(process::open_log(run_dir, &log).map_err(io_error("open the hypervisor's log"))?);
-        sys::confine(&mut command, descriptors.iter().map(AsRawFd::as_raw_fd).collect());
+        let keep = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        sys::confine(&mut command, keep, sys::QEMU_CAPABILITIES);
         let child = spawn::spawn(command)
             .await
             .map_err(|source| HypervisorError::Spawn { program: installation.program().to_owned(), source })?;
