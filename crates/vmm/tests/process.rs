@@ -3,13 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vmm::protocol::{self, MachineSpec, Reply, Request};
+use vmm::protocol::{self, DiskSpec, MachineSpec, Reply, Request};
 
 const MEMORY: u64 = 16 << 20;
 
@@ -56,17 +56,34 @@ impl Vmm {
         protocol::receive(&self.control).unwrap().unwrap().0
     }
 
-    fn boot(&self) -> Option<Reply> {
+    /// Boots in this memory; nothing where there is no KVM.
+    fn boot(&self, memory: &File) -> Option<Reply> {
+        let (kernel, initramfs) = (kernel(), tempfile::tempfile().unwrap());
+        memory.set_len(MEMORY).unwrap();
+        let request = Request::Boot { machine: machine(), command_line: String::new() };
+        self.make(&request, &[memory, &kernel, &initramfs])
+    }
+
+    fn make(&self, request: &Request, files: &[&File]) -> Option<Reply> {
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let kvm = kvm.inspect_err(|error| eprintln!("SKIPPED: /dev/kvm: {error}")).ok()?;
         let (_, port) = UnixStream::pair().unwrap();
-        let (memory, kernel, initramfs) = (tempfile::tempfile().unwrap(), kernel(), tempfile::tempfile().unwrap());
-        memory.set_len(MEMORY).unwrap();
-        let machine =
-            MachineSpec { memory_bytes: MEMORY, vcpus: 2, disk_slots: 4, disk_bytes: 1 << 30, network_slots: 2 };
-        let request = Request::Boot { machine, command_line: String::new() };
-        Some(self.ask(&request, &[kvm.as_fd(), port.as_fd(), memory.as_fd(), kernel.as_fd(), initramfs.as_fd()]))
+        let mut descriptors = vec![kvm.as_fd(), port.as_fd()];
+        descriptors.extend(files.iter().map(|file| file.as_fd()));
+        Some(self.ask(request, &descriptors))
     }
+
+    /// Lets the guest run until it has printed its letter.
+    fn run(&self) {
+        assert_eq!(self.ask(&Request::Resume, &[]), Reply::Done);
+        while self.ask(&Request::Console, &[]) != Reply::Console(b"x".to_vec()) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
+fn machine() -> MachineSpec {
+    MachineSpec { memory_bytes: MEMORY, vcpus: 2, disk_slots: 4, disk_bytes: 1 << 30, network_slots: 2 }
 }
 
 impl Drop for Vmm {
@@ -84,12 +101,9 @@ fn it_is_locked_in_before_its_guest_runs() {
         return;
     }
     let vmm = Vmm::start();
-    let Some(reply) = vmm.boot() else { return };
+    let Some(reply) = vmm.boot(&tempfile::tempfile().unwrap()) else { return };
     assert_eq!(reply, Reply::Done);
-    assert_eq!(vmm.ask(&Request::Resume, &[]), Reply::Done);
-    while vmm.ask(&Request::Console, &[]) != Reply::Console(b"x".to_vec()) {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    vmm.run();
     let process = format!("/proc/{}", vmm.child.id());
     let user = (0x7000_0000 + vmm.child.id()).to_string();
     let mut tasks: Vec<_> = fs::read_dir(format!("{process}/task")).unwrap().map(|task| task.unwrap().path()).collect();
@@ -119,7 +133,7 @@ fn it_is_locked_in_before_its_guest_runs() {
 #[test]
 fn it_ends_when_its_maker_is_gone_or_talks_nonsense() {
     let mut vmm = Vmm::start();
-    if vmm.boot().is_none() {
+    if vmm.boot(&tempfile::tempfile().unwrap()).is_none() {
         return;
     }
     let (control, _) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
@@ -132,4 +146,40 @@ fn it_ends_when_its_maker_is_gone_or_talks_nonsense() {
     rustix::io::write(&vmm.control, &[0xff; 100]).unwrap();
     let (reply, _) = protocol::receive::<Reply>(&vmm.control).unwrap().unwrap();
     assert!(matches!(reply, Reply::Failed(_)));
+}
+
+/// All that a locked-in process does for whoever drives it.
+#[test]
+fn it_is_frozen_forked_and_gets_other_disks() {
+    let memory = tempfile::tempfile().unwrap();
+    let mut template = Vmm::start();
+    if template.boot(&memory).is_none() {
+        return;
+    }
+    let mut state = tempfile::tempfile().unwrap();
+    assert_eq!(template.ask(&Request::Freeze, &[state.as_fd()]), Reply::Done);
+    assert!(template.child.wait().unwrap().success());
+
+    let disk = tempfile::tempfile().unwrap();
+    disk.set_len(1 << 20).unwrap();
+    let half = || DiskSpec { read_only: true, parts: vec![1 << 19; 2] };
+    let whole = Some(DiskSpec { read_only: false, parts: vec![1 << 20] });
+    let request = Request::Fork { machine: machine(), disks: vec![whole.clone(), None, None, Some(half())] };
+    for _ in 0..2 {
+        state.rewind().unwrap();
+        let fork = Vmm::start();
+        assert_eq!(fork.make(&request, &[&memory, &state, &disk, &disk, &disk]), Some(Reply::Done));
+        fork.run();
+        assert_eq!(fork.ask(&Request::Pause, &[]), Reply::Done);
+        let disks = vec![None, Some(half()), None, None];
+        assert_eq!(fork.ask(&Request::Rebind { disks }, &[disk.as_fd(), disk.as_fd()]), Reply::Done);
+        assert_eq!(fork.ask(&Request::Resume, &[]), Reply::Done);
+        // A writable disk in a slot that is not.
+        let disks = vec![None, whole.clone(), None, None];
+        assert!(matches!(fork.ask(&Request::Rebind { disks }, &[disk.as_fd()]), Reply::Failed(_)));
+    }
+    // A file too few.
+    state.rewind().unwrap();
+    let reply = Vmm::start().make(&request, &[&memory, &state, &disk, &disk]);
+    assert!(matches!(reply, Some(Reply::Failed(_))), "{reply:?}");
 }
