@@ -11,12 +11,14 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use proto::control::Accelerator;
+use proto::network::NETWORK_SLOTS;
 use vmm::protocol::{MachineSpec, Request};
 
 use crate::guest_image::GuestImage;
 use crate::hypervisor::{FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine};
 use crate::key::BackendIdentity;
-use crate::machine::{DISK_SLOTS, MachineConfig, NETWORK_SLOTS, NOMINAL_DISK_BYTES};
+use crate::machine::{DISK_SLOTS, MachineConfig, NOMINAL_DISK_BYTES};
+use crate::network_slots::NetworkSlots;
 
 pub(crate) use installation::VmmInstallation;
 use machine::KvmMachine;
@@ -60,7 +62,9 @@ impl Hypervisor for OwnVmm {
         let open = |path: &Path| {
             File::open(path).map_err(|source| HypervisorError::Io { action: "open the guest image", source })
         };
-        let files = vec![memory.into(), open(&image.kernel())?.into(), open(&image.initramfs())?.into()];
+        let mut files: Vec<OwnedFd> =
+            vec![memory.into(), open(&image.kernel())?.into(), open(&image.initramfs())?.into()];
+        files.extend(taps(&NetworkSlots::open(None).await?)?);
         // There is no PCI bus to look for.
         let command_line = format!("{} pci=off", config.kernel_command_line());
         let request = Request::Boot { machine: spec(config), command_line };
@@ -72,15 +76,21 @@ impl Hypervisor for OwnVmm {
         frozen: FrozenMachine,
         config: &MachineConfig,
         bindings: &SlotBindings,
+        network: &NetworkSlots,
         run_dir: &Path,
     ) -> Result<Box<dyn VirtualMachine>, HypervisorError> {
         let (disks, disk_files) = disks::open(bindings)?;
         let mut files: Vec<OwnedFd> = vec![frozen.memory.into(), frozen.state.into()];
         files.extend(disk_files);
+        files.extend(taps(network)?);
         let request = Request::Fork { machine: spec(config), disks };
         let during = "loading the template";
         Ok(Box::new(KvmMachine::start(&self.installation, during, &request, files, run_dir).await?))
     }
+}
+
+fn taps(network: &NetworkSlots) -> Result<Vec<OwnedFd>, HypervisorError> {
+    network.taps().map_err(|source| HypervisorError::Io { action: "hand out the network slots", source })
 }
 
 fn spec(config: &MachineConfig) -> MachineSpec {
