@@ -1,7 +1,7 @@
 //! `POST /commit`: an image from a container and what it has changed.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -41,23 +41,56 @@ pub async fn commit(
         container: (container.id.to_string(), container.record().config.clone()),
     };
     let pause = query.flag_or("pause", true);
-    let own = own_paths(&engine, &container)?;
-    let operation = Operation::begin(&engine, &container).await?;
-    let is_guest = container.isolation == Isolation::Hyperv;
-    let paused = match operation.running().filter(|_| pause && !is_guest && !container.record().phase.is_paused()) {
-        Some(running) => Paused::pause(running.clone()).await?,
-        None => None,
+    let (taken, live) = take(&engine, &container, pause, &options).await;
+    let image = match taken {
+        // It ended while it was being read, and has its files elsewhere now.
+        Err(_) if live && has_ended(&container).await => take(&engine, &container, pause, &options).await.0?,
+        taken => taken?,
     };
-    let wanted = FilesRequest::Layer { own, freeze: pause && is_guest };
-    let image = make(&engine, &container, operation, wanted, options.clone()).await;
-    if let Some(paused) = paused {
-        paused.resume().await;
-    }
-    let image = image?;
     let name = options.reference.as_ref().map(Reference::familiar).unwrap_or_default();
     let attributes = [("comment", options.comment), ("imageID", image.to_string()), ("imageRef", name)];
     container.emit(&engine.events, "commit", &attributes);
     Ok((StatusCode::CREATED, Json(json!({ "Id": image }))))
+}
+
+/// How long the end of a container may take that is no end yet.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// Whether a container ends just now.
+async fn has_ended(container: &Container) -> bool {
+    let mut progress = container.progress();
+    tokio::time::timeout(ENDING, progress.wait_for(|progress| !progress.running)).await.is_ok()
+}
+
+/// Makes the image. Also tells whether the container ran when that began.
+async fn take(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    pause: bool,
+    options: &CommitOptions,
+) -> (ApiResult<Digest>, bool) {
+    let begun = async { Ok((own_paths(engine, container)?, Operation::begin(engine, container).await?)) };
+    let (own, operation) = match begun.await {
+        Ok(begun) => begun,
+        Err(error) => return (Err(error), false),
+    };
+    let is_guest = container.isolation == Isolation::Hyperv;
+    let running = operation.running().cloned();
+    let live = running.is_some();
+    let paused = match running.filter(|_| pause && !is_guest && !container.record().phase.is_paused()) {
+        Some(running) => Paused::pause(running).await,
+        None => Ok(None),
+    };
+    let paused = match paused {
+        Ok(paused) => paused,
+        Err(error) => return (Err(error), live),
+    };
+    let wanted = FilesRequest::Layer { own, freeze: pause && is_guest };
+    let image = make(engine, container, operation, wanted, options.clone()).await;
+    if let Some(paused) = paused {
+        paused.resume().await;
+    }
+    (image, live)
 }
 
 async fn make(
