@@ -23,7 +23,7 @@ pub struct Flags {
     pub store: Option<PathBuf>,
     /// Folder with the guest image.
     pub guest_image: Option<PathBuf>,
-    /// `auto`, `qemukvm` or `qemutcg`.
+    /// `auto`, `kvm`, `qemukvm` or `qemutcg`.
     pub backend: Option<String>,
     /// Have a utility VM ready before there is a container.
     pub standby: bool,
