@@ -83,6 +83,37 @@ in_lab!(the_hosts_cgroup_limits_the_vmm, lab, {
     }
 });
 
+in_lab!(no_frame_leaves_a_fork_before_somebody_switches_its_taps_on, lab, {
+    if !rustix::process::geteuid().is_root() {
+        return lab::skip("no_frame_leaves_a_fork_before_somebody_switches_its_taps_on", "needs root");
+    }
+    let request = lab.request();
+    let mut start = lab.start_request(&request, "silent");
+    let mut interface = proto::gcs::wire::NetworkInterface::new();
+    interface.mac = vec![2, 0, 0, 0, 0, 9];
+    interface.ipv6 = vec![0xfd; 16];
+    interface.ipv6_prefix = 64;
+    start.network.interfaces.push(interface);
+    // The guest has its interface on, and so tells the network that it listens to its own multicast groups.
+    let vm = UtilityVm::start(start).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let namespace = vm.network_slots().private_namespace().expect("one of its own").try_clone_to_owned().unwrap();
+    let ip = |words: &[&str]| lab::in_namespace(&namespace, "ip", words);
+    let links = ip(&["-s", "-j", "link"]);
+    let links: serde_json::Value = serde_json::from_str(&links).unwrap();
+    let taps: Vec<_> = links.as_array().unwrap().iter().filter(|link| link["ifname"] != "lo").collect();
+    assert_eq!(taps.len(), proto::network::NETWORK_SLOTS as usize, "{links}");
+    for tap in taps {
+        assert!(!tap["flags"].as_array().unwrap().contains(&"UP".into()), "{tap}");
+        assert_eq!(tap["stats64"]["rx"]["packets"], 0, "{tap}");
+    }
+    ip(&["link", "set", "nic0", "up"]);
+    let received = || {
+        ip(&["-s", "-j", "link", "show", "nic0"]).contains("\"packets\":0,\"errors\":0,\"dropped\":0,\"over_errors\"")
+    };
+    lab::until(Duration::from_secs(20), || !received()).await;
+});
+
 in_lab!(a_dropped_vm_leaves_no_process, lab, {
     let vm = lab.start("dropped").await.unwrap();
     let pid = vm.report().vmm_pids[0];

@@ -151,6 +151,21 @@ impl Lab {
     }
 }
 
+/// What a program prints in a network namespace.
+pub fn in_namespace(namespace: &std::os::fd::OwnedFd, program: &str, words: &[&str]) -> String {
+    use std::os::fd::AsFd;
+    std::thread::scope(|scope| {
+        let work = || {
+            let network = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), network).unwrap();
+            let output = std::process::Command::new(program).args(words).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        scope.spawn(work).join().unwrap()
+    })
+}
+
 /// True while there is such a process, zombies included.
 pub fn alive(pid: u32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()

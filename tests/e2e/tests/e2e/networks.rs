@@ -300,7 +300,10 @@ behind_both_walls! { own:
         assert!(eventually(Duration::from_secs(10), || table(host).contains("chain published")), "{}", host.log());
         wait_read(&address, &web[..12]);
         let bridges = [bridge(host, "shop"), bridge(host, "bridge")];
+        let links = ["web", "client"].map(|name| format!("bhv-{}", &endpoint(host, name, "shop", "EndpointID")[..11]));
+        assert!(links.iter().all(|link| link_exists(link)), "{links:?}");
         host.docker(&["rm", "-f", "web", "client"]).ok();
+        assert!(!links.iter().any(|link| link_exists(link)), "{links:?}");
         assert_eq!(namespaces(host), 0);
         assert!(!table(host).contains("dnat ip to 1") && link_exists(&bridges[0]));
         host.docker(&["network", "prune", "-f"]).ok();
@@ -457,6 +460,26 @@ fn a_utility_vm_cannot_pose_as_another() {
     assert!(learned.contains(&mac) && !learned.contains("66:66"), "{learned}");
     do_it(&format!("ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up"));
     assert!(eventually(Duration::from_secs(10), || ping(&mark)));
+}
+
+/// Guest and host leave checksums and segmentation to each other: what a guest sends at once is one packet up to the wire.
+#[test]
+fn a_utility_vm_leaves_segmentation_to_the_host() {
+    const BYTES: usize = 4 << 20;
+    let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
+    let serve = format!("dd if=/dev/zero of=/etc/bulk bs={BYTES} count=1; exec httpd -f -p 80 -h /etc");
+    let id = start(&host, "bulk", &["-p", "127.0.0.1:0:80"], &["sh", "-c", &serve]);
+    let address = format!("127.0.0.1:{}", port(&host, "bulk", "80/tcp"));
+    wait_read(&address, &id[..12]);
+    let mut stream = TcpStream::connect(&address).unwrap();
+    stream.write_all(b"GET /bulk HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(answer.len() > BYTES);
+    let counters = host.get_json(&format!("/containers/{id}/stats?stream=0&one-shot=1"))["networks"]["eth0"].clone();
+    let count = |name: &str| counters[name].as_u64().unwrap();
+    assert!(count("tx_bytes") > BYTES as u64 && count("rx_packets") > 0, "{counters}");
+    assert!(count("tx_bytes") / count("tx_packets") > 2 * 1500, "packets of the wire's size: {counters}");
 }
 
 /// A container that has more networks than a utility VM has slots.
