@@ -100,7 +100,7 @@ impl HypervSystem {
             if let Some(network) = &plan.network {
                 network::connect(&worker.vm, network).await?;
             }
-            let shares = Shares::serve(worker.vm.guest(), &plan.shares).await?;
+            let shares = Shares::serve(worker.vm.guest(), &plan.shares, &plan.cgroup).await?;
             let init = create_container(&worker, id.as_str(), &plan, Caller { stdio: &stdio, fifos }, pid).await?;
             let files = FilesRelay::start(bundle.path(), worker.vm.guest().clone());
             Ok((init, shares, files.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?))

@@ -130,11 +130,11 @@ impl Drop for Served {
 }
 
 impl Shares {
-    /// Starts a process for each, and opens its substream in the guest: share `n` has number `n`.
+    /// Starts a process for each, in the container's cgroup on the host, and opens its substream in the guest: share `n` has number `n`.
     ///
     /// # Errors
     /// `ResourceExhausted` for too many; what cannot be started or opened.
-    pub async fn serve(guest: &GuestConnection, shares: &[Share]) -> Result<Self, Status> {
+    pub async fn serve(guest: &GuestConnection, shares: &[Share], cgroup: &str) -> Result<Self, Status> {
         if shares.len() > MOST {
             return Err(Status::new(
                 ErrorKind::ResourceExhausted,
@@ -144,7 +144,7 @@ impl Shares {
         let mut served = Self::default();
         for (number, share) in (0..).zip(shares) {
             let (ours, theirs) = StdStream::pair().map_err(|error| failed(share, &error))?;
-            let server = start(share, theirs).map_err(|error| failed(share, &error))?;
+            let server = start(share, theirs, cgroup).map_err(|error| failed(share, &error))?;
             let header = StreamHeader { kind: StreamKind::Share, process: number };
             let stream = guest.open_stream(header).await.map_err(|error| error.to_status());
             let ours = relay::into_tokio(ours).map_err(|error| failed(share, &error));
@@ -166,11 +166,11 @@ fn failed(share: &Share, error: &io::Error) -> Status {
     Status { kind: ErrorKind::Internal, message: what, causes: vec![error.to_string()] }
 }
 
-fn start(share: &Share, socket: StdStream) -> io::Result<Child> {
+fn start(share: &Share, socket: StdStream, cgroup: &str) -> io::Result<Child> {
     let mounts = HOST_MOUNTS.get().ok_or(io::ErrorKind::NotFound)?.try_clone()?;
     let request = serde_json::to_string(share).map_err(io::Error::other)?;
     Command::new("/proc/self/exe")
-        .args(["share", &request])
+        .args(["share", &request, cgroup])
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(socket)))
         .stdout(Stdio::from(mounts))

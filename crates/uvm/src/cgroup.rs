@@ -48,17 +48,15 @@ impl HostCgroup {
     /// When: blocking, 10 to 15 ms for the first hierarchy. A hierarchy that cannot be used is skipped with a warning:
     /// these limits are the second fence, the guest's own cgroup and the size of the VM are the first.
     pub(crate) fn attach(path: &str, pid: u32, limits: Limits) -> Self {
-        let relative = Path::new(path.trim_start_matches('/'));
-        let plain = relative.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-        if relative.as_os_str().is_empty() || !plain {
+        let Some(relative) = relative(path) else {
             tracing::warn!(path, "not a cgroup path, the VM stays in its parent's cgroup");
             return Self { folders: Vec::new() };
-        }
+        };
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut folders = Vec::new();
         for hierarchy in hierarchies(&mounts) {
             let folder = hierarchy.mount_point.join(relative);
-            match enter(&hierarchy, &folder, pid, limits) {
+            match enter(&hierarchy, &folder, pid, Some(limits)) {
                 Ok(()) => folders.push(folder),
                 Err(error) => {
                     // A VM that has ended by now is no fault, and what was made for it must not stay.
@@ -71,6 +69,28 @@ impl HostCgroup {
         }
         Self { folders }
     }
+}
+
+/// A cgroup's path below a hierarchy's root, if it is one.
+fn relative(path: &str) -> Option<&Path> {
+    let relative = Path::new(path.trim_start_matches('/'));
+    let plain = relative.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+    (plain && !relative.as_os_str().is_empty()).then_some(relative)
+}
+
+/// Moves the calling process into a VM's cgroup, whose limits then count it too. Shape: `path` is relative to each hierarchy's
+/// root. When: while the VM is there, which removes the cgroup; blocking, some 10 ms.
+///
+/// # Errors
+/// A hierarchy that cannot be used, the last of them; the others are joined all the same.
+pub fn join_cgroup(path: &str) -> io::Result<()> {
+    let relative = relative(path).ok_or(io::ErrorKind::InvalidInput)?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut joined = Ok(());
+    for hierarchy in hierarchies(&mounts) {
+        joined = enter(&hierarchy, &hierarchy.mount_point.join(relative), std::process::id(), None).and(joined);
+    }
+    joined
 }
 
 impl Drop for HostCgroup {
@@ -86,7 +106,7 @@ impl Drop for HostCgroup {
     }
 }
 
-fn enter(hierarchy: &Hierarchy, folder: &Path, pid: u32, limits: Limits) -> io::Result<()> {
+fn enter(hierarchy: &Hierarchy, folder: &Path, pid: u32, limits: Option<Limits>) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     if hierarchy.has("cpuset") {
         for name in ["cpuset.cpus", "cpuset.mems"] {
@@ -99,7 +119,7 @@ fn enter(hierarchy: &Hierarchy, folder: &Path, pid: u32, limits: Limits) -> io::
         tracing::warn!(folder = %folder.display(), %error, "cannot hand the controllers on to the VM's cgroup");
     }
     fs::write(folder.join("cgroup.procs"), pid.to_string())?;
-    for (name, value) in settings(hierarchy, limits) {
+    for (name, value) in limits.map(|limits| settings(hierarchy, limits)).unwrap_or_default() {
         let file = folder.join(name);
         // A unified hierarchy shows only the controllers that its parent delegates.
         if file.exists()

@@ -44,6 +44,7 @@ mod sys;
 mod template;
 mod utility_vm;
 
+pub use cgroup::join_cgroup;
 pub use connection::{GuestConnection, GuestError, GuestStream};
 pub use disk::{DiskBinding, DiskError};
 pub use guest_image::{GuestImage, GuestImageError};

@@ -25,14 +25,18 @@ const MOST_BYTES: usize = MAX_BUFFER_SIZE as usize + 4096;
 /// after that, and content at the next opening.
 const BELIEVED: Duration = Duration::from_millis(100);
 
-/// Serves until the other side hangs up.
+/// Serves until the other side hangs up. Shape: `cgroup` is the container's on the host.
 ///
 /// When: in a process without threads; standard input is a socket, standard output the host's mount namespace.
 ///
 /// # Errors
 /// The share cannot be entered, or the other side says what is no request.
-pub fn run(request: &str) -> anyhow::Result<()> {
+pub fn run(request: &str, cgroup: &str) -> anyhow::Result<()> {
     let share: Share = serde_json::from_str(request).context("cannot understand the request")?;
+    // The work is the container's. Its limits are a fence of many: a host without that cgroup serves it all the same.
+    if let Err(error) = uvm::join_cgroup(cgroup) {
+        tracing::warn!(cgroup, %error, "a process that serves a mount stays outside of its container's cgroup");
+    }
     let socket = File::from(io::stdin().as_fd().try_clone_to_owned().context("no standard input")?);
     let host = File::from(io::stdout().as_fd().try_clone_to_owned().context("no mount namespace")?);
     jail::enter(&share, &host)?;

@@ -249,6 +249,17 @@ fn volume_events_tell_who_mounts_what() {
     );
 }
 
+/// How many processes that serve mounts are in a container's cgroups on the host.
+fn servers_in_cgroup(id: &str) -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let serves = |process: &PathBuf| {
+        let read = |name: &str| std::fs::read(process.join(name)).unwrap_or_default();
+        String::from_utf8_lossy(&read("cgroup")).contains(id)
+            && read("cmdline").split(|byte| *byte == 0).nth(1) == Some(b"share")
+    };
+    processes.filter(serves).count()
+}
+
 /// `docker run --rm` behind the other wall.
 fn run_process(host: &TestHost, options: &[&str], script: &str) -> bulkhead_e2e::Said {
     let words =
@@ -264,6 +275,7 @@ fn data_is_shared_by_both_walls_at_once_and_outlives_a_change_of_them() {
     let script = "cat /s/a; stat -c %u:%g /s/a; echo second > /s/d/b; mv /s/d/b /s/d/c; ln /s/d/c /s/e; ln -s a /s/l; cat /s/l; rm /s/e; exec sleep 1000";
     let id = host.run_detached(&volume, &["sh", "-c", script]);
     host.wait_log(&id, "first\n7:8\nfirst\n");
+    assert_eq!(servers_in_cgroup(&id), 1, "what serves the volume is in the container's cgroup");
     assert_eq!(run_process(&host, &volume, "cat /s/d/c; ls /s; echo third >> /s/a").ok(), "second\na\nd\nl");
     // Names and attributes are believed for a tenth of a second.
     std::thread::sleep(std::time::Duration::from_millis(200));
