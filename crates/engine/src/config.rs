@@ -16,6 +16,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches};
 
 use crate::flags::Flags;
+use crate::log::LogOptionsError;
 pub use example::example;
 use file::{Entry, Setting};
 
@@ -114,7 +115,17 @@ pub fn load(args: &[OsString]) -> Result<Loaded, ConfigError> {
     merged.extend(args.iter().skip(1).cloned());
     let matches = command.clone().try_get_matches_from(merged)?;
     let given = flags_of(&command).map(|flag| (key(flag), raw(&matches, flag))).collect();
-    Ok(Loaded { flags: Flags::from_arg_matches(&matches)?, file, overridden, given })
+    let flags = Flags::from_arg_matches(&matches)?;
+    flags.container_defaults().map_err(|error| wrong_log_options(&entries, &overridden, &error))?;
+    Ok(Loaded { flags, file, overridden, given })
+}
+
+/// Options are checked with the driver they are for, wherever either was given.
+fn wrong_log_options(entries: &[Entry], overridden: &[String], error: &LogOptionsError) -> ConfigError {
+    const KEY: &str = "log-opts";
+    let given = entries.iter().find(|entry| entry.key == KEY && !overridden.contains(&entry.key));
+    let at = given.map_or_else(|| "the command line".to_owned(), |entry| entry.at.clone());
+    ConfigError::Value { at, key: KEY.to_owned(), what: error.to_string() }
 }
 
 fn raw(matches: &ArgMatches, flag: &Arg) -> Vec<OsString> {
@@ -191,9 +202,23 @@ fn joined(pairs: &[(String, Setting)]) -> Result<Vec<String>, &'static str> {
     let pair = |(name, setting): &(String, Setting)| match setting {
         Setting::Text(text) | Setting::Number(text) => Ok(format!("{name}={text}")),
         Setting::Bool(value) => Ok(format!("{name}={value}")),
+        Setting::Table(fields) if let Some(limit) = limit(fields) => Ok(format!("{name}={limit}")),
         Setting::List(_) | Setting::Table(_) => Err("a table of plain values is expected, such as {name = \"value\"}"),
     };
     pairs.iter().map(pair).collect()
+}
+
+/// A limit as `daemon.json` writes it, `{"Name": "nofile", "Soft": 1, "Hard": 2}`, as the flag has it.
+fn limit(fields: &[(String, Setting)]) -> Option<String> {
+    let number = |wanted: &str| {
+        fields.iter().find_map(|(name, setting)| match setting {
+            Setting::Number(number) if name.eq_ignore_ascii_case(wanted) => Some(number),
+            _ => None,
+        })
+    };
+    let known = |name: &String| ["name", "soft", "hard"].iter().any(|known| name.eq_ignore_ascii_case(known));
+    let whole = fields.iter().all(|(name, _)| known(name));
+    whole.then(|| Some(format!("{}:{}", number("soft")?, number("hard")?))).flatten()
 }
 
 /// Lets clap check one entry, so that its fault is told with file and line.

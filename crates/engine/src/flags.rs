@@ -3,11 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use bollard::models::ResourcesUlimits;
 use clap::{ArgAction, Parser, ValueEnum};
 use image::registry::RegistrySettings;
 use ipnet::IpNet;
 use proto::Isolation;
 use proto::control::BackendChoice;
+
+use crate::defaults::{self, ContainerDefaults};
+use crate::log::LogOptionsError;
 
 /// The engine of Bulkhead, with dockerd's flags where it has them.
 #[derive(Debug, Clone, Parser)]
@@ -104,6 +108,18 @@ pub struct Flags {
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
     pub labels: Vec<String>,
 
+    /// Log driver of containers that name none: json-file, local or none
+    #[arg(long, default_value = "json-file", value_name = "DRIVER", value_parser = defaults::log_driver)]
+    pub log_driver: String,
+
+    /// Option NAME=VALUE of that log driver, for containers that do not set it themselves (repeatable)
+    #[arg(long = "log-opt", value_name = "NAME=VALUE", value_parser = label)]
+    pub log_opts: Vec<String>,
+
+    /// Limit NAME=SOFT[:HARD] of containers that do not set it themselves (repeatable)
+    #[arg(long = "default-ulimit", value_name = "NAME=SOFT[:HARD]", value_parser = defaults::limit)]
+    pub default_ulimits: Vec<ResourcesUlimits>,
+
     /// Configuration file, TOML, or JSON if its name ends so [default: /etc/bulkhead/bulkheadd.toml, if it is there]
     #[arg(long, visible_alias = "config-file", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -199,6 +215,8 @@ pub struct Settings {
     pub guest_image: PathBuf,
     /// The shim's program.
     pub shim: PathBuf,
+    /// What a container has that was given nothing else.
+    pub container_defaults: ContainerDefaults,
     /// Which hypervisor backend to use.
     pub backend: BackendChoice,
     /// Refuse hyperv containers without a security boundary.
@@ -236,6 +254,14 @@ impl Flags {
         Changeable { debug: self.debug || self.log_level == LogLevel::Debug, labels: self.labels.clone() }
     }
 
+    /// What containers have that were given nothing else.
+    ///
+    /// # Errors
+    /// As [`ContainerDefaults::new`].
+    pub fn container_defaults(&self) -> Result<ContainerDefaults, LogOptionsError> {
+        ContainerDefaults::new(&self.log_driver, &self.log_opts, &self.default_ulimits)
+    }
+
     /// Fills in every default.
     ///
     /// # Errors
@@ -247,6 +273,7 @@ impl Flags {
         Ok(Settings {
             exec_root: absolute(&self.exec_root)?,
             default_isolation: self.isolation,
+            container_defaults: self.container_defaults().map_err(|error| anyhow::anyhow!("log-opts: {error}"))?,
             guest_image: match &self.guest_image {
                 Some(path) => absolute(path)?,
                 None => default_guest_image(exe_dir),

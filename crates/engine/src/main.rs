@@ -19,6 +19,7 @@ mod clock;
 mod config;
 mod container;
 mod containers;
+mod defaults;
 mod disk_use;
 mod engine;
 mod error;

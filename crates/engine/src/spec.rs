@@ -29,7 +29,7 @@ use crate::container::mount_point::MountPoint;
 
 pub use merge::merge_image;
 pub use mounts::subpath_point;
-pub use process::build_exec_process;
+pub use process::{build_exec_process, rlimit as check_limit};
 pub use tmpfs::merge as tmpfs_options;
 
 use security::SecurityOptions;

@@ -6,7 +6,7 @@ use super::{flags_of, key, takes_text};
 use crate::flags::Flags;
 
 /// Values for flags that have no default of their own, by key.
-const VALUES: [(&str, &str); 9] = [
+const VALUES: [(&str, &str); 11] = [
     ("hosts", "[\"unix:///run/bulkhead.sock\"]"),
     ("pidfile", "\"/run/bulkheadd.pid\""),
     ("bip", "\"172.17.0.1/16\""),
@@ -15,6 +15,8 @@ const VALUES: [(&str, &str); 9] = [
     ("standby-vms", "1"),
     ("template-store", "\"/var/lib/bulkhead/templates\""),
     ("registry-mirrors", "[\"https://mirror.example.org\"]"),
+    ("log-opts", "{max-size = \"10m\", max-file = \"3\"}"),
+    ("default-ulimits", "{nofile = \"1024:524288\"}"),
     ("insecure-registries", "[\"registry.example.org:5000\", \"10.0.0.0/8\"]"),
 ];
 

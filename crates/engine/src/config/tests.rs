@@ -14,9 +14,8 @@ fn loaded(name: &str, text: &str, words: &[&str]) -> Result<Loaded, String> {
 #[test]
 fn the_file_is_read_and_flags_win_over_it() {
     let text = "# a comment\ndebug = true\nlog-level = 'warn'\nhosts = [\"unix:///a\", \"fd://\"]\n\
-                max-concurrent-downloads = 5\ndata-root = \"/d\"\n[log-opts]\n";
-    let text = text.replace("[log-opts]\n", "");
-    let config = loaded("c.toml", &text, &["--data-root=/flag", "-H", "unix:///b"]).unwrap();
+                max-concurrent-downloads = 5\ndata-root = \"/d\"\n";
+    let config = loaded("c.toml", text, &["--data-root=/flag", "-H", "unix:///b"]).unwrap();
     assert!(config.flags.debug);
     assert_eq!(config.flags.log_level, LogLevel::Warn);
     assert_eq!(config.flags.hosts, ["unix:///b"], "a list on the command line replaces the file's");
@@ -68,6 +67,38 @@ fn a_table_gives_a_repeated_flag() {
     assert_eq!(config.flags.labels, ["b=x", "a=5"]);
     let config = loaded("c.toml", "labels = [{base = \"10.0.0.0/8\", size = 24}]", &[]).unwrap();
     assert_eq!(config.flags.labels, ["base=10.0.0.0/8,size=24"]);
+}
+
+#[test]
+fn defaults_of_containers_are_read_and_checked() {
+    let text = "log-driver = 'local'\n[log-opts]\nmax-size = '1m'\nmax-file = 3\n[default-ulimits]\nnofile = '5:6'\n";
+    let config = loaded("c.toml", text, &["--log-driver=json-file"]).unwrap();
+    assert_eq!(
+        (config.flags.log_driver.as_str(), config.overridden.as_slice()),
+        ("json-file", &["log-driver".into()][..])
+    );
+    assert_eq!(config.flags.log_opts, ["max-size=1m", "max-file=3"]);
+    let docker = "{\"default-ulimits\": {\"nofile\": {\"Name\": \"nofile\", \"Hard\": 6, \"Soft\": 5}}}";
+    let brought = loaded("daemon.json", docker, &[]).unwrap();
+    assert_eq!(brought.flags.default_ulimits, config.flags.default_ulimits);
+    assert_eq!(brought.flags.default_ulimits[0].soft, Some(5));
+    for (text, expected) in [
+        ("\nlog-driver = 'odd'", "c.toml:2: log-driver: "),
+        ("log-driver = 'journald'", "c.toml:1: log-driver: "),
+        (
+            "log-driver = 'local'\n[log-opts]\nlabels = 'x'",
+            "c.toml:2: log-opts: unknown log opt 'labels' for log-driver local",
+        ),
+        ("log-opts = ['max-size=1']\nlog-driver = 'x'", "c.toml:2: log-driver: "),
+        ("[log-opts]\nmax-size = 'x'", "c.toml:1: log-opts: invalid value for 'max-size': x"),
+        ("[default-ulimits]\nnofile = '2:1'", "c.toml:1: default-ulimits: "),
+        ("default-ulimits = ['odd=1']", "c.toml:1: default-ulimits: "),
+    ] {
+        let error = loaded("c.toml", text, &[]).unwrap_err();
+        assert!(error.starts_with(expected), "{error}");
+    }
+    let error = loaded("c.toml", "", &["--log-opt=max=1"]).unwrap_err();
+    assert_eq!(error, "the command line: log-opts: unknown log opt 'max' for json-file log driver");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::restart_policy;
 use crate::body;
+use crate::defaults::ContainerDefaults;
 use crate::error::{ApiError, ApiResult};
 use crate::network::endpoint::Endpoints;
 
@@ -32,7 +33,7 @@ impl Requested {
     ///
     /// # Errors
     /// 400 for what can never be; 501 for what this version does not do.
-    pub fn read(body: Value, default: Isolation) -> ApiResult<Self> {
+    pub fn read(body: Value, default: Isolation, defaults: &ContainerDefaults) -> ApiResult<Self> {
         let Value::Object(mut config) = body else {
             return Err(ApiError::invalid("config cannot be empty in order to create a container"));
         };
@@ -47,6 +48,7 @@ impl Requested {
         let isolation = choose_isolation(&host, default)?;
         host.insert("Isolation".into(), json!(isolation.as_str()));
         fill_defaults(&mut host);
+        defaults.fill(&mut host);
         restart_policy::validate(&host["RestartPolicy"])?;
         let mut requested = Self {
             config: Value::Object(config),
@@ -142,10 +144,6 @@ fn fill_defaults(host: &mut Map<String, Value>) {
     if empty(host.get("RestartPolicy").map(|policy| &policy["Name"])) {
         host.insert("RestartPolicy".into(), json!({ "Name": "no", "MaximumRetryCount": 0 }));
     }
-    if empty(host.get("LogConfig").map(|config| &config["Type"])) {
-        let options = host.get("LogConfig").map(|config| config["Config"].clone()).filter(Value::is_object);
-        host.insert("LogConfig".into(), json!({ "Type": "json-file", "Config": options.unwrap_or_else(|| json!({})) }));
-    }
 }
 
 /// The name under which containerd knows our shim.
@@ -188,7 +186,11 @@ mod tests {
 
     #[allow(clippy::needless_pass_by_value, reason = "tests read better with json!() as the argument")]
     fn read(host: Value) -> ApiResult<Requested> {
-        Requested::read(json!({ "Image": "busybox", "HostConfig": host }), Isolation::Process)
+        Requested::read(
+            json!({ "Image": "busybox", "HostConfig": host }),
+            Isolation::Process,
+            &ContainerDefaults::default(),
+        )
     }
 
     #[test]
@@ -219,7 +221,7 @@ mod tests {
     #[test]
     fn an_empty_body_is_no_container() {
         for body in [json!({}), json!({ "HostConfig": {} }), json!([]), Value::Null] {
-            let error = Requested::read(body, Isolation::Process).unwrap_err();
+            let error = Requested::read(body, Isolation::Process, &ContainerDefaults::default()).unwrap_err();
             assert_eq!(error.message, "config cannot be empty in order to create a container");
         }
     }

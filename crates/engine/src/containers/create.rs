@@ -54,7 +54,7 @@ pub async fn create(
     {
         health.remove("StartInterval");
     }
-    let requested = Requested::read(body, engine.settings.default_isolation)?;
+    let requested = Requested::read(body, engine.settings.default_isolation, &engine.settings.container_defaults)?;
     let name = match query.get("name").map(|name| name.strip_prefix('/').unwrap_or(name)) {
         Some(name) if names::is_valid(name) => Some(name.to_owned()),
         Some(name) => return Err(names::invalid(name)),

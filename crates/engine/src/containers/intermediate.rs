@@ -29,7 +29,7 @@ impl Intermediate {
     /// # Errors
     /// As creating a container.
     pub async fn create(engine: &Arc<Engine>, body: Value, isolation: Isolation) -> ApiResult<Self> {
-        let requested = Requested::read(body, isolation)?;
+        let requested = Requested::read(body, isolation, &engine.settings.container_defaults)?;
         let maker = Arc::clone(engine);
         let container = tokio::task::spawn_blocking(move || create::make(&maker, requested, None)).await??;
         container.emit(&engine.events, "create", &[]);

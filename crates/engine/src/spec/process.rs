@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bollard::models::{ExecConfig, HostConfig};
+use bollard::models::{ExecConfig, HostConfig, ResourcesUlimits};
 use oci_spec::runtime::{
     Box as ConsoleSize, BoxBuilder, Capabilities, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec, User,
 };
@@ -159,23 +159,28 @@ fn size(height: u16, width: u16) -> ConsoleSize {
 
 /// `--ulimit`: names as in `ulimit`, -1 for none.
 fn rlimits(host: &HostConfig) -> Result<Option<Vec<PosixRlimit>>, SpecError> {
-    let one = |limit: &bollard::models::ResourcesUlimits| {
-        let name = limit.name.as_deref().unwrap_or_default();
-        let upper = name.to_ascii_uppercase();
-        let name = upper.strip_prefix("RLIMIT_").unwrap_or(&upper);
-        let typ: PosixRlimitType = format!("RLIMIT_{name}")
-            .parse()
-            .map_err(|_| SpecError::Limit(format!("invalid ulimit type: {}", name.to_ascii_lowercase())))?;
-        let (soft, hard) = (bytes_or_none(limit.soft), bytes_or_none(limit.hard));
-        if soft > hard {
-            let text = "ulimit soft limit must be less than or equal to hard limit";
-            return Err(SpecError::Limit(format!("{text}: {soft} > {hard}")));
-        }
-        let rlimit = PosixRlimitBuilder::default().typ(typ).soft(soft).hard(hard).build();
-        Ok(rlimit.expect("every field has a default"))
-    };
     let limits = host.ulimits.as_deref().filter(|limits| !limits.is_empty());
-    limits.map(|limits| limits.iter().map(one).collect()).transpose()
+    limits.map(|limits| limits.iter().map(rlimit).collect()).transpose()
+}
+
+/// One limit.
+///
+/// # Errors
+/// A name that is none; a soft limit above the hard one.
+pub fn rlimit(limit: &ResourcesUlimits) -> Result<PosixRlimit, SpecError> {
+    let name = limit.name.as_deref().unwrap_or_default();
+    let upper = name.to_ascii_uppercase();
+    let name = upper.strip_prefix("RLIMIT_").unwrap_or(&upper);
+    let typ: PosixRlimitType = format!("RLIMIT_{name}")
+        .parse()
+        .map_err(|_| SpecError::Limit(format!("invalid ulimit type: {}", name.to_ascii_lowercase())))?;
+    let (soft, hard) = (bytes_or_none(limit.soft), bytes_or_none(limit.hard));
+    if soft > hard {
+        let text = "ulimit soft limit must be less than or equal to hard limit";
+        return Err(SpecError::Limit(format!("{text}: {soft} > {hard}")));
+    }
+    let rlimit = PosixRlimitBuilder::default().typ(typ).soft(soft).hard(hard).build();
+    Ok(rlimit.expect("every field has a default"))
 }
 
 fn bytes_or_none(value: Option<i64>) -> u64 {
@@ -256,7 +261,7 @@ mod tests {
     #[test]
     fn ulimits_have_names_and_order() {
         let limit = |name: &str, soft, hard| HostConfig {
-            ulimits: Some(vec![bollard::models::ResourcesUlimits { name: Some(name.into()), soft, hard }]),
+            ulimits: Some(vec![ResourcesUlimits { name: Some(name.into()), soft, hard }]),
             ..Default::default()
         };
         let limits = rlimits(&limit("nofile", Some(5), Some(-1))).unwrap().unwrap();

@@ -48,7 +48,7 @@ fn about_engine(engine: &Engine) -> Value {
             ["Changes (process)", "overlay upper folder"],
             ["Changes (hyperv)", "sparse disk file"],
         ],
-        "LoggingDriver": "json-file",
+        "LoggingDriver": settings.container_defaults.log_driver,
         "CgroupDriver": "cgroupfs",
         "Debug": engine.changeable().debug,
         "NFd": host::open_descriptors(),

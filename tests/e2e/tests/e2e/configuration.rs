@@ -42,3 +42,29 @@ fn a_file_is_in_force_and_can_be_reloaded() {
     let checked = host.engine_command().arg("--check-config").output().unwrap();
     assert!(!checked.status.success() && String::from_utf8_lossy(&checked.stderr) == text);
 }
+
+#[test]
+fn containers_have_the_engines_defaults_unless_they_say_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bulkheadd.toml");
+    let text = "log-driver = \"local\"\nlog-opts = {max-size = \"1m\"}\ndefault-ulimits = {nofile = \"700:800\"}\n";
+    std::fs::write(&file, text).unwrap();
+    let options = HostOptions { flags: vec![format!("--config={}", file.display())], ..HostOptions::default() };
+    for wall in [Wall::Process, Wall::Hyperv] {
+        let Some(host) = TestHost::start_own_with(wall, &options) else { continue };
+        assert_eq!(host.docker(&["info", "--format", "{{.LoggingDriver}}"]).ok(), "local");
+        let limits = ["sh", "-c", "ulimit -Sn; ulimit -Hn"];
+        let logging = "{{json .HostConfig.LogConfig}}";
+        let id = host.run_detached(&[], &limits);
+        host.wait_state(&id, "exited");
+        assert_eq!(host.docker(&["logs", &id]).ok(), "700\n800");
+        let shown = host.docker(&["inspect", "--format", logging, &id]).ok();
+        assert_eq!(shown, "{\"Type\":\"local\",\"Config\":{\"max-size\":\"1m\"}}");
+
+        let id = host.run_detached(&["--log-driver=json-file", "--ulimit=nofile=90"], &limits);
+        host.wait_state(&id, "exited");
+        assert_eq!(host.docker(&["logs", &id]).ok(), "90\n90");
+        let shown = host.docker(&["inspect", "--format", logging, &id]).ok();
+        assert_eq!(shown, "{\"Type\":\"json-file\",\"Config\":{}}");
+    }
+}

@@ -110,11 +110,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::defaults::ContainerDefaults;
 
     #[allow(clippy::needless_pass_by_value, reason = "tests read better with json!() as the argument")]
     fn read(host: Value, networking: Value) -> ApiResult<Requested> {
         let body = json!({ "Image": "busybox", "HostConfig": host, "NetworkingConfig": networking });
-        Requested::read(body, Isolation::Process)
+        Requested::read(body, Isolation::Process, &ContainerDefaults::default())
     }
 
     #[test]
