@@ -6,6 +6,7 @@
 mod footprint;
 mod lazy;
 mod load;
+mod network;
 mod reference;
 mod run_to_exit;
 mod runtime;
@@ -38,6 +39,9 @@ struct Arguments {
     /// Start this many containers at once, then a hundred execs a second, and nothing else.
     #[arg(long, value_name = "CONTAINERS")]
     storm: Option<usize>,
+    /// Measure throughput and round trips of containers' networks, and nothing else.
+    #[arg(long)]
+    network: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -54,6 +58,12 @@ fn main() -> anyhow::Result<()> {
         let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
         println!("\n# `docker load`, real docker CLI ({} rounds in turn)\n", arguments.rounds);
         return load::measure(&host, dockerd.as_ref(), arguments.rounds);
+    }
+    if arguments.network {
+        let host = start("--log-level=warn")?;
+        let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
+        println!("\n# Networks: iperf3 and ping ({} rounds in turn)\n", arguments.rounds);
+        return network::measure(&host, dockerd.as_ref(), arguments.rounds);
     }
     if let Some(containers) = arguments.storm {
         let host = start("--log-level=warn")?;

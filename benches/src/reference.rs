@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bulkhead_e2e::{IMAGE, archive, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -47,6 +47,9 @@ impl Dockerd {
             bail!("dockerd (package docker.io) does not answer; its log:\n{log}");
         }
         dockerd.import()?;
+        // A namespace begins with its loopback down, and then reaches no address of its own.
+        let up = dockerd.on_host("ip").args(["link", "set", "lo", "up"]).status()?;
+        ensure!(up.success(), "ip (package iproute2) cannot bring lo up");
         let version = dockerd.docker(&["version", "--format", "{{.Server.Version}}"]).output()?;
         dockerd.version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
         Ok(dockerd)
@@ -65,6 +68,13 @@ impl Dockerd {
             bail!("docker import: {}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(())
+    }
+
+    /// A program in the network namespace that is this daemon's host.
+    pub fn on_host(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.child.id())).args(["--", program]);
+        command
     }
 
     /// The docker CLI, talking to this daemon.

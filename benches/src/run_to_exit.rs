@@ -10,6 +10,9 @@ use crate::reference::Dockerd;
 use crate::series::{Series, print};
 use crate::standby::Standby;
 
+/// How a side without a network is called, behind the name of the one with.
+const NO_NETWORK: &str = ", --network none";
+
 type Side<'a> = (Series, Box<dyn Fn() -> Command + 'a>);
 
 /// Runs every side once per round, in turn, after one round that does not count. Every timed run, also the peers', waits
@@ -57,7 +60,23 @@ pub fn measure(
     let series: Vec<Series> = sides.into_iter().map(|(series, _)| series).collect();
     let peers: Vec<&Series> = series[own..].iter().collect();
     print(&series, &peers);
+    print_shares(&series);
     Ok(())
+}
+
+/// What a network costs a start: the medians with the default one and without any. The last side is the peer's.
+fn print_shares(series: &[Series]) {
+    let mut shares = Vec::new();
+    for without in series {
+        let Some(name) = without.name.strip_suffix(NO_NETWORK) else { continue };
+        let Some(with) = series.iter().find(|with| with.name == name) else { continue };
+        shares.push((name, with.median().as_secs_f64() - without.median().as_secs_f64()));
+    }
+    println!("\nThe network's share of a start (medians with it less medians without it):\n");
+    let peer = shares.last().map_or(f64::NAN, |(_, share)| *share);
+    for (name, share) in &shares {
+        println!("- {name}: {:.1} ms, ratio {:.2}x", share * 1e3, share / peer);
+    }
 }
 
 fn words<'a>(options: &[&'a str]) -> Vec<&'a str> {
