@@ -1,7 +1,7 @@
 //! Pulling an image.
 
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::try_join_all;
@@ -408,21 +408,30 @@ impl Fetch {
         });
         let (store, layer) = (Arc::clone(&self.store), self.layer.clone());
         let mut converting = tokio::task::spawn_blocking(move || convert(&store, &layer, reader));
-        let mut sink = Spooling { writer, teller: self.teller.clone() };
+        let received = Arc::new(AtomicU64::new(0));
+        let mut sink = Spooling { writer, teller: self.teller.clone(), received: Arc::clone(&received) };
         let fetching = async {
             download(&self.session, &self.layer, &mut sink).await?;
             sink.writer.finish();
             Ok::<_, RegistryError>(())
         };
+        tokio::pin!(fetching);
         let converted = tokio::select! {
-            fetched = fetching => {
+            biased;
+            fetched = &mut fetching => {
                 fetched?;
                 self.teller.tell(Phase::Downloaded);
                 downloaded.store(true, Ordering::Relaxed);
                 None
             }
             // It reads to the end of the blob, so before the end of the download it can only fail.
-            failed = &mut converting => Some(failed),
+            failed = &mut converting => {
+                // What is no layer because it is another blob is told as that, once all of it is there.
+                if received.load(Ordering::Relaxed) >= self.layer.size {
+                    fetching.await?;
+                }
+                Some(failed)
+            }
         };
         let converted = match converted {
             Some(converted) => converted,
@@ -441,11 +450,14 @@ impl Fetch {
 struct Spooling {
     writer: SpoolWriter,
     teller: Teller<Arc<LayerOutcome>>,
+    /// Bytes so far.
+    received: Arc<AtomicU64>,
 }
 
 impl Sink for Spooling {
     fn take(&mut self, bytes: &[u8], so_far: u64) -> io::Result<()> {
         self.writer.append(bytes)?;
+        self.received.store(so_far, Ordering::Relaxed);
         self.teller.tell(Phase::Downloading(so_far));
         Ok(())
     }
