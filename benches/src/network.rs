@@ -63,11 +63,14 @@ impl Column {
     }
 }
 
+/// Makes a command of the words behind `docker`.
+type Docker<'a> = Box<dyn Fn(&[&str]) -> Command + 'a>;
+
 /// One daemon, with two containers.
 struct Side<'a> {
     column: Column,
     isolation: &'a [&'a str],
-    docker: Box<dyn Fn(&[&str]) -> Command + 'a>,
+    docker: Docker<'a>,
     /// A program on the daemon's host.
     on_host: Box<dyn Fn(&str) -> Command + 'a>,
 }

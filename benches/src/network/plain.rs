@@ -46,9 +46,11 @@ impl PlainMachine {
         std::fs::write(&initramfs, [ours, overlay()?].concat())?;
         let namespace = Command::new("unshare").args(["--net", "sleep", "infinity"]).spawn()?;
         let mut this = Self { namespace, machine: None };
-        let entered = || Ok(std::fs::read_link(this.namespace_path())? != std::fs::read_link("/proc/self/ns/net")?);
+        let entered = || {
+            std::io::Result::Ok(std::fs::read_link(this.namespace_path())? != std::fs::read_link("/proc/self/ns/net")?)
+        };
         let wait = |condition: &dyn Fn() -> bool| eventually(Duration::from_secs(60), condition);
-        ensure!(wait(&|| entered().unwrap_or_else(|_: std::io::Error| false)), "unshare makes no network namespace");
+        ensure!(wait(&|| entered().unwrap_or(false)), "unshare makes no network namespace");
         for words in [
             format!("tuntap add {TAP} mode tap"),
             format!("address add {HOST_ADDRESS} dev {TAP}"),

@@ -15,8 +15,6 @@ use crate::version::ApiVersion;
 /// Go's zero time, which clients read as "never".
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// From this version on nothing is told of the container that an image was made of. Compose 1 fails without it.
-const NO_CONTAINER_SINCE: ApiVersion = ApiVersion::new(1, 45);
 /// From this version on the configuration has the fields only that an image can have, and of those the ones that say something.
 const IMAGE_CONFIG_SINCE: ApiVersion = ApiVersion::new(1, 50);
 /// Source: docker-image-spec v1.3, `DockerOCIImageConfig`.
@@ -92,11 +90,10 @@ fn describe(store: &ImageStore, image: &Image, version: ApiVersion) -> ApiResult
     if let Some(variant) = whole["variant"].as_str() {
         described["Variant"] = json!(variant);
     }
-    if version < NO_CONTAINER_SINCE {
-        described["Container"] = json!(text("container"));
-        let made_by = &whole["container_config"];
-        described["ContainerConfig"] = config(if made_by.is_object() { made_by } else { &whole["config"] });
-    }
+    // dockerd leaves both out from version 1.45 on; Compose 1, which takes the newest version, has failed with it since.
+    described["Container"] = json!(text("container"));
+    let made_by = &whole["container_config"];
+    described["ContainerConfig"] = config(if made_by.is_object() { made_by } else { &whole["config"] });
     Ok(described)
 }
 
