@@ -14,6 +14,8 @@ mod series;
 mod standby;
 mod storm;
 
+use std::process::ExitCode;
+
 use anyhow::{Context, bail};
 use bulkhead_e2e::{HostOptions, TestHost, Wall};
 use clap::Parser;
@@ -44,9 +46,18 @@ struct Arguments {
     network: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     container::serve_if_helper();
-    let arguments = Arguments::parse();
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.rounds == 0 {
         bail!("--rounds must be at least 1");
     }
@@ -60,7 +71,8 @@ fn main() -> anyhow::Result<()> {
         return load::measure(&host, dockerd.as_ref(), arguments.rounds);
     }
     if arguments.network {
-        let host = start("--log-level=warn")?;
+        // Like dockerd's: what else is on the machine, rules of its firewall above all, costs either side nothing then.
+        let host = start_in("--log-level=warn", true)?;
         let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
         println!("\n# Networks: iperf3 and ping ({} rounds in turn)\n", arguments.rounds);
         return network::measure(&host, dockerd.as_ref(), arguments.rounds);
@@ -97,6 +109,11 @@ fn main() -> anyhow::Result<()> {
 
 /// An engine of our own with one more flag, and templates of its own.
 fn start(flag: &str) -> anyhow::Result<TestHost> {
-    let options = HostOptions { own_templates: true, flags: vec![flag.to_owned()], ..HostOptions::default() };
+    start_in(flag, false)
+}
+
+fn start_in(flag: &str, own_network: bool) -> anyhow::Result<TestHost> {
+    let flags = vec![flag.to_owned()];
+    let options = HostOptions { own_templates: true, flags, own_network, ..HostOptions::default() };
     TestHost::start_own_with(Wall::Hyperv, &options).context("this machine lacks what the line above names")
 }

@@ -5,6 +5,7 @@ mod plain;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use bulkhead_e2e::archive::{self, Tar};
@@ -18,6 +19,8 @@ use plain::PlainMachine;
 const IMAGE: &str = "iperf:1";
 /// Of one measurement.
 const SECONDS: &str = "2";
+/// How often a server is asked that is busy.
+const BUSY: usize = 50;
 /// Where a container's server is published on the host.
 const PUBLISHED: &str = "15201";
 /// iperf3's own.
@@ -86,7 +89,7 @@ pub fn measure(host: &TestHost, dockerd: Option<&Dockerd>, rounds: usize) -> any
         column: Column::new(wall.word()),
         isolation,
         docker: Box::new(|args| host.docker_command(args)),
-        on_host: Box::new(|program| Command::new(program)),
+        on_host: Box::new(|program| host.on_host(program)),
     };
     let mut sides = vec![ours(Wall::Process, &["--isolation=process"]), ours(Wall::Hyperv, &["--isolation=hyperv"])];
     output(&mut host.docker_command(&["load", "-q", "-i", image]))?;
@@ -110,7 +113,7 @@ pub fn measure(host: &TestHost, dockerd: Option<&Dockerd>, rounds: usize) -> any
             side.column.figures.extend(figures?.into_iter().filter(|_| round > 0));
         }
         let figures = [
-            (Figure::FromHost, throughput(plain.on_host("iperf3"), plain::ADDRESS, PORT)?),
+            (Figure::FromHost, throughput(&|| plain.on_host("iperf3"), plain::ADDRESS, PORT)?),
             (Figure::RoundTrip, round_trip(plain.on_host("busybox"), plain::ADDRESS)?),
         ];
         plain_column.figures.extend(figures.into_iter().filter(|_| round > 0));
@@ -148,25 +151,50 @@ impl Side<'_> {
         Ok(address)
     }
 
+    /// Whether they run, and what they said last, for an error's text.
+    fn containers(&self) -> String {
+        let states = self.docker_says(&["ps", "-a", "--format", "{{.Names}} {{.Status}}"]);
+        let said = self.docker_says(&["logs", "--tail=3", "server"]);
+        [states, said].map(|told| told.unwrap_or_else(|error| format!("{error:#}"))).join("; ").replace('\n', ", ")
+    }
+
     fn measure(&self) -> anyhow::Result<Vec<(Figure, f64)>> {
         let (server, gateway) = (self.address("IPAddress")?, self.address("Gateway")?);
-        let in_client = (self.docker)(&["exec", "client", "iperf3"]);
-        Ok(vec![
-            (Figure::BetweenContainers, throughput(in_client, &server, PORT)?),
-            (Figure::FromHost, throughput((self.on_host)("iperf3"), &server, PORT)?),
-            (Figure::Published, throughput((self.on_host)("iperf3"), &gateway, PUBLISHED)?),
-            (Figure::PublishedOnLoopback, throughput((self.on_host)("iperf3"), "127.0.0.1", PUBLISHED)?),
-            (Figure::RoundTrip, round_trip((self.on_host)("busybox"), &server)?),
-        ])
+        let in_client = || (self.docker)(&["exec", "client", "iperf3"]);
+        let on_host = || (self.on_host)("iperf3");
+        let measured = || -> anyhow::Result<_> {
+            Ok(vec![
+                (Figure::BetweenContainers, throughput(&in_client, &server, PORT)?),
+                (Figure::FromHost, throughput(&on_host, &server, PORT)?),
+                (Figure::Published, throughput(&on_host, &gateway, PUBLISHED)?),
+                (Figure::PublishedOnLoopback, throughput(&on_host, "127.0.0.1", PUBLISHED)?),
+                (Figure::RoundTrip, round_trip((self.on_host)("busybox"), &server)?),
+            ])
+        };
+        measured().with_context(|| format!("{}; its containers: {}", self.column.name, self.containers()))
     }
 }
 
-/// What iperf3's server has received, Gbit/s. Shape: `client` is iperf3.
-fn throughput(mut client: Command, address: &str, port: &str) -> anyhow::Result<f64> {
-    client.args(["-J", "-t", SECONDS, "-c", address, "-p", port]);
-    let report: Value = serde_json::from_str(&output(&mut client)?)?;
-    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64().context("no rate in the report")?;
-    Ok(rate / 1e9)
+/// What iperf3's server has received, Gbit/s. Shape: `client` makes an iperf3.
+fn throughput(client: &dyn Fn() -> Command, address: &str, port: &str) -> anyhow::Result<f64> {
+    for _ in 0..BUSY {
+        let mut command = client();
+        command.args(["-J", "-t", SECONDS, "-c", address, "-p", port]).stdin(Stdio::null());
+        let output = command.output().with_context(|| format!("{command:?} does not start"))?;
+        let said = || format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let report: Value = serde_json::from_slice(&output.stdout).with_context(said)?;
+        match report["error"].as_str() {
+            None => {
+                let rate =
+                    report["end"]["sum_received"]["bits_per_second"].as_f64().context("no rate in the report")?;
+                return Ok(rate / 1e9);
+            }
+            // It serves one client after the other, and the last one may have gone just now.
+            Some(error) if error.contains("busy") => std::thread::sleep(Duration::from_millis(100)),
+            Some(error) => bail!("{command:?}: {error}"),
+        }
+    }
+    bail!("iperf3 at {address} is busy and stays so")
 }
 
 /// Milliseconds, the mean of a hundred. Shape: `client` is busybox.

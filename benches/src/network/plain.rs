@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use bulkhead_e2e::{archive, eventually};
+use bulkhead_e2e::{HostNetwork, archive, eventually};
 use cpio::newc::{Builder, ModeFileType, trailer};
 
 use super::{PORT, iperf_files, output};
@@ -31,8 +31,7 @@ exec /usr/bin/iperf3 -s
 
 /// A running machine, its tap in a network namespace of its own, which is its host.
 pub struct PlainMachine {
-    /// Holds the namespace.
-    namespace: Child,
+    network: HostNetwork,
     machine: Option<Child>,
 }
 
@@ -44,13 +43,8 @@ impl PlainMachine {
         let ours = std::fs::read(guest_image.join("initramfs.cpio")).context("no guest image: make build makes it")?;
         // Of two archives behind each other the second one's files count.
         std::fs::write(&initramfs, [ours, overlay()?].concat())?;
-        let namespace = Command::new("unshare").args(["--net", "sleep", "infinity"]).spawn()?;
-        let mut this = Self { namespace, machine: None };
-        let entered = || {
-            std::io::Result::Ok(std::fs::read_link(this.namespace_path())? != std::fs::read_link("/proc/self/ns/net")?)
-        };
+        let mut this = Self { network: HostNetwork::make()?, machine: None };
         let wait = |condition: &dyn Fn() -> bool| eventually(Duration::from_secs(60), condition);
-        ensure!(wait(&|| entered().unwrap_or(false)), "unshare makes no network namespace");
         for words in [
             format!("tuntap add {TAP} mode tap"),
             format!("address add {HOST_ADDRESS} dev {TAP}"),
@@ -78,25 +72,19 @@ impl PlainMachine {
         qemu.spawn().context("qemu-system-x86_64 does not start")
     }
 
-    fn namespace_path(&self) -> PathBuf {
-        format!("/proc/{}/ns/net", self.namespace.id()).into()
-    }
-
     /// A program on its host.
     pub fn on_host(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.namespace_path().display())).args(["--", program]);
-        command
+        self.network.command(program)
     }
 }
 
 impl Drop for PlainMachine {
     fn drop(&mut self) {
-        // nsenter(1) and unshare(1) execute their program in place.
-        for child in self.machine.iter_mut().chain([&mut self.namespace]) {
-            if let Err(error) = child.kill().and_then(|()| child.wait()) {
-                eprintln!("a process of the plain machine was not ended: {error}");
-            }
+        // nsenter(1) executes its program in place.
+        if let Some(machine) = &mut self.machine
+            && let Err(error) = machine.kill().and_then(|()| machine.wait())
+        {
+            eprintln!("the plain machine was not ended: {error}");
         }
     }
 }

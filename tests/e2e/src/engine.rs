@@ -26,6 +26,8 @@ pub(crate) struct EngineSettings {
     /// Further flags, and the PATH it is to have.
     pub flags: Vec<String>,
     pub path: Option<String>,
+    /// The network namespace to run in, unless it is the machine's.
+    pub network: Option<PathBuf>,
     /// The point at which it kills itself, if it is to.
     pub failpoint: Option<String>,
 }
@@ -57,7 +59,10 @@ impl EngineSettings {
         if let Some(path) = &self.path {
             command.env("PATH", path);
         }
-        command
+        match &self.network {
+            Some(network) => within(network, &command),
+            None => command,
+        }
     }
 
     fn own_command(&self) -> Command {
@@ -124,6 +129,14 @@ impl EngineSettings {
         let up = eventually(Duration::from_secs(30), || engine.has_ended().is_some() || answers(&self.socket));
         (engine, up)
     }
+}
+
+/// The same command in a network namespace; nsenter(1) executes it in place.
+fn within(network: &Path, inner: &Command) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", network.display())).arg("--").arg(inner.get_program()).args(inner.get_args());
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
 }
 
 /// True when somebody answers a ping on a socket.

@@ -13,6 +13,7 @@ use crate::archive;
 use crate::build::{Build, EngineKind, program};
 use crate::docker::{Running, Said};
 use crate::engine::{Engine, EngineSettings, tail};
+use crate::host_network::HostNetwork;
 use crate::leaks;
 use crate::need::{Need, skip};
 use crate::patience::eventually;
@@ -54,6 +55,8 @@ pub struct HostOptions {
     pub data_root: Option<PathBuf>,
     /// No image is made.
     pub no_image: bool,
+    /// In a network namespace of its own: nobody else's rules and routes are there, and no way out.
+    pub own_network: bool,
 }
 
 /// One engine on a temporary root. Dropping it checks that nothing is left.
@@ -62,6 +65,7 @@ pub struct TestHost {
     settings: EngineSettings,
     engine: Option<Engine>,
     wall: Wall,
+    network: Option<HostNetwork>,
 }
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -126,6 +130,7 @@ impl TestHost {
         let root = folder.path();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("e2e-{}-{number}", std::process::id());
+        let network = options.own_network.then(|| HostNetwork::make().expect("a network namespace"));
         let settings = EngineSettings {
             kind: EngineKind::of_this_run(),
             data_root: options.data_root.clone().unwrap_or_else(|| root.join("data")),
@@ -141,9 +146,16 @@ impl TestHost {
             marker: ("BULKHEAD_E2E_HOST".to_owned(), name),
             flags: options.flags.clone(),
             path: options.path.clone(),
+            network: network.as_ref().map(HostNetwork::path),
             failpoint: None,
         };
-        Some(Self { folder: Some(folder), settings, engine: None, wall })
+        Some(Self { folder: Some(folder), settings, engine: None, wall, network })
+    }
+
+    /// A program on the host as the engine sees it: in its network namespace.
+    #[must_use]
+    pub fn on_host(&self, program: &str) -> Command {
+        self.network.as_ref().map_or_else(|| Command::new(program), |network| network.command(program))
     }
 
     /// Starts the engine, again after it was killed.

@@ -35,6 +35,12 @@ pub(crate) fn after_engine(root: &Path, settings: &EngineSettings) -> Vec<String
         let inner = entries.filter(|entry| entry.path().is_dir());
         left.extend(inner.map(|entry| format!("cgroup {}", entry.path().display())));
     }
+    if settings.network.is_some() {
+        return left;
+    }
+    left.extend(links(settings).into_iter().map(|link| format!("link {link}")));
+    let table = table(settings);
+    left.extend(quietly("nft", &["list", "table", "inet", &table]).then(|| format!("firewall table {table}")));
     left
 }
 
@@ -61,21 +67,36 @@ pub(crate) fn sweep(root: &Path, settings: &EngineSettings) {
     remove_networks(settings);
 }
 
-/// Removes bridges and firewall rules, which bear a mark made of the data root.
+/// Removes bridges and firewall rules.
 fn remove_networks(settings: &EngineSettings) {
-    let digest = hex::encode(sha2::Sha256::digest(settings.data_root.as_os_str().as_encoded_bytes()));
-    let tag = &digest[..6];
-    let quietly = |program: &str, args: &[&str]| {
-        // What is not there is none to remove.
-        let _ = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    };
-    for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
-        let alias = std::fs::read_to_string(entry.path().join("ifalias")).unwrap_or_default();
-        if alias.trim() == format!("bulkhead:{tag}") {
-            quietly("ip", &["link", "delete", &entry.file_name().to_string_lossy()]);
-            quietly("nft", &["delete", "table", "inet", &format!("bulkhead_{tag}")]);
-        }
+    for link in links(settings) {
+        quietly("ip", &["link", "delete", &link]);
     }
+    quietly("nft", &["delete", "table", "inet", &table(settings)]);
+}
+
+/// The mark, made of the data root, that the engine's bridges and rules bear.
+fn mark(settings: &EngineSettings) -> String {
+    hex::encode(sha2::Sha256::digest(settings.data_root.as_os_str().as_encoded_bytes()))[..6].to_owned()
+}
+
+fn table(settings: &EngineSettings) -> String {
+    format!("bulkhead_{}", mark(settings))
+}
+
+/// The engine's bridges.
+fn links(settings: &EngineSettings) -> Vec<String> {
+    let alias = format!("bulkhead:{}", mark(settings));
+    let all = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let ours = all
+        .filter(|entry| std::fs::read_to_string(entry.path().join("ifalias")).is_ok_and(|found| found.trim() == alias));
+    ours.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// True if the program succeeded; what is not there is none to remove or to list.
+fn quietly(program: &str, args: &[&str]) -> bool {
+    let status = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
 }
 
 /// Removes the cgroups of the engine's parent cgroup, those below it first.
