@@ -158,6 +158,84 @@ fn a_creation_and_a_removal_of_a_container() {
     die_in(&mut host, &points, removable, remove, move |host, name| !there(host, name));
 }
 
+/// The volumes that the engine lists, which must be those that have a folder; and the one that no kill concerns.
+fn volumes(host: &TestHost) -> Vec<String> {
+    let folder = host.data_root().join("volumes");
+    let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut folders: Vec<_> = entries.collect();
+    folders.sort();
+    let mut listed: Vec<_> = host.docker(&["volume", "ls", "-q"]).ok().lines().map(str::to_owned).collect();
+    listed.sort();
+    assert_eq!(listed, folders);
+    assert_eq!(std::fs::read_to_string(folder.join("kept/_data/file")).unwrap(), "kept");
+    listed
+}
+
+/// A volume with a label and a file.
+fn make_volume(host: &TestHost, name: &str) {
+    assert_eq!(host.docker(&["volume", "create", "--label", "of=test", name]).ok(), name);
+    std::fs::write(host.data_root().join(format!("volumes/{name}/_data/file")), name).unwrap();
+}
+
+#[test]
+fn a_creation_and_a_removal_of_a_volume() {
+    let Some(mut host) = prepare() else { return };
+    make_volume(&host, "kept");
+    let volume = |name: &str| name.replace(':', "-");
+    let label = |host: &TestHost, name: &str| {
+        host.docker(&["volume", "inspect", "--format", "{{.Labels.of}}", &volume(name)]).text().trim().to_owned()
+    };
+    let create =
+        |host: &TestHost, name: &str| host.docker(&["volume", "create", "--label", "of=test", &volume(name)]).code;
+    // There wholly, or not at all.
+    let there = |host: &TestHost, name: &str| {
+        let listed = volumes(host).contains(&volume(name));
+        assert!(!listed || label(host, name) == "test", "{name}");
+        listed
+    };
+    die_in(&mut host, &["volume.folder", "volume.recorded", "volume.made"], nothing, create, there);
+    let removable = |host: &TestHost, name: &str| {
+        host.docker(&["volume", "rm", "-f", &volume(name)]).ok();
+        make_volume(host, &volume(name));
+    };
+    let remove = |host: &TestHost, name: &str| host.docker(&["volume", "rm", &volume(name)]).code;
+    let gone = |host: &TestHost, name: &str| {
+        let listed = there(host, name);
+        let content = std::fs::read_to_string(host.data_root().join(format!("volumes/{}/_data/file", volume(name))));
+        assert_eq!(content.ok(), listed.then(|| volume(name)));
+        !listed
+    };
+    die_in(&mut host, &["volume.rm-begin", "volume.rm-renamed"], removable, remove, gone);
+}
+
+#[test]
+fn a_filling_of_a_volume_and_its_removal_with_the_container() {
+    let Some(mut host) = prepare() else { return };
+    make_volume(&host, "kept");
+    let container = |name: &str| name.replace(':', "-");
+    let create = |host: &TestHost, name: &str| {
+        let options = ["--name", &container(name), "-v", &format!("{}:/bin", container(name)), "-v", "/own"];
+        host.docker(&host.words("create", &options, &["true"])).code
+    };
+    let there = |host: &TestHost, name: &str| host.docker(&["container", "inspect", &container(name)]).code == 0;
+    let filled = |host: &TestHost, name: &str| {
+        let there = there(host, name);
+        assert!(!there || volumes(host).contains(&container(name)));
+        // The image's programs are in the volume, so the container runs.
+        there && host.docker(&["start", "-a", &container(name)]).code == 0
+    };
+    die_in(&mut host, &["volume.copying"], nothing, create, filled);
+    let removable = |host: &TestHost, name: &str| assert!(there(host, name) || create(host, name) == 0);
+    let remove = |host: &TestHost, name: &str| host.docker(&["rm", "-v", &container(name)]).code;
+    let gone = |host: &TestHost, name: &str| {
+        let gone = !there(host, name);
+        // Between the container and its volume without a name, prune takes what is left, as after dockerd.
+        assert!(!gone || host.docker(&["volume", "prune", "-f"]).code == 0);
+        gone && volumes(host).iter().all(|volume| volume == "kept" || volume.starts_with("crash-"))
+    };
+    die_in(&mut host, &["rm.record-gone", "rm.folder-gone", "rm.volume-gone"], removable, remove, gone);
+}
+
 #[test]
 fn the_clearing_up_after_a_crash() {
     let Some(mut host) = prepare() else { return };
