@@ -26,6 +26,7 @@ use crate::log::LogWriter;
 use crate::streams::fifo::{self, FifoSet};
 use crate::streams::pump;
 use crate::task::Task;
+use crate::volumes;
 
 /// Reads every record and takes up what runs.
 ///
@@ -35,7 +36,9 @@ pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     let reader = Arc::clone(engine);
     let known = tokio::task::spawn_blocking(move || read_all(&reader)).await??;
     let ran: Vec<bool> = known.iter().map(|container| container.record().phase.is_running()).collect();
+    volumes::adopt(engine, &known);
     join_all(known.iter().map(|container| take_up(engine, container))).await;
+    volumes::settle(engine);
     settle_networks(engine).await?;
     clear_unknown_bundles(engine).await?;
     containers::clear_standby(engine).await;

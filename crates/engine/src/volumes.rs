@@ -69,10 +69,10 @@ pub fn discard_anonymous(engine: &Engine, mounts: &[MountPoint]) {
 ///
 /// # Errors
 /// 404 for a volume that is gone; 500 for what cannot be mounted or made.
-pub fn prepare(engine: &Engine, mounts: &[MountPoint]) -> ApiResult<()> {
+pub fn prepare(engine: &Engine, container: &Container, mounts: &[MountPoint]) -> ApiResult<()> {
     for point in mounts {
         match point.kind {
-            MountKind::Volume => engine.volumes.find(&point.name)?.mount()?,
+            MountKind::Volume => engine.volumes.find(&point.name)?.mount(&container.id)?,
             MountKind::Bind if point.create_source && !point.source.exists() => {
                 std::fs::create_dir_all(&point.source).map_err(|error| {
                     ApiError::caused(
@@ -101,23 +101,33 @@ pub fn mounted(engine: &Engine, container: &Container) {
     }
 }
 
-/// Lets go of what a container that has ended, or did not start, had mounted. When: it does not count as running any more.
+/// Lets go of what a container that has ended, or did not start, had mounted. When: its lifecycle is held.
 pub fn release(engine: &Engine, container: &Container, tell: bool) {
     let mounts = container.record().mounts.clone();
     for point in volumes_of(&mounts) {
         if tell {
             emit(engine, "unmount", &point.name, &[("container", container.id.to_string())]);
         }
-        let Ok(volume) = engine.volumes.find(&point.name) else { continue };
-        let used = engine.containers.all().iter().any(|other| {
-            other.id != container.id
-                && other.running().is_ok()
-                && volumes_of(&other.record().mounts).any(|theirs| theirs.name == point.name)
-        });
-        if !used {
-            volume.unmount();
+        if let Ok(volume) = engine.volumes.find(&point.name) {
+            volume.unmount(&container.id);
         }
     }
+}
+
+/// Takes up the volumes of the containers that run by their records, before any of them is found to have ended: who uses a
+/// volume is kept nowhere else.
+pub fn adopt(engine: &Engine, known: &[Arc<Container>]) {
+    for container in known.iter().filter(|container| container.record().phase.is_running()) {
+        let mounts = container.record().mounts.clone();
+        for volume in volumes_of(&mounts).filter_map(|point| engine.volumes.find(&point.name).ok()) {
+            volume.adopt(&container.id);
+        }
+    }
+}
+
+/// Lets go of what is mounted for containers of the last engine that do not run any more.
+pub fn settle(engine: &Engine) {
+    engine.volumes.all().iter().for_each(|volume| volume.settle());
 }
 
 /// What `docker system df -v` shows of the volumes. When: in a thread that may wait.

@@ -64,7 +64,7 @@ pub fn prepare(engine: &Arc<Engine>, container: &Container) -> ApiResult<Bundle>
     // First, since a port that is taken is to be found out before anything runs.
     networking::attach(engine, container, &config, &host)?;
     let mounts = container.record().mounts.clone();
-    volumes::prepare(engine, &mounts)?;
+    volumes::prepare(engine, container, &mounts)?;
     let (shim_pid, spawned) = match take_standby(engine, container, &host, (&dir, &socket)) {
         Some(pid) => (pid, false),
         None => {

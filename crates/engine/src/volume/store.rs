@@ -11,7 +11,7 @@
 //! A rename is what makes and what removes a volume, so an engine that is killed leaves whole ones only, and rubbish, whose
 //! names begin with a dot, which the next engine removes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use image::failpoint;
+use proto::ContainerId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -78,9 +79,38 @@ pub struct Volume {
     pub copying: Mutex<()>,
     /// Containers that are being made with it.
     leases: AtomicUsize,
+    /// Who needs what its options mount. Held while something is mounted on its content's folder, or unmounted.
+    users: Mutex<BTreeSet<User>>,
+}
+
+/// Who needs what a volume's options mount.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum User {
+    /// A container that runs, or is about to.
+    Container(ContainerId),
+    /// The copy of an image's content; there is one at a time.
+    Copy,
+}
+
+/// A volume whose content is where it belongs while an image's content is copied into it.
+pub struct MountedForCopy<'v>(&'v Volume);
+
+impl Drop for MountedForCopy<'_> {
+    fn drop(&mut self) {
+        self.0.settle_after(|users| users.remove(&User::Copy));
+    }
 }
 
 impl Volume {
+    fn new(name: String, dir: PathBuf, record: Record, backing: Option<Backing>) -> Self {
+        let (copying, leases, users) = (Mutex::default(), AtomicUsize::new(0), Mutex::default());
+        Self { name, dir, record, backing, copying, leases, users }
+    }
+
+    fn users(&self) -> MutexGuard<'_, BTreeSet<User>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The folder with its content.
     #[must_use]
     pub fn data(&self) -> PathBuf {
@@ -107,17 +137,55 @@ impl Volume {
         })
     }
 
-    /// Makes its content be where it belongs: what its options name is mounted. May be repeated.
+    /// Makes its content be where it belongs for a container: what its options name is mounted. May be repeated.
     ///
     /// # Errors
-    /// 500, in dockerd's words.
-    pub fn mount(&self) -> ApiResult<()> {
-        self.backing.as_ref().map_or(Ok(()), |backing| backing.mount(&self.data()).map_err(ApiError::internal))
+    /// 500, in dockerd's words; the container does not use it then.
+    pub fn mount(&self, user: &ContainerId) -> ApiResult<()> {
+        self.mount_for(User::Container(user.clone()))
     }
 
-    /// Lets go of what [`Volume::mount`] has mounted.
-    pub fn unmount(&self) {
-        if self.backing.is_some()
+    /// As [`Volume::mount`], while an image's content is copied into it. When: [`Volume::copying`] is held.
+    ///
+    /// # Errors
+    /// As [`Volume::mount`].
+    pub fn mount_for_copy(&self) -> ApiResult<MountedForCopy<'_>> {
+        self.mount_for(User::Copy).map(|()| MountedForCopy(self))
+    }
+
+    fn mount_for(&self, user: User) -> ApiResult<()> {
+        let Some(backing) = &self.backing else { return Ok(()) };
+        let mut users = self.users();
+        backing.mount(&self.data()).map_err(ApiError::internal)?;
+        users.insert(user);
+        Ok(())
+    }
+
+    /// Takes up a container that an earlier engine has mounted it for.
+    pub fn adopt(&self, user: &ContainerId) {
+        if self.backing.is_some() {
+            self.users().insert(User::Container(user.clone()));
+        }
+    }
+
+    /// A container does not use it any more. What is mounted goes with the last one.
+    pub fn unmount(&self, user: &ContainerId) {
+        let user = User::Container(user.clone());
+        self.settle_after(|users| users.remove(&user));
+    }
+
+    /// Lets go of what an earlier engine has mounted for a container that does not run.
+    pub fn settle(&self) {
+        self.settle_after(|_| false);
+    }
+
+    fn settle_after(&self, change: impl FnOnce(&mut BTreeSet<User>) -> bool) {
+        if self.backing.is_none() {
+            return;
+        }
+        let mut users = self.users();
+        change(&mut users);
+        if users.is_empty()
             && let Err(error) = release(&self.data())
         {
             tracing::warn!(volume = self.name, %error, "a volume stays mounted");
@@ -228,9 +296,7 @@ impl VolumeStore {
         let backing = backing.map_err(|text| failed(ApiError::invalid(text)))?;
         let record = Record { format: FORMAT, created: Timestamp::now(), labels, options };
         let dir = self.make(&name, &record).map_err(|error| failed(ApiError::caused("cannot make it", &error)))?;
-        let copying = Mutex::default();
-        let volume =
-            Arc::new(Volume { name: name.clone(), dir, record, backing, copying, leases: AtomicUsize::new(0) });
+        let volume = Arc::new(Volume::new(name.clone(), dir, record, backing));
         known.insert(name, Arc::clone(&volume));
         Ok((lease(&volume), true))
     }
@@ -313,7 +379,7 @@ fn read(name: String, dir: PathBuf) -> Volume {
         tracing::warn!(volume = name, error, "a volume's options are not understood");
         None
     });
-    Volume { name, dir, record, backing, copying: Mutex::default(), leases: AtomicUsize::new(0) }
+    Volume::new(name, dir, record, backing)
 }
 
 fn made_at(dir: &Path) -> Timestamp {

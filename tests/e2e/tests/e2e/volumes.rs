@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bulkhead_e2e::{TestHost, Wall};
 
@@ -216,6 +217,66 @@ fn volumes_have_options_and_sizes() {
     );
 }
 
+/// The volumes `memory`, which is a tmpfs, and `tied`, which is a folder of the host.
+fn volumes_with_options(host: &TestHost) {
+    let device = format!("device={}", folder(host, "real").display());
+    let create = |options: [&str; 3], name: &str| {
+        let options = options.map(|option| ["-o", option]).concat();
+        assert_eq!(host.docker(&[&["volume", "create"], &options[..], &[name]].concat()).ok(), name);
+    };
+    create(["type=none", "o=bind", &device], "tied");
+    create(["type=tmpfs", "device=tmpfs", "o=size=1m"], "memory");
+}
+
+fn is_mounted(host: &TestHost, volume: &str) -> bool {
+    let folder = host.data_root().join(format!("volumes/{volume}/_data"));
+    std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&format!(" {} ", folder.display()))
+}
+
+const WITH_OPTIONS: [&str; 4] = ["-v", "memory:/m", "-v", "tied:/t"];
+
+behind_both_walls! {
+    own: fn what_a_volumes_options_mount_stays_for_who_uses_it(host) {
+        volumes_with_options(host);
+        let keep = "echo kept > /m/f; echo kept > /t/f; echo ready; exec sleep 1000";
+        let user = host.run_detached(&WITH_OPTIONS, &["sh", "-c", keep]);
+        host.wait_log(&user, "ready");
+        let looks = |host: &TestHost| host.run(&WITH_OPTIONS, &["cat", "/m/f", "/t/f"]).ok();
+        assert_eq!((looks(host), looks(host)), ("kept\nkept".into(), "kept\nkept".into()));
+        // Two end while no engine runs: the next one finds that while it takes up the first.
+        let until = ["sh", "-c", "while [ ! -e /t/end ]; do sleep 0.1; done"];
+        let ended: Vec<String> = (0..2).map(|_| host.run_detached(&WITH_OPTIONS, &until)).collect();
+        host.engine().kill();
+        std::fs::write(host.folder().join("real/end"), "").unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        host.start_engine();
+        ended.iter().for_each(|id| host.wait_state(id, "exited"));
+        assert_eq!(looks(host), "kept\nkept");
+        assert_eq!(host.docker(&["exec", &user, "cat", "/m/f", "/t/f"]).ok(), "kept\nkept");
+        assert_eq!(host.docker(&["rm", "-f", &user]).code, 0);
+        assert!(!is_mounted(host, "memory") && !is_mounted(host, "tied"), "nobody uses them");
+    }
+}
+
+#[test]
+fn a_volume_is_not_unmounted_under_one_that_starts() {
+    let Some(mut host) = TestHost::start_own(Wall::Process) else { return };
+    volumes_with_options(&host);
+    let run = || host.run(&WITH_OPTIONS, &["grep", "-c", " /m .*size=1024k", "/proc/self/mountinfo"]).ok();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..3).map(|_| scope.spawn(|| (0..4).map(|_| run()).collect::<Vec<_>>())).collect();
+        let said: Vec<String> = workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect();
+        assert_eq!(said, ["1"; 12]);
+    });
+    assert!(!is_mounted(&host, "memory") && !is_mounted(&host, "tied"), "nobody uses them");
+    // What an engine that was killed has mounted for a start that never came.
+    host.engine().kill();
+    let left = host.data_root().join("volumes/memory/_data");
+    rustix::mount::mount("tmpfs", &left, "tmpfs", rustix::mount::MountFlags::empty(), c"").unwrap();
+    host.start_engine();
+    assert!(!is_mounted(&host, "memory"), "nobody uses it");
+}
+
 #[test]
 fn volume_events_tell_who_mounts_what() {
     let Some(host) = TestHost::start_own(Wall::Process) else { return };
@@ -278,7 +339,7 @@ fn data_is_shared_by_both_walls_at_once_and_outlives_a_change_of_them() {
     assert_eq!(servers_in_cgroup(&id), 1, "what serves the volume is in the container's cgroup");
     assert_eq!(run_process(&host, &volume, "cat /s/d/c; ls /s; echo third >> /s/a").ok(), "second\na\nd\nl");
     // Names and attributes are believed for a tenth of a second.
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(200));
     assert_eq!(host.docker(&["exec", &id, "cat", "/s/a"]).ok(), "first\nthird");
     assert_eq!(host.docker(&["exec", "-w", "/s/d", &id, "sh", "-c", "pwd; cat c"]).ok(), "/s/d\nsecond");
     assert_eq!(host.docker(&["rm", "-f", &id]).code, 0);

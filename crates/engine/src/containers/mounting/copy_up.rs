@@ -38,7 +38,7 @@ pub(super) fn fill(engine: &Engine, image: &Image, mounting: &Mounting<'_>) -> A
 
 fn fill_one(engine: &Engine, image: &Image, volume: &Volume, point: &MountPoint) -> ApiResult<()> {
     let broken_off = volume.is_half_copied();
-    volume.mount()?;
+    let _mounted = volume.mount_for_copy()?;
     let data = volume.data();
     if !broken_off && !is_empty(&data).map_err(|error| failed(&error))? {
         return Ok(());
