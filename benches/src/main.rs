@@ -12,6 +12,7 @@ mod run_to_exit;
 mod runtime;
 mod series;
 mod standby;
+mod start_share;
 mod storm;
 
 use std::process::ExitCode;
@@ -38,6 +39,9 @@ struct Arguments {
     /// Measure `docker load` of a Debian image, and nothing else.
     #[arg(long)]
     load: bool,
+    /// Measure what a network costs a start, and nothing else.
+    #[arg(long)]
+    start_share: bool,
     /// Start this many containers at once, then a hundred execs a second, and nothing else.
     #[arg(long, value_name = "CONTAINERS")]
     storm: Option<usize>,
@@ -77,6 +81,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("\n# Networks: iperf3 and ping ({} rounds in turn)\n", arguments.rounds);
         return network::measure(&host, dockerd.as_ref(), arguments.rounds);
     }
+    if arguments.start_share {
+        let host = start("--standby-vms=1")?;
+        let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
+        println!("\n# The network of a start, through the API ({} rounds in turn)\n", arguments.rounds);
+        return start_share::measure(&host, dockerd.as_ref(), arguments.rounds);
+    }
     if let Some(containers) = arguments.storm {
         let host = start("--log-level=warn")?;
         let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
@@ -88,6 +98,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
     println!("\n# From `docker run --rm` to its exit, real docker CLI ({} rounds in turn)\n", arguments.rounds);
     run_to_exit::measure(&host, &without_standby, dockerd.as_ref(), arguments.rounds)?;
+    println!("\n# The network of a start, through the API\n");
+    start_share::measure(&host, dockerd.as_ref(), arguments.rounds)?;
     Standby::new(&host).wait();
     println!("\n# Runtime part: create, start, wait, delete of one process container\n");
     runtime::measure(arguments.rounds)?;

@@ -68,7 +68,8 @@ impl Engine {
         let registries = RegistryClient::open(Arc::clone(&images), settings.registries.clone(), &known)
             .context("cannot set up the access to registries")?;
         let volumes = settings.data_root.join(VOLUMES);
-        let networks = Networks::open(&settings.data_root, &settings.exec_root, settings.bip)
+        let ready = settings.standby_networks.into();
+        let networks = Networks::open(&settings.data_root, &settings.exec_root, settings.bip, ready)
             .context("cannot open the networks")?;
         Ok(Self {
             id: identity(&settings.data_root.join("engine-id"))?,

@@ -71,6 +71,11 @@ pub struct Flags {
     #[arg(long, value_name = "N", value_parser = standby_vms)]
     pub standby_vms: Option<u32>,
 
+    /// Network namespaces that stand by once a container has started on the default network, linked with it, 0 for none: the
+    /// next container's start does not wait for the kernel to make one
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=64))]
+    pub standby_networks: u16,
+
     /// Folder of the templates, which engines may share [default: DATA_ROOT/templates]
     #[arg(long, value_name = "DIR")]
     pub template_store: Option<PathBuf>,
@@ -224,6 +229,8 @@ pub struct Settings {
     /// How many utility VMs stand by: 0 or 1.
     /// `None`: one under software emulation.
     pub standby_vms: Option<u32>,
+    /// How many network namespaces stand by.
+    pub standby_networks: u16,
     /// Folder of the template store.
     pub template_store: PathBuf,
     /// How registries are reached.
@@ -285,6 +292,7 @@ impl Flags {
             backend: self.backend.into(),
             boundary_required: self.require_boundary,
             standby_vms: self.standby_vms,
+            standby_networks: self.standby_networks,
             template_store: match &self.template_store {
                 Some(path) => absolute(path)?,
                 None => data_root.join("templates"),

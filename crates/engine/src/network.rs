@@ -3,7 +3,8 @@
 //! ```text
 //!  record ── NetworkStore ──▶ bridge, firewall          made when first needed, taken away when the engine ends idle
 //!  attach(container) ───────▶ addresses, ports, namespace, veths, routes, names ──▶ Endpoints (in the container's record)
-//!  release(Endpoints) ──────▶ all of that gone
+//!  release(Endpoints) ──────▶ all of that gone: names and ports at once (part), links and addresses soon (clear)
+//!  make_ready ──────────────▶ namespaces with a link on the default bridge, for the next attach
 //!  adopt(Endpoints) ────────▶ what a dead engine had in its own memory: ports held, names served, addresses known
 //! ```
 
@@ -15,7 +16,9 @@ mod links;
 mod live;
 mod neighbours;
 mod ports;
+mod ready;
 pub mod record;
+mod release;
 mod store;
 
 use std::collections::{HashMap, HashSet};
@@ -29,7 +32,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{ApiError, ApiResult, chain};
 use endpoint::PublishedPort;
+use ready::Ready;
 use record::{Driver, Network, PREDEFINED, Subnet};
+use release::Leaving;
 
 pub use attach::AttachRequest;
 pub use files::{FilesRequest, write_files};
@@ -70,6 +75,8 @@ pub struct Networks {
     changing: Mutex<()>,
     sandboxes: Mutex<HashMap<String, Sandbox>>,
     guarding: Once,
+    ready: Ready,
+    leaving: Leaving,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,11 +100,12 @@ pub fn new_id() -> ApiResult<String> {
 }
 
 impl Networks {
-    /// Reads the records below the data root; touches nothing of the host's.
+    /// Reads the records below the data root; touches nothing of the host's. `ready` is how many namespaces are to wait for
+    /// containers.
     ///
     /// # Errors
     /// When the records' folder cannot be read, or the predefined networks cannot be kept.
-    pub fn open(data_root: &Path, exec_root: &Path, bip: Option<IpNet>) -> anyhow::Result<Self> {
+    pub fn open(data_root: &Path, exec_root: &Path, bip: Option<IpNet>, ready: usize) -> anyhow::Result<Self> {
         let digest = hex::encode(Sha256::digest(data_root.as_os_str().as_encoded_bytes()));
         let is_default = data_root == Path::new("/var/lib/bulkhead");
         let tag = if is_default { String::new() } else { digest[..6].to_owned() };
@@ -112,6 +120,8 @@ impl Networks {
             changing: Mutex::default(),
             sandboxes: Mutex::default(),
             guarding: Once::new(),
+            ready: Ready::new(ready),
+            leaving: Leaving::default(),
         };
         this.define().map_err(|error| anyhow::anyhow!(error.message))?;
         Ok(this)
@@ -361,6 +371,8 @@ impl Networks {
     ///
     /// When: in a blocking thread; no request is served any more.
     pub fn retire(&self) {
+        self.ready.close();
+        self.leaving.wait_for_all();
         if !lock(&self.sandboxes).is_empty() || !self.guarding.is_completed() {
             return;
         }

@@ -1,5 +1,6 @@
 //! Links by netlink: bridges on the host, one veth per endpoint.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
@@ -51,6 +52,8 @@ pub struct Plug {
     pub link_local: Vec<IpNet>,
     /// Ports that are isolated reach the bridge and what is beyond, not each other.
     pub isolated: bool,
+    /// The link is there, by [`crate::ReadySandbox`]; what is missing is what only its container can say.
+    pub ready: bool,
 }
 
 /// An end that was plugged in.
@@ -161,16 +164,30 @@ pub fn links_with_alias(alias: &str) -> Result<Vec<String>, NetworkError> {
 /// # Errors
 /// What the kernel says; nothing stays.
 pub fn plug(namespace: &Namespace, plug: &Plug) -> Result<Plugged, NetworkError> {
-    let file = namespace.open()?;
     let name = match &plug.name {
+        _ if plug.ready => READY_NAME.to_owned(),
         Some(name) => name.clone(),
         None => namespace.run(|| talk(async |handle| free_name(&handle).await))?,
     };
+    let made = if plug.ready { Ok(()) } else { make(&namespace.open()?, plug, &name) };
+    made.and_then(|()| namespace.run(|| furnish(&name, plug))).inspect_err(|_| {
+        if let Err(error) = delete_link(&plug.host_link) {
+            tracing::warn!(link = plug.host_link, error = &error as &dyn std::error::Error, "left behind");
+        }
+    })?;
+    Ok(Plugged { name })
+}
+
+/// How the end of a link is called that waits in a namespace.
+pub(crate) const READY_NAME: &str = "eth0";
+
+/// Makes the link: one end on the bridge and up, the other in the namespace and down.
+pub(crate) fn make(namespace: &File, plug: &Plug, name: &str) -> Result<(), NetworkError> {
     talk(async |handle| {
         let bridge = index_of(&handle, &plug.bridge).await?;
         let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(name.clone())
-            .setns_by_fd(file.as_raw_fd())
+            .name(name.to_owned())
+            .setns_by_fd(namespace.as_raw_fd())
             .address(plug.mac.to_vec());
         let mut veth = LinkVeth::new(&plug.host_link, "").controller(bridge).up();
         if let Some(mtu) = plug.mtu {
@@ -188,13 +205,16 @@ pub fn plug(namespace: &Namespace, plug: &Plug) -> Result<Plugged, NetworkError>
         }
         Ok(())
     })
-    .and_then(|()| namespace.run(|| furnish(&name, plug)))
-    .inspect_err(|_| {
-        if let Err(error) = delete_link(&plug.host_link) {
-            tracing::warn!(link = plug.host_link, error = &error as &dyn std::error::Error, "left behind");
-        }
-    })?;
-    Ok(Plugged { name })
+}
+
+/// True if a link is on a bridge.
+pub(crate) fn is_on(link: &str, bridge: &str) -> Result<bool, NetworkError> {
+    talk(async |handle| {
+        let (Some(link), Some(bridge)) = (find(&handle, link).await?, find(&handle, bridge).await?) else {
+            return Ok(false);
+        };
+        Ok(link.attributes.contains(&LinkAttribute::Controller(bridge.header.index)))
+    })
 }
 
 async fn free_name(handle: &Handle) -> Result<String, NetworkError> {
@@ -226,8 +246,11 @@ fn furnish(name: &str, plug: &Plug) -> Result<(), NetworkError> {
             let added = handle.address().add(index, address.addr(), address.prefix_len()).execute().await;
             added.map_err(NetworkError::netlink(format!("give {name} the address {address}")))?;
         }
-        let up = LinkUnspec::new_with_index(index).up().build();
-        handle.link().set(up).execute().await.map_err(NetworkError::netlink(format!("bring up {name}")))
+        let mut up = LinkUnspec::new_with_index(index).up();
+        if plug.ready {
+            up = up.address(plug.mac.to_vec());
+        }
+        handle.link().set(up.build()).execute().await.map_err(NetworkError::netlink(format!("bring up {name}")))
     })
 }
 
@@ -312,6 +335,7 @@ mod tests {
                         ipv6: Some(format!("fd00:9::{number}/64").parse().unwrap()),
                         link_local: Vec::new(),
                         isolated: false,
+                        ready: false,
                     };
                     assert_eq!(plug(&space, &end).unwrap().name, "eth0");
                     let gateways = (Some("10.9.0.1".parse().unwrap()), Some("fd00:9::1".parse().unwrap()));

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
@@ -23,20 +23,22 @@ impl Namespace {
     /// # Errors
     /// When the kernel refuses; nothing stays.
     pub fn make(path: &Path) -> Result<Self, NetworkError> {
-        let failed = |source| NetworkError::Kernel { what: "make a network namespace".into(), source };
+        Self::bind(&unbound()?, path)
+    }
+
+    /// Binds an open namespace on `path`. What was there from an earlier engine goes.
+    pub(crate) fn bind(file: &File, path: &Path) -> Result<Self, NetworkError> {
+        let failed = NetworkError::kernel("bind a network namespace");
         Self::remove(path)?;
-        File::options().write(true).create_new(true).mode_private().open(path).map_err(failed)?;
-        let made = in_thread(|| {
-            nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
-            crate::netlink::bring_up_loopback()?;
-            Ok(mount_bind("/proc/thread-self/ns/net", path)?)
+        let bound = File::options().write(true).create_new(true).mode_private().open(path).and_then(|_| {
+            mount_bind(format!("/proc/self/fd/{}", file.as_raw_fd()), path).inspect_err(|_| {
+                if let Err(left) = fs::remove_file(path) {
+                    tracing::warn!(path = %path.display(), error = %left, "left behind");
+                }
+            })?;
+            Ok(())
         });
-        if let Err(error) = made {
-            if let Err(left) = fs::remove_file(path) {
-                tracing::warn!(path = %path.display(), error = %left, "left behind");
-            }
-            return Err(failed(error));
-        }
+        bound.map_err(failed)?;
         Ok(Self { path: path.to_owned() })
     }
 
@@ -72,14 +74,7 @@ impl Namespace {
     /// # Errors
     /// When the namespace cannot be entered, and what the closure says.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T, NetworkError> + Send) -> Result<T, NetworkError> {
-        let file = self.open()?;
-        in_thread(|| {
-            Ok(match move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)) {
-                Ok(()) => work(),
-                Err(error) => Err(NetworkError::kernel("enter a network namespace")(error.into())),
-            })
-        })
-        .map_err(NetworkError::kernel("start a thread for a network namespace"))?
+        run_in(&self.open()?, work)
     }
 
     /// Lets go of what is bound on `path`; nothing there is none to remove. Its links go with its last process.
@@ -97,6 +92,30 @@ impl Namespace {
             _ => Ok(()),
         }
     }
+}
+
+/// An empty namespace with its loopback up, which lasts as long as the file, or what is bound of it.
+pub(crate) fn unbound() -> Result<File, NetworkError> {
+    let made = in_thread(|| {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+        crate::netlink::bring_up_loopback()?;
+        File::open("/proc/thread-self/ns/net")
+    });
+    made.map_err(NetworkError::kernel("make a network namespace"))
+}
+
+/// Runs a closure in a thread of its own that is in an open namespace.
+pub(crate) fn run_in<T: Send>(
+    namespace: &File,
+    work: impl FnOnce() -> Result<T, NetworkError> + Send,
+) -> Result<T, NetworkError> {
+    in_thread(|| {
+        Ok(match move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)) {
+            Ok(()) => work(),
+            Err(error) => Err(NetworkError::kernel("enter a network namespace")(error.into())),
+        })
+    })
+    .map_err(NetworkError::kernel("start a thread for a network namespace"))?
 }
 
 /// Source: Linux include/uapi/linux/magic.h.

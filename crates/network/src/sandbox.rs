@@ -33,6 +33,8 @@ pub struct GuestPlug<'a> {
     pub host_link: String,
     /// Ports that are isolated reach the bridge and what is beyond, not each other.
     pub isolated: bool,
+    /// The link is there, by [`crate::ReadySandbox`], for slot 0.
+    pub ready: bool,
     /// What the guest has.
     pub interface: &'a SandboxInterface,
 }
@@ -56,6 +58,7 @@ pub fn plug_guest(namespace: &Namespace, wanted: &GuestPlug<'_>) -> Result<(), N
         ipv6: None,
         link_local: Vec::new(),
         isolated: wanted.isolated,
+        ready: wanted.ready,
     };
     let plugged = plug(namespace, &end)?;
     let tied = namespace.run(|| tie(&plugged.name, mac, interface));
@@ -224,8 +227,13 @@ mod tests {
 
     fn exchange(guest: &Namespace, outer: &Namespace, sandbox: &Namespace) -> Result<(), NetworkError> {
         pose_as_guest(guest)?;
-        let plug =
-            GuestPlug { bridge: "bh-g".into(), host_link: "bhv-g".into(), isolated: false, interface: &interface() };
+        let plug = GuestPlug {
+            bridge: "bh-g".into(),
+            host_link: "bhv-g".into(),
+            isolated: false,
+            ready: false,
+            interface: &interface(),
+        };
         outer.run(|| plug_guest(sandbox, &plug))?;
         guard_guest(sandbox, &[interface()])?;
         connect_tap(sandbox, &interface(), Some(guest.open()?.as_fd()))?;

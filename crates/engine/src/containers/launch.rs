@@ -42,6 +42,7 @@ pub async fn launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
         Ok(run) => {
             start.filter(|_| pays_to_stand_by(engine, container)).into_iter().for_each(Start::succeeded);
             supervise::watch(engine, container, run);
+            networking::prepare_next(engine);
             Ok(())
         }
         Err(error) => {

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bollard::models::{ContainerConfig, HostConfig};
 use proto::Isolation;
@@ -14,6 +15,9 @@ use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::network::AttachRequest;
 use crate::network::endpoint::Endpoints;
+
+/// A start's client is to have its answer, and a short container its end, before something is made for the next one.
+const AFTER_START: Duration = Duration::from_millis(50);
 
 /// Where a container's network is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,11 +128,28 @@ pub async fn release(engine: &Arc<Engine>, container: &Arc<Container>) {
         return;
     }
     announce(engine, container, "disconnect");
-    let (engine, id) = (Arc::clone(engine), container.id.clone());
-    if let Err(error) = tokio::task::spawn_blocking(move || engine.networks.release(id.as_str(), &endpoints)).await {
-        tracing::error!(id = %container.id, %error, "cannot take a container off its networks");
+    let (networks, id) = (Arc::clone(engine), container.id.clone());
+    match tokio::task::spawn_blocking(move || networks.networks.part(id.as_str(), &endpoints)).await {
+        Ok(remains) => {
+            // Nobody waits for the kernel, but who wants the same address, or the same container again.
+            let engine = Arc::clone(engine);
+            tokio::task::spawn_blocking(move || engine.networks.clear(remains));
+        }
+        Err(error) => tracing::error!(id = %container.id, %error, "cannot take a container off its networks"),
     }
     container.record().network.rest();
+}
+
+/// Lets network namespaces be made for the next starts, when this one is over.
+pub fn prepare_next(engine: &Arc<Engine>) {
+    let engine = Arc::clone(engine);
+    tokio::spawn(async move {
+        tokio::time::sleep(AFTER_START).await;
+        let made = tokio::task::spawn_blocking(move || engine.networks.make_ready()).await;
+        if let Err(error) = made {
+            tracing::error!(%error, "no network namespaces are made beforehand");
+        }
+    });
 }
 
 /// Takes up the networks of a container that an earlier engine started.

@@ -18,6 +18,7 @@ use super::files::{self, FilesRequest};
 use super::links::parse_link;
 use super::neighbours::Neighbours;
 use super::ports::{self, Target, WantedPort};
+use super::ready::host_link;
 use super::record::{Driver, Network};
 use super::store::Member;
 use super::{Networks, Sandbox, host_error, lock, new_id};
@@ -69,6 +70,7 @@ impl Networks {
     /// a port that is, in dockerd's words, and for what the host refuses.
     pub fn attach(&self, request: &AttachRequest<'_>, mut endpoints: Endpoints) -> ApiResult<Endpoints> {
         endpoints.rest();
+        self.leaving.wait_for(request.id);
         let mode = request.host.network_mode.as_deref().unwrap_or_default();
         if mode.starts_with("container:") {
             return Ok(endpoints);
@@ -105,13 +107,10 @@ impl Networks {
         let wanted = ports::wanted_ports(request.host, request.config.exposed_ports.as_deref().unwrap_or_default())?;
         // Before anything is made: a port that is taken is the commonest fault.
         let taken = self.take_ports(request, &undo.endpoints, &wanted)?;
-        let namespace = self.namespace_path(request.id);
-        std::fs::create_dir_all(&self.namespaces)
-            .map_err(|error| ApiError::caused("cannot make the folder of namespaces", &error))?;
-        let namespace = Namespace::make(&namespace).map_err(|error| host_error(&error))?;
+        let (namespace, mut ready) = self.make_namespace(request.id, planned.first())?;
         undo.endpoints.sandbox = true;
         for network in &planned {
-            self.plug(&namespace, request, network, &mut undo.endpoints)?;
+            self.plug(&namespace, request, network, &mut undo.endpoints, ready.take())?;
         }
         self.route(&namespace, request, &undo.endpoints)?;
         let has_names = self.is_named(&undo.endpoints);
@@ -123,6 +122,17 @@ impl Networks {
         undo.endpoints.ports = self.publish(request, taken)?;
         undo.finished = true;
         Ok(std::mem::take(&mut undo.endpoints))
+    }
+
+    /// One that waited with a link on the container's first network, whose name is told, or a new one.
+    fn make_namespace(&self, id: &str, first: Option<&Arc<Network>>) -> ApiResult<(Namespace, Option<String>)> {
+        std::fs::create_dir_all(&self.namespaces)
+            .map_err(|error| ApiError::caused("cannot make the folder of namespaces", &error))?;
+        let path = self.namespace_path(id);
+        if let Some((namespace, link)) = first.and_then(|network| self.ready.take(network, &path)) {
+            return Ok((namespace, Some(link)));
+        }
+        Ok((Namespace::make(&path).map_err(|error| host_error(&error))?, None))
     }
 
     /// The networks of a container, the one of its mode first: it becomes eth0.
@@ -155,7 +165,12 @@ impl Networks {
             Some(text) => Some(parse_mac(text)?),
             None => None,
         };
-        let taken = self.store.allocate(&network.id, &asked_addresses(asked)?)?;
+        let wanted = asked_addresses(asked)?;
+        let taken = match self.store.allocate(&network.id, &wanted) {
+            // What is missing may be with somebody who is just leaving.
+            Err(_) if self.leaving.wait_for_all() => self.store.allocate(&network.id, &wanted)?,
+            outcome => outcome?,
+        };
         let v4 = taken.iter().find_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
         let v6 = taken.iter().find_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None });
         let gateway = |is_v4: bool| {
@@ -165,7 +180,7 @@ impl Networks {
         };
         let live = LiveEndpoint {
             interface: String::new(),
-            host_link: format!("bhv-{}", id.get(..11).unwrap_or_default()),
+            host_link: host_link(&id),
             ipv4: v4,
             ipv6: v6,
             gateway4: v4.and(gateway(true)).and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }),
@@ -180,20 +195,30 @@ impl Networks {
         Ok(live)
     }
 
-    /// Makes the link of an endpoint, and notes how its end in the container is called.
+    /// Makes the link of an endpoint, or takes the one that is there, and notes how its end in the container is called.
     pub(super) fn plug(
         &self,
         namespace: &Namespace,
         request: &AttachRequest<'_>,
         network: &Network,
         endpoints: &mut Endpoints,
+        ready: Option<String>,
     ) -> ApiResult<()> {
         let endpoint = endpoints.all.get(&network.name).and_then(|endpoint| endpoint.live.clone());
         let Some(mut live) = endpoint else { return Ok(()) };
+        let is_ready = ready.is_some();
+        live.host_link = ready.unwrap_or(live.host_link);
         match request.isolation {
-            Isolation::Process => self.plug_process(namespace, request.id, network, &mut live)?,
-            Isolation::Hyperv => self.plug_guest(namespace, request.id, network, &mut live, endpoints)?,
+            Isolation::Process => self.plug_process(namespace, network, &mut live, is_ready)?,
+            Isolation::Hyperv => self.plug_guest(namespace, network, &mut live, endpoints, is_ready)?,
         }
+        tracing::debug!(
+            container = request.id,
+            network = network.name,
+            interface = live.interface,
+            ready = is_ready,
+            "plugged in"
+        );
         if let Some(endpoint) = endpoints.all.get_mut(&network.name) {
             endpoint.live = Some(live);
         }
@@ -203,9 +228,9 @@ impl Networks {
     fn plug_process(
         &self,
         namespace: &Namespace,
-        container: &str,
         network: &Network,
         live: &mut LiveEndpoint,
+        ready: bool,
     ) -> ApiResult<()> {
         let plug = Plug {
             bridge: network.bridge.clone(),
@@ -217,9 +242,9 @@ impl Networks {
             ipv6: live.ipv6,
             link_local: live.link_local.clone(),
             isolated: !network.connects_neighbours(),
+            ready,
         };
         live.interface = hostnet::plug(namespace, &plug).map_err(|error| host_error(&error))?.name;
-        tracing::debug!(container, network = network.name, interface = live.interface, "plugged in");
         Ok(())
     }
 
@@ -332,32 +357,6 @@ impl Networks {
         let apart = way_out.is_some_and(|live| !live.host_link.is_empty());
         let gateway = gateway.or_else(default);
         FilesRequest { config: request.config, host: request.host, endpoints, name_server, gateway, apart }
-    }
-
-    /// Takes a container off its networks: everything that [`Networks::attach`] made. May be repeated.
-    ///
-    /// When: in a blocking thread; the container does not run.
-    pub fn release(&self, id: &str, endpoints: &Endpoints) {
-        if let Some(sandbox) = lock(&self.sandboxes).remove(id) {
-            sandbox.end();
-        }
-        let publications: Vec<_> = endpoints.ports.iter().filter_map(PublishedPort::publication).collect();
-        let told = |what: &str, outcome: Result<(), hostnet::NetworkError>| {
-            if let Err(error) = outcome {
-                tracing::warn!(id, "{what}: {}", crate::error::chain(&error));
-            }
-        };
-        told("published ports stay in the firewall", self.firewall.unpublish(&publications));
-        for endpoint in endpoints.all.values() {
-            let Some(live) = &endpoint.live else { continue };
-            if !live.interface.is_empty() {
-                told("a link stays", hostnet::unplug(&live.host_link));
-            }
-            self.store.leave(&endpoint.network_id, id);
-        }
-        if endpoints.sandbox {
-            told("a network namespace stays", Namespace::remove(&self.namespace_path(id)));
-        }
     }
 }
 

@@ -23,10 +23,10 @@ impl Networks {
     pub(super) fn plug_guest(
         &self,
         namespace: &Namespace,
-        container: &str,
         network: &Network,
         live: &mut LiveEndpoint,
         others: &Endpoints,
+        ready: bool,
     ) -> ApiResult<()> {
         if !live.link_local.is_empty() {
             return Err(ApiError::not_implemented("link-local addresses: not supported with isolation hyperv"));
@@ -40,11 +40,11 @@ impl Networks {
             bridge: network.bridge.clone(),
             host_link: live.host_link.clone(),
             isolated: !network.connects_neighbours(),
+            ready,
             interface: &interface,
         };
         hostnet::plug_guest(namespace, &plug).map_err(|error| host_error(&error))?;
         live.interface = format!("eth{slot}");
-        tracing::debug!(container, network = network.name, interface = live.interface, "plugged in");
         Ok(())
     }
 

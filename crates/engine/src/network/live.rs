@@ -45,7 +45,7 @@ impl Networks {
         let addresses: Vec<IpAddr> = live.addresses().collect();
         let endpoint = Endpoint { network_id: network.id.clone(), asked, live: Some(live) };
         endpoints.all.insert(network.name.clone(), endpoint);
-        if let Err(error) = self.plug(&namespace, request, &network, endpoints) {
+        if let Err(error) = self.plug(&namespace, request, &network, endpoints, None) {
             endpoints.all.remove(&network.name);
             self.store.leave(&network.id, request.id);
             return Err(error);

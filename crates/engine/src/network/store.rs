@@ -199,10 +199,22 @@ impl NetworkStore {
 
     /// Notes that a container has left a network, and gives its addresses back.
     pub fn leave(&self, network_id: &str, container: &str) {
-        if let Some(entry) = self.entries().get_mut(network_id)
-            && let Some(member) = entry.members.remove(container)
-        {
-            for address in member.endpoint.addresses() {
+        let member = self.entries().get_mut(network_id).and_then(|entry| entry.members.remove(container));
+        if let Some(member) = member {
+            self.give_back(network_id, member.endpoint.addresses());
+        }
+    }
+
+    /// Notes that a container has left a network, and keeps its addresses until [`NetworkStore::give_back`]. False if it was
+    /// not on it.
+    pub fn part(&self, network_id: &str, container: &str) -> bool {
+        self.entries().get_mut(network_id).is_some_and(|entry| entry.members.remove(container).is_some())
+    }
+
+    /// Gives addresses back.
+    pub fn give_back(&self, network_id: &str, addresses: impl IntoIterator<Item = IpAddr>) {
+        if let Some(entry) = self.entries().get_mut(network_id) {
+            for address in addresses {
                 entry.pools.iter_mut().for_each(|pool| pool.release(address));
             }
         }

@@ -66,6 +66,7 @@ mod restarts;
 mod scratch;
 mod signals;
 mod standby;
+mod standby_networks;
 mod stdio;
 mod store;
 mod templates;

@@ -1,0 +1,93 @@
+//! Networks that wait for a start, and links that go after an end.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bulkhead_e2e::{HostOptions, TestHost, Wall, eventually};
+
+/// The host's ends of all links, waiting and in use.
+fn links(host: &TestHost) -> BTreeSet<String> {
+    let output = host.on_host("ip").args(["-o", "link", "show", "type", "veth"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().filter_map(|line| line.split(' ').nth(1)?.split('@').next().map(str::to_owned)).collect()
+}
+
+fn wait_links(host: &TestHost, count: usize, why: &str) -> BTreeSet<String> {
+    eventually(Duration::from_secs(10), || links(host).len() == count);
+    let links = links(host);
+    assert_eq!(links.len(), count, "{why}: {links:?}; the engine's log:\n{}", host.log());
+    links
+}
+
+fn run(host: &TestHost, options: &[&str]) {
+    let isolation = format!("--isolation={}", host.wall().word());
+    host.docker(&[&["run", "-d", &isolation], options, &["box", "sleep", "1000"]].concat()).ok();
+}
+
+fn start(wall: Wall, flags: &[&str]) -> Option<TestHost> {
+    let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+    TestHost::start_own_with(wall, &HostOptions { own_network: true, flags, ..HostOptions::default() })
+}
+
+fn a_start_takes_what_waits(wall: Wall) {
+    let Some(mut host) = start(wall, &[]) else { return };
+    assert!(links(&host).is_empty(), "nothing waits before there is any container");
+    run(&host, &["--name=first"]);
+    let before = wait_links(&host, 3, "one in use, two waiting");
+    run(&host, &["--name=second"]);
+    let during = wait_links(&host, 4, "two in use, two waiting");
+    assert!(during.is_superset(&before));
+    host.docker(&["rm", "-f", "second"]).ok();
+    let after = wait_links(&host, 3, "the second's is gone");
+    assert_eq!(before.difference(&after).count(), 1, "its link was one that had waited: {before:?}, {after:?}");
+    let gateway = "ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'";
+    host.docker(&["exec", "first", "sh", "-c", &format!("ping -c 1 -W 5 $({gateway})")]).ok();
+    // Others find what waited cut off from the bridge.
+    for link in &after {
+        let cut = host.on_host("ip").args(["link", "set", link, "nomaster"]).status().unwrap();
+        assert!(cut.success());
+    }
+    run(&host, &["--name=third"]);
+    host.docker(&["exec", "third", "sh", "-c", &format!("ping -c 1 -W 5 $({gateway})")]).ok();
+    host.docker(&["rm", "-f", "first", "third"]).ok();
+    wait_links(&host, 2, "two wait for more");
+    host.engine().kill();
+    wait_links(&host, 0, "what waited goes with an engine that is killed");
+    host.start_engine();
+    run(&host, &["--name=fourth"]);
+    wait_links(&host, 3, "and is made again");
+    host.docker(&["rm", "-f", "fourth"]).ok();
+    host.stop_engine();
+    wait_links(&host, 0, "and goes with an engine that ends");
+    host.start_engine();
+}
+
+#[test]
+fn a_start_takes_what_waits_process() {
+    a_start_takes_what_waits(Wall::Process);
+}
+
+#[test]
+fn a_start_takes_what_waits_hyperv() {
+    a_start_takes_what_waits(Wall::Hyperv);
+}
+
+#[test]
+fn what_an_ended_container_had_is_free_for_the_next() {
+    let Some(host) = start(Wall::Process, &["--standby-networks=0"]) else { return };
+    host.docker(&["network", "create", "--subnet=10.77.0.0/30", "tiny"]).ok();
+    for round in 0..6 {
+        // The only address of its network, and a port: both were another's a moment ago.
+        run(&host, &["--name=one", "--network=tiny", "--ip=10.77.0.2", "-p", "127.0.0.1:18080:80"]);
+        assert_eq!(links(&host).len(), 1, "round {round}: none waits");
+        if round % 2 == 0 {
+            host.docker(&["restart", "-t", "0", "one"]).ok();
+        }
+        host.docker(&["rm", "-f", "one"]).ok();
+    }
+    run(&host, &["--name=any", "--network=tiny"]);
+    host.docker(&["rm", "-f", "any"]).ok();
+    host.docker(&["network", "rm", "tiny"]).ok();
+    wait_links(&host, 0, "nothing is left");
+}
