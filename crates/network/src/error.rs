@@ -31,6 +31,9 @@ pub enum NetworkError {
     /// A link of this name is there and is not ours.
     #[error("a network link named {0:?} exists already and is not this engine's")]
     Taken(String),
+    /// Somebody's namespace has something that a utility VM cannot have.
+    #[error("a utility VM cannot have what its network namespace has: {0}")]
+    Unsuitable(String),
     /// There is no such link.
     #[error("there is no network link {0:?}")]
     NoLink(String),
@@ -42,6 +45,7 @@ impl NetworkError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Taken(_) => ErrorKind::Conflict,
+            Self::Unsuitable(_) => ErrorKind::NotImplemented,
             Self::Kernel { .. } | Self::Netlink { .. } | Self::Firewall(_) | Self::NoLink(_) => ErrorKind::Internal,
         }
     }

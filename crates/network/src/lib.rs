@@ -16,6 +16,7 @@
 pub mod dns;
 mod error;
 mod firewall;
+mod foreign;
 mod host;
 mod link;
 mod namespace;
@@ -29,6 +30,7 @@ mod watch;
 
 pub use error::NetworkError;
 pub use firewall::{Firewall, NetworkRules, Protocol, Publication};
+pub use foreign::{give_back, take_over};
 pub use host::{HostLock, forward_packets};
 pub use link::{BridgeSpec, Plug, Plugged, delete_link, ensure_bridge, links_with_alias, plug, unplug};
 pub use namespace::Namespace;

@@ -79,14 +79,14 @@ fn is(error: &rtnetlink::Error, errno: nix::errno::Errno) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -(errno as i32))
 }
 
-fn alias_of(link: &LinkMessage) -> Option<&str> {
+pub(crate) fn alias_of(link: &LinkMessage) -> Option<&str> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
         _ => None,
     })
 }
 
-fn name_of(link: &LinkMessage) -> Option<&str> {
+pub(crate) fn name_of(link: &LinkMessage) -> Option<&str> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,

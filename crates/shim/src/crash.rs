@@ -12,12 +12,14 @@ use std::{fs, io, thread};
 use anyhow::Context;
 use container::Container;
 use containerd_shim_protos::api::DeleteResponse;
-use proto::ErrorKind;
+use hostnet::Namespace;
+use proto::{ErrorKind, Isolation};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::bundle::{Bundle, ProcessRecord};
 use crate::clock;
 use crate::flags::Flags;
+use crate::spec;
 use crate::state::Exit;
 
 /// How long a killed process may take to vanish.
@@ -47,6 +49,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<DeleteResponse> {
     }
     note(delete_container(&bundle, flags.id.as_deref()));
     note(delete_cgroup(&bundle));
+    note(give_back_network(&bundle));
     note(remove_socket(&bundle));
     note(remove_folder(&bundle.vm_dir()));
     let report = bundle.exit_report().ok().flatten();
@@ -117,6 +120,16 @@ fn delete_container(bundle: &Bundle, id: Option<&str>) -> anyhow::Result<()> {
 fn delete_cgroup(bundle: &Bundle) -> anyhow::Result<()> {
     let Some(container) = bundle.container()? else { return Ok(()) };
     container::remove_cgroup(container.cgroup.as_ref()).context("cannot remove the container's cgroup")
+}
+
+/// Of a hyperv container in a namespace that somebody else has furnished.
+fn give_back_network(bundle: &Bundle) -> anyhow::Result<()> {
+    let Some(container) = bundle.container()? else { return Ok(()) };
+    if container.isolation != Isolation::Hyperv || container.network.is_some() {
+        return Ok(());
+    }
+    let Some(namespace) = spec::network_namespace(&bundle.spec()?) else { return Ok(()) };
+    hostnet::give_back(&Namespace::at(namespace)).context("cannot give the container's network back")
 }
 
 fn remove_socket(bundle: &Bundle) -> anyhow::Result<()> {

@@ -52,6 +52,8 @@ pub struct HypervSystem {
 struct Worker {
     vm: UtilityVm,
     cgroup: String,
+    /// Somebody's namespace that was taken over.
+    namespace: Option<PathBuf>,
     destroyed: AtomicBool,
 }
 
@@ -64,6 +66,11 @@ macro_rules! status {
 }
 
 impl Worker {
+    fn of(vm: UtilityVm, plan: &Plan) -> Self {
+        let (cgroup, namespace) = (plan.cgroup.clone(), plan.foreign_namespace.clone());
+        Self { vm, cgroup, namespace, destroyed: AtomicBool::new(false) }
+    }
+
     /// Kills the VM and removes its cgroup. May be repeated.
     async fn destroy(self: Arc<Self>) -> Result<(), Status> {
         if !self.destroyed.swap(true, Ordering::SeqCst) {
@@ -71,7 +78,15 @@ impl Worker {
             // Killed, it cannot stay; this waits only until the kernel has reaped it.
             self.vm.wait().await;
         }
-        remove_cgroup(self.cgroup.clone()).await
+        let given_back = give_back(self.namespace.clone()).await;
+        remove_cgroup(self.cgroup.clone()).await.and(given_back)
+    }
+}
+
+async fn give_back(namespace: Option<PathBuf>) -> Result<(), Status> {
+    match namespace {
+        Some(namespace) => network::give_back(namespace).await,
+        None => Ok(()),
     }
 }
 
@@ -89,8 +104,11 @@ impl HypervSystem {
     /// What is wrong with the bundle, the streams, the VM or the container; nothing stays.
     pub async fn create(input: CreateInput) -> Result<Self, Status> {
         let CreateInput { id, bundle, container, stdio, standby, .. } = input;
-        let plan = Plan::read(&bundle, container)?;
+        let mut plan = Plan::read(&bundle, container)?;
         let fifos = Fifos::open(&stdio).map_err(|error| status!(error))?;
+        if let Some(namespace) = &plan.foreign_namespace {
+            plan.network = network::take_over(namespace.clone()).await?;
+        }
         let worker = Arc::new(start_vm(&bundle, &plan, standby).await?);
         let created = async {
             let report = worker.vm.report();
@@ -145,11 +163,14 @@ impl HypervSystem {
 
 async fn start_vm(bundle: &Bundle, plan: &Plan, standby: Option<Standby>) -> Result<Worker, Status> {
     if let Some(vm) = adopt(bundle, plan, standby).await {
-        return Ok(Worker { vm, cgroup: plan.cgroup.clone(), destroyed: AtomicBool::new(false) });
+        return Ok(Worker::of(vm, plan));
     }
     match UtilityVm::start(plan.start_request(bundle.vm_dir())).await {
-        Ok(vm) => Ok(Worker { vm, cgroup: plan.cgroup.clone(), destroyed: AtomicBool::new(false) }),
+        Ok(vm) => Ok(Worker::of(vm, plan)),
         Err(error) => {
+            if let Err(left) = give_back(plan.foreign_namespace.clone()).await {
+                tracing::error!(%left, "a network namespace stays taken over");
+            }
             if let Err(left) = remove_cgroup(plan.cgroup.clone()).await {
                 tracing::error!(%left, "a cgroup is left behind");
             }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use hostnet::{Namespace, NetworkError};
 use proto::gcs::wire::{ConfigureNetworkRequest, NameFile};
@@ -19,6 +20,22 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(move || work().map_err(|error| status(&error))).await;
     done.unwrap_or_else(|error| Err(Status::new(ErrorKind::Internal, error.to_string())))
+}
+
+/// What the links have that are in somebody's namespace, CNI's for instance, tied to bridges for a VM; none without links.
+///
+/// # Errors
+/// `NotImplemented` for what a guest cannot have; what the kernel says.
+pub async fn take_over(namespace: PathBuf) -> Result<Option<SandboxNetwork>, Status> {
+    blocking(move || hostnet::take_over(&Namespace::at(namespace))).await
+}
+
+/// Makes a namespace what it was before [`take_over`]. May be repeated.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn give_back(namespace: PathBuf) -> Result<(), Status> {
+    blocking(move || hostnet::give_back(&Namespace::at(namespace))).await
 }
 
 /// Puts a VM on its networks, and takes it off all others. When: it is personalized; its guest knows its network or learns of

@@ -28,6 +28,8 @@ pub struct Plan {
     pub shares: Vec<Share>,
     /// What it has beside a loopback device.
     pub network: Option<SandboxNetwork>,
+    /// A namespace that somebody else has furnished, whose network it is to have.
+    pub foreign_namespace: Option<PathBuf>,
     scratch: PathBuf,
     layers: Vec<PathBuf>,
     /// The spec's profile, compiled here: the guest would take many times as long.
@@ -49,6 +51,7 @@ impl Plan {
             return Err(invalid("hyperv isolation needs a scratch disk, not an upper folder"));
         };
         let mut spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
+        let namespace = spec::network_namespace(&spec);
         let shares =
             spec::for_guest(&mut spec, &container.parts).map_err(|error| Status::from_error(error.kind(), &error))?;
         let seccomp = take_seccomp(&mut spec)?;
@@ -61,7 +64,9 @@ impl Plan {
         }
         tracing::debug!(plain = plain.is_some(), "read the bundle");
         let network = container.network;
-        Ok(Self { shares, network, spec, vm, cgroup: container.cgroup, scratch: disk, layers, seccomp, plain })
+        let foreign_namespace = namespace.filter(|_| network.is_none());
+        let cgroup = container.cgroup;
+        Ok(Self { shares, network, foreign_namespace, spec, vm, cgroup, scratch: disk, layers, seccomp, plain })
     }
 
     /// What the utility VM is started with, its logs in the folder `run_dir`.

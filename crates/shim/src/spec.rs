@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, Root, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Root, Spec};
 use proto::control::VolumePart;
 use proto::{ErrorKind, Status};
 
@@ -107,6 +107,13 @@ pub fn for_guest(spec: &mut Spec, parts: &[VolumePart]) -> Result<Vec<Share>, Sp
     Ok(shares)
 }
 
+/// The network namespace that is to be joined, if there is one.
+#[must_use]
+pub fn network_namespace(spec: &Spec) -> Option<PathBuf> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+    namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?.path().clone()
+}
+
 /// The small files that travel into the utility VM: path in the guest, and text.
 ///
 /// # Errors
@@ -145,7 +152,7 @@ fn read_bounded(path: &Path) -> std::io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::{LinuxNamespaceType, MountBuilder};
+    use oci_spec::runtime::MountBuilder;
 
     use super::*;
 
@@ -199,7 +206,9 @@ mod tests {
         assert!(!namespaces.is_empty());
         linux.set_namespaces(Some(namespaces));
         spec.set_linux(Some(linux));
+        assert_eq!(network_namespace(&spec), Some("/run/netns/x".into()));
         for_guest(&mut spec, &[]).unwrap();
+        assert_eq!(network_namespace(&spec), None);
         let linux = spec.linux().clone().unwrap();
         assert!(linux.namespaces().iter().flatten().all(|ns| ns.path().is_none()));
     }

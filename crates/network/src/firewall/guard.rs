@@ -23,6 +23,11 @@ pub(crate) fn load(interfaces: &[SandboxInterface], names: Ipv4Addr) -> Result<(
     nft::run(&render(interfaces, names))
 }
 
+/// Takes the rules away. When: in the namespace.
+pub(crate) fn unload() -> Result<(), NetworkError> {
+    nft::run("table bridge bulkhead\ndelete table bridge bulkhead\n")
+}
+
 fn render(interfaces: &[SandboxInterface], names: Ipv4Addr) -> String {
     let mut text = String::from("table bridge bulkhead\ndelete table bridge bulkhead\ntable bridge bulkhead {\n");
     for interface in interfaces {
