@@ -8,9 +8,9 @@ use ipnet::{IpNet, Ipv4Net};
 /// Why there is no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
-    /// Source: moby `ipamapi.ErrNoAvailableIPs`.
-    #[error("no available IPv4 addresses on this network's address pools: {0}")]
-    Exhausted(String),
+    /// Every address is taken. Source: moby `ipamapi.ErrNoAvailableIPs`.
+    #[error("no available addresses on this pool")]
+    Exhausted,
     /// Source: moby `ipamapi.ErrIPAlreadyAllocated`.
     #[error("Address already in use")]
     InUse,
@@ -51,7 +51,7 @@ impl Pool {
     /// Takes a free address.
     ///
     /// # Errors
-    /// `Exhausted`, with the name of the network's pool.
+    /// `Exhausted`.
     pub fn take_any(&mut self) -> Result<IpAddr, PoolError> {
         let size = size(self.range);
         // As many tries as there can be taken ones, and a few for the edges.
@@ -70,7 +70,7 @@ impl Pool {
         // The bounded search began in the middle of a crowded part: look at all of a small range.
         let all = (0..size.min(1 << 16)).map(|n| nth(self.range, n));
         let found = all.into_iter().find(|address| self.may_be_given(*address) && !self.taken.contains(address));
-        let address = found.ok_or_else(|| PoolError::Exhausted(self.subnet.to_string()))?;
+        let address = found.ok_or(PoolError::Exhausted)?;
         self.taken.insert(address);
         Ok(address)
     }
@@ -194,7 +194,7 @@ mod tests {
         let given: BTreeSet<IpAddr> = (0..5).map(|_| pool.take_any().unwrap()).collect();
         assert_eq!(given.len(), 5);
         assert!(!given.contains(&gateway) && !given.contains(&"10.0.0.7".parse().unwrap()));
-        assert_eq!(pool.take_any(), Err(PoolError::Exhausted("10.0.0.0/29".into())));
+        assert_eq!(pool.take_any(), Err(PoolError::Exhausted));
         pool.release("10.0.0.4".parse().unwrap());
         assert_eq!(pool.take_any().unwrap().to_string(), "10.0.0.4");
     }

@@ -267,7 +267,7 @@ impl NetworkStore {
                 }
                 Err(error) => {
                     give_back(entry, &taken);
-                    return Err(pool_error(&error));
+                    return Err(pool_error(&error, &entry.network, is_v4));
                 }
             }
         }
@@ -298,10 +298,17 @@ fn overlap() -> ApiError {
     ApiError::new(ErrorKind::PermissionDenied, "Pool overlaps with other one on this address space")
 }
 
-fn pool_error(error: &PoolError) -> ApiError {
+/// Source: moby `libnetwork/endpoint.go`, `assignAddressVersion`.
+fn pool_error(error: &PoolError, network: &Network, is_v4: bool) -> ApiError {
     match error {
         PoolError::InUse => ApiError::new(ErrorKind::PermissionDenied, error.to_string()),
-        PoolError::Exhausted(_) | PoolError::OutOfRange => ApiError::internal(error.to_string()),
+        PoolError::OutOfRange => ApiError::internal(error.to_string()),
+        PoolError::Exhausted => ApiError::internal(format!(
+            "no available IPv{} addresses on this network's address pools: {} ({})",
+            if is_v4 { 4 } else { 6 },
+            network.name,
+            network.id
+        )),
     }
 }
 

@@ -58,6 +58,7 @@ mod isolation;
 mod lifecycle;
 mod live_restore;
 mod logs;
+mod network_faults;
 mod networks;
 mod options;
 mod own_cli;

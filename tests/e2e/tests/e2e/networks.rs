@@ -303,8 +303,8 @@ behind_both_walls! { own:
         let links = ["web", "client"].map(|name| format!("bhv-{}", &endpoint(host, name, "shop", "EndpointID")[..11]));
         assert!(links.iter().all(|link| link_exists(link)), "{links:?}");
         host.docker(&["rm", "-f", "web", "client"]).ok();
-        assert!(!links.iter().any(|link| link_exists(link)), "{links:?}");
-        assert_eq!(namespaces(host), 0);
+        let gone = || !links.iter().any(|link| link_exists(link)) && namespaces(host) == 0;
+        assert!(eventually(Duration::from_secs(10), gone), "{links:?}, {} namespaces", namespaces(host));
         assert!(!table(host).contains("dnat ip to 1") && link_exists(&bridges[0]));
         host.docker(&["network", "prune", "-f"]).ok();
         assert!(!link_exists(&bridges[0]));
