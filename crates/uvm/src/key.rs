@@ -34,6 +34,8 @@ pub struct TemplateKey {
     machine: MachineConfig,
     backend: BackendIdentity,
     host_cpu: String,
+    /// Release of the host's kernel, whose KVM the frozen state is for; nothing where KVM is not used.
+    host_kernel: Option<String>,
 }
 
 impl TemplateKey {
@@ -48,6 +50,7 @@ impl TemplateKey {
             machine: machine.clone(),
             backend: backend.clone(),
             host_cpu: host_cpu(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+            host_kernel: (backend.accelerator == Accelerator::Kvm).then(host_kernel),
         }
     }
 
@@ -70,6 +73,10 @@ impl TemplateKey {
     pub(crate) fn backend(&self) -> &BackendIdentity {
         &self.backend
     }
+}
+
+fn host_kernel() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
 /// The first processor's model and features, as `/proc/cpuinfo` has them: the lines that a guest may see through.
@@ -120,6 +127,22 @@ pub(crate) mod tests {
         ids.push(TemplateKey::new(&image_b, &machine, &backend()).id());
         let distinct: std::collections::HashSet<_> = ids.iter().collect();
         assert_eq!(distinct.len(), ids.len());
+    }
+
+    #[test]
+    fn f102_a_template_of_kvm_is_for_one_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path(), "a");
+        let machine = MachineConfig::for_request(Accelerator::Kvm, None, None).unwrap();
+        let kvm = BackendIdentity { accelerator: Accelerator::Kvm, ..backend() };
+        let key = TemplateKey::new(&image, &machine, &kvm);
+        assert_eq!(
+            key.host_kernel.as_deref(),
+            fs::read_to_string("/proc/sys/kernel/osrelease").ok().as_deref().map(str::trim)
+        );
+        let other = TemplateKey { host_kernel: Some("6.1.0-other".into()), ..key.clone() };
+        assert_ne!(key.id(), other.id());
+        assert_eq!(TemplateKey::new(&image, &machine, &backend()).host_kernel, None);
     }
 
     #[test]

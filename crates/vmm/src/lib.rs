@@ -18,6 +18,8 @@
 
 mod boot;
 mod bus;
+#[cfg(test)]
+mod cases;
 mod jail;
 mod layout;
 mod machine;

@@ -294,4 +294,6 @@ impl Machine {
 }
 
 #[cfg(test)]
+mod cases;
+#[cfg(test)]
 mod tests;

@@ -40,6 +40,9 @@ pub enum MemoryError {
         /// Bytes of the machine's memory.
         expected: u64,
     },
+    /// It is something else than a file.
+    #[error("the memory is no file")]
+    NoFile,
     /// No machine has this much.
     #[error("a machine cannot have {0} bytes of memory")]
     Unfit(u64),
@@ -74,7 +77,11 @@ pub(crate) fn map(file: File, bytes: u64, writes: Writes) -> Result<Arc<GuestMem
     if bytes == 0 || !bytes.is_multiple_of(GRANULE) {
         return Err(MemoryError::Unfit(bytes));
     }
-    let found = file.metadata().map_err(MemoryError::Look)?.len();
+    let metadata = file.metadata().map_err(MemoryError::Look)?;
+    if !metadata.is_file() {
+        return Err(MemoryError::NoFile);
+    }
+    let found = metadata.len();
     if found != bytes {
         return Err(MemoryError::Size { found, expected: bytes });
     }
@@ -145,7 +152,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_short_long_or_odd_file_is_refused() {
+    fn f104_a_short_long_or_odd_file_is_refused() {
         let file = tempfile::tempfile().unwrap();
         for bytes in [0, GRANULE - 1, 2 * GRANULE] {
             file.set_len(bytes).unwrap();

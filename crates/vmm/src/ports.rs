@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_can_reset_and_switch_off_and_nothing_else() {
+    fn f98_a_guest_can_reset_and_switch_off_and_nothing_else() {
         let ports = ports();
         let mut ends = Vec::new();
         for port in 0..=u16::MAX {

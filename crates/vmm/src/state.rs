@@ -82,10 +82,20 @@ pub(crate) fn write(state: &impl Serialize, mut file: File) -> Result<(), StateE
 }
 
 /// Reads a state, all of the file.
-pub(crate) fn read<S: for<'a> Deserialize<'a>>(mut file: File) -> Result<S, StateError> {
-    let mut header = [0; HEADER_BYTES];
-    file.read_exact(&mut header).map_err(|_| StateError::Length)?;
-    let [magic @ .., v0, v1, v2, v3, l0, l1, l2, l3] = header;
+pub(crate) fn read<S: for<'a> Deserialize<'a>>(file: File) -> Result<S, StateError> {
+    // Anything else could keep the reader waiting.
+    if !file.metadata()?.is_file() {
+        return Err(StateError::Foreign);
+    }
+    let mut bytes = Vec::new();
+    file.take(HEADER_BYTES as u64 + u64::from(MOST_BYTES) + 1).read_to_end(&mut bytes)?;
+    decode(&bytes)
+}
+
+/// The state that these bytes are, header and all.
+pub(crate) fn decode<S: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<S, StateError> {
+    let (header, payload) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(StateError::Length)?;
+    let [magic @ .., v0, v1, v2, v3, l0, l1, l2, l3] = *header;
     if magic != MAGIC {
         return Err(StateError::Foreign);
     }
@@ -94,15 +104,10 @@ pub(crate) fn read<S: for<'a> Deserialize<'a>>(mut file: File) -> Result<S, Stat
         return Err(StateError::Version(version));
     }
     let length = u32::from_le_bytes([l0, l1, l2, l3]);
-    if length > MOST_BYTES {
+    if length > MOST_BYTES || payload.len() as u64 != u64::from(length) {
         return Err(StateError::Length);
     }
-    let mut payload = Vec::new();
-    file.take(u64::from(length) + 1).read_to_end(&mut payload)?;
-    if payload.len() as u64 != u64::from(length) {
-        return Err(StateError::Length);
-    }
-    let (state, rest) = postcard::take_from_bytes(&payload).map_err(StateError::Damaged)?;
+    let (state, rest) = postcard::take_from_bytes(payload).map_err(StateError::Damaged)?;
     if rest.is_empty() { Ok(state) } else { Err(StateError::Length) }
 }
 
@@ -138,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_longer_or_foreign_file_is_refused() {
+    fn f101_a_cut_longer_or_foreign_file_is_refused() {
         let (_, bytes) = sample();
         for length in 0..bytes.len() {
             assert!(read::<Sample>(file(&bytes[..length])).is_err(), "{length}");
@@ -157,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lying_length_reserves_nothing() {
+    fn f103_a_lying_length_reserves_nothing() {
         let lie = postcard::to_stdvec(&u64::MAX).unwrap();
         let length = u32::try_from(lie.len()).unwrap().to_le_bytes();
         let bytes = [&MAGIC[..], &VERSION.to_le_bytes(), &length, &lie].concat();

@@ -178,6 +178,14 @@ fn it_is_frozen_forked_and_gets_other_disks() {
         let disks = vec![None, whole.clone(), None, None];
         assert!(matches!(fork.ask(&Request::Rebind { disks }, &[disk.as_fd()]), Reply::Failed(_)));
     }
+    // F109: a tap too few, or what is none.
+    for taps in [1, 2] {
+        state.rewind().unwrap();
+        let mut files = vec![&memory, &state, &disk, &disk, &disk];
+        files.extend(std::iter::repeat_n(&disk, taps));
+        let reply = Vmm::start().make(&request, &files);
+        assert!(matches!(reply, Some(Reply::Failed(_))), "{reply:?}");
+    }
     // A file too few.
     state.rewind().unwrap();
     let reply = Vmm::start().make(&request, &[&memory, &state, &disk, &disk]);

@@ -140,3 +140,33 @@ fn a_state_of_another_machine_is_refused() {
     assert!(matches!(fork(|_| {}, 3), Some(MachineError::Size { .. })));
     assert!(fork(|_| {}, 4).is_none());
 }
+
+/// What KVM does not take is refused, whatever else the file says.
+#[test]
+fn f108_registers_that_cannot_be_are_refused() {
+    let memory = tempfile::tempfile().unwrap();
+    memory.set_len(16 * GRANULE).unwrap();
+    let Some(template) = parts(&memory) else { return };
+    let (mut kernel, mut initramfs) = (kernel(), tempfile::tempfile().unwrap());
+    let mut images = Images { kernel: &mut kernel, initramfs: &mut initramfs, command_line: "" };
+    let frozen = tempfile::tempfile().unwrap();
+    Machine::boot(template, &mut images).unwrap().freeze(frozen.try_clone().unwrap()).unwrap();
+    let changed = |change: fn(&mut ProcessorState)| {
+        (&frozen).rewind().unwrap();
+        let mut state: MachineState = state::read(frozen.try_clone().unwrap()).unwrap();
+        change(&mut state.processors[1]);
+        let mut file = tempfile::tempfile().unwrap();
+        state::write(&state, file.try_clone().unwrap()).unwrap();
+        file.rewind().unwrap();
+        Machine::fork(parts(&memory).unwrap(), file, (0..4).map(|_| None).collect()).err()
+    };
+    assert!(changed(|_| {}).is_none());
+    let unknown = changed(|processor| processor.msrs[3].index = 0xdead_0000);
+    let register = ProcessorError::Register(0xdead_0000);
+    assert_eq!(unknown.map(|error| error.to_string()), Some(register.to_string()));
+    // EFER with bits that no processor has; paging without protection.
+    let efer = changed(|processor| processor.sregs.efer = u64::MAX);
+    assert!(matches!(efer, Some(MachineError::Processor(ProcessorError::Kvm { .. }))), "{efer:?}");
+    let paging = changed(|processor| processor.sregs.cr0 = 1 << 31);
+    assert!(matches!(paging, Some(MachineError::Processor(ProcessorError::Kvm { .. }))), "{paging:?}");
+}

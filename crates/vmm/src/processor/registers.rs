@@ -52,17 +52,18 @@ fn kvm(action: &'static str) -> impl Fn(kvm_ioctls::Error) -> ProcessorError {
 
 /// A processor, frozen.
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct ProcessorState {
     cpuid: Vec<kvm_cpuid_entry2>,
     tsc_khz: u32,
     mp_state: kvm_mp_state,
     regs: kvm_regs,
-    sregs: kvm_sregs,
+    pub(crate) sregs: kvm_sregs,
     xsave: kvm_xsave,
     xcrs: kvm_xcrs,
     debug: kvm_debugregs,
     lapic: kvm_lapic_state,
-    msrs: Vec<kvm_msr_entry>,
+    pub(crate) msrs: Vec<kvm_msr_entry>,
     events: kvm_vcpu_events,
 }
 

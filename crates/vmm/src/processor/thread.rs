@@ -63,37 +63,57 @@ fn prepare_kicks() {
     });
 }
 
+/// What a stay in the guest led to.
+enum Step {
+    /// Something that is answered.
+    Answered,
+    /// Nothing: somebody wants the processor out.
+    Interrupted,
+    /// The machine's end.
+    End(GuestEnd),
+}
+
 /// Runs the guest while the gate is open.
 fn run(vcpu: &mut VcpuFd, gate: &Gate, bus: &Bus, on_end: &OnEnd) {
     while gate.is_open() {
-        if let Some(end) = step(vcpu, bus) {
+        if let Step::End(end) = step(vcpu, bus) {
             gate.close();
             on_end(end);
         }
     }
-    // What the guest read last is put into its register when it goes on: do that now, so that it is in what is saved.
+    // What the guest read last is put into its registers when it goes on: do that now, so that it is in what is saved. An
+    // access across two pages comes in two pieces.
     vcpu.set_kvm_immediate_exit(1);
-    let completed = vcpu.run().err().map(|error| error.errno());
-    debug_assert!(matches!(completed, Some(libc::EINTR | libc::EAGAIN)), "{completed:?}");
+    loop {
+        match step(vcpu, bus) {
+            Step::Answered => {}
+            Step::Interrupted => break,
+            Step::End(end) => {
+                on_end(end);
+                break;
+            }
+        }
+    }
     vcpu.set_kvm_immediate_exit(0);
 }
 
 /// Runs the guest until it wants something.
-fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Option<GuestEnd> {
+fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Step {
     match vcpu.run() {
         Ok(VcpuExit::IoIn(port, data)) => bus.ports.read(port, data),
-        Ok(VcpuExit::IoOut(port, data)) => return bus.ports.write(port, data),
+        Ok(VcpuExit::IoOut(port, data)) => return bus.ports.write(port, data).map_or(Step::Answered, Step::End),
         Ok(VcpuExit::MmioRead(address, data)) => bus.read(address, data),
         Ok(VcpuExit::MmioWrite(address, data)) => bus.write(address, data),
-        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => {}
+        Ok(VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => {}
+        Ok(VcpuExit::Intr) => return Step::Interrupted,
         // A triple fault, which is how this kernel resets the machine.
-        Ok(VcpuExit::Shutdown) => return Some(GuestEnd::Reset),
-        Ok(VcpuExit::SystemEvent(EVENT_SHUTDOWN, _)) => return Some(GuestEnd::PowerOff),
-        Ok(VcpuExit::SystemEvent(..)) => return Some(GuestEnd::Reset),
-        Ok(other) => return Some(GuestEnd::Fault(format!("{other:?}").chars().take(200).collect())),
+        Ok(VcpuExit::Shutdown) => return Step::End(GuestEnd::Reset),
+        Ok(VcpuExit::SystemEvent(EVENT_SHUTDOWN, _)) => return Step::End(GuestEnd::PowerOff),
+        Ok(VcpuExit::SystemEvent(..)) => return Step::End(GuestEnd::Reset),
+        Ok(other) => return Step::End(GuestEnd::Fault(format!("{other:?}").chars().take(200).collect())),
         // A processor that was started by another one is asked to try again.
-        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
-        Err(error) => return Some(GuestEnd::Fault(error.to_string())),
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Step::Interrupted,
+        Err(error) => return Step::End(GuestEnd::Fault(error.to_string())),
     }
-    None
+    Step::Answered
 }

@@ -23,16 +23,24 @@ pub(crate) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Collects the buffers of a chain.
+    /// Collects the buffers of a chain of at most `most` descriptors, wherever they lie. Source: virtio 1.2 §2.7.5.3.1.
     ///
     /// # Errors
-    /// [`QueueError`] when the chain is empty, names what is no memory, or has a readable buffer behind a writable one.
-    pub(crate) fn new(memory: &'a GuestMemory, chain: DescriptorChain<&'a GuestMemory>) -> Result<Self, QueueError> {
+    /// [`QueueError`] when the chain is empty, too long, has no end, names what is no memory, or has a readable buffer behind a
+    /// writable one.
+    pub(crate) fn new(
+        memory: &'a GuestMemory,
+        chain: DescriptorChain<&'a GuestMemory>,
+        most: u16,
+    ) -> Result<Self, QueueError> {
         let head = chain.head_index();
         let (mut readable, mut writable) = (Buffers::default(), Buffers::default());
-        let mut empty = true;
-        for descriptor in chain {
-            empty = false;
+        let (mut empty, mut goes_on) = (true, false);
+        for (number, descriptor) in chain.enumerate() {
+            if number == usize::from(most) {
+                return Err(QueueError::Chain);
+            }
+            (empty, goes_on) = (false, descriptor.has_next());
             let (buffers, access) = if descriptor.is_write_only() {
                 (&mut writable, Permissions::Write)
             } else if writable.is_empty() {
@@ -46,7 +54,12 @@ impl<'a> Request<'a> {
                 buffers.push(slice.map_err(|_| QueueError::NoMemory)?);
             }
         }
-        if empty { Err(QueueError::Descriptor) } else { Ok(Self { head, readable, writable }) }
+        match (empty, goes_on) {
+            (true, _) => Err(QueueError::Descriptor),
+            // The chain ends where the next descriptor cannot be read or may not be.
+            (false, true) => Err(QueueError::Chain),
+            (false, false) => Ok(Self { head, readable, writable }),
+        }
     }
 }
 

@@ -48,9 +48,19 @@ impl Interrupt {
         self.pending.fetch_and(!seen, Ordering::SeqCst);
     }
 
-    /// Sets what is pending: after a fork, or nothing at a reset.
-    pub(crate) fn set_pending(&self, pending: u32) {
-        self.pending.store(pending & (USED | CONFIGURATION), Ordering::SeqCst);
+    /// Nothing is pending any more: the driver starts anew.
+    pub(crate) fn clear(&self) {
+        self.pending.store(0, Ordering::SeqCst);
+    }
+
+    /// Sets what was pending when the machine was frozen, and raises the wire again for it: KVM carries a raised wire into
+    /// its interrupt controller later, in a thread of its own, so what was frozen may be without it, and the guest would wait
+    /// for ever. One interrupt too many finds nothing pending.
+    pub(crate) fn restore(&self, pending: u32) {
+        let pending = pending & (USED | CONFIGURATION);
+        if pending != 0 {
+            self.raise(pending);
+        }
     }
 
     fn raise(&self, kind: u32) {

@@ -73,7 +73,7 @@ mod tests {
 
     /// Every phase, every byte: it goes one step on, fails, is reset, or stays.
     #[test]
-    fn no_write_leads_astray() {
+    fn f90_no_write_leads_astray() {
         for from in ALL {
             for bits in 0..=u8::MAX {
                 for fit in [false, true] {

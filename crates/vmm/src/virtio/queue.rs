@@ -19,6 +19,9 @@ pub(crate) enum QueueError {
     /// A request that begins outside of the table.
     #[error("a request without descriptors")]
     Descriptor,
+    /// A request whose last descriptor names a next one that is none: outside of the table, or one too many.
+    #[error("a chain of descriptors without an end")]
+    Chain,
     /// A buffer that is no memory.
     #[error("a buffer outside of memory")]
     NoMemory,
@@ -160,6 +163,7 @@ impl<'a> Requests<'a> {
         let memory = self.memory;
         // An error here must end the turn: the driver's index stays wrong, so asking again would never end.
         let chain = self.queue.iter(memory).map_err(|_| QueueError::Ring)?.next();
-        chain.map(|chain| Request::new(memory, chain)).transpose()
+        let most = self.queue.max_size();
+        chain.map(|chain| Request::new(memory, chain, most)).transpose()
     }
 }

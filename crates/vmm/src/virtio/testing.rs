@@ -19,6 +19,8 @@ const BUFFERS: u64 = 2 << 20;
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 pub(crate) const INDIRECT: u16 = 4;
+/// The feature of event indices.
+const EVENT_IDX: u32 = 1 << 29;
 
 /// One descriptor. Shape: address, length, flags, next.
 pub(crate) type Descriptor = (u64, u32, u16, u16);
@@ -54,6 +56,32 @@ impl<D: VirtioDevice> Driver<D> {
     /// Brings an untouched device into use.
     pub(crate) fn in_use(self) -> Self {
         self.choose_features();
+        self.use_queues();
+        self
+    }
+
+    /// A device in use that interrupts only where its driver says.
+    pub(crate) fn with_event_indices(device: D) -> Self {
+        let driver = Self::untouched(device);
+        driver.choose_all_but(0);
+        driver.use_queues();
+        driver
+    }
+
+    /// Begins anew with a device that was reset.
+    pub(crate) fn again(&mut self) {
+        for queue in 0..D::QUEUES.len() {
+            for part in [1, 2] {
+                self.memory.write_obj(0_u32, GuestAddress(ring(queue, part))).unwrap();
+            }
+            (self.available[queue], self.seen[queue]) = (0, 0);
+        }
+        self.next_buffer_from_start();
+        self.choose_features();
+        self.use_queues();
+    }
+
+    fn use_queues(&self) {
         for queue in 0..D::QUEUES.len() {
             self.set_up(queue);
             self.write(0x44, 1);
@@ -61,18 +89,22 @@ impl<D: VirtioDevice> Driver<D> {
         }
         self.write(0x70, 15);
         assert_eq!(self.read(0x70), 15);
-        self
     }
 
     /// All that is offered but event indices, so that every answer interrupts.
     pub(crate) fn choose_features(&self) {
+        self.choose_all_but(EVENT_IDX);
+    }
+
+    /// All that is offered but these of the lower half.
+    pub(crate) fn choose_all_but(&self, left_out: u32) {
         self.write(0x70, 1);
         self.write(0x70, 3);
         for half in 0..2 {
             self.write(0x14, half);
             self.write(0x24, half);
             let offered = self.read(0x10);
-            self.write(0x20, if half == 0 { offered & !(1 << 29) } else { offered });
+            self.write(0x20, if half == 0 { offered & !left_out } else { offered });
         }
         self.write(0x70, 11);
         assert_eq!(self.read(0x70), 11);

@@ -142,10 +142,15 @@ impl<D: VirtioDevice> Transport<D> {
     pub(crate) fn set_running(&self, running: bool) {
         self.lock().running = running;
         if running {
-            for kick in &self.kicks {
-                // See `Interrupt::raise`.
-                let _ = kick.write(1);
-            }
+            self.kick_all();
+        }
+    }
+
+    /// Has every queue looked into.
+    fn kick_all(&self) {
+        for kick in &self.kicks {
+            // See `Interrupt::raise`.
+            let _ = kick.write(1);
         }
     }
 
@@ -198,7 +203,7 @@ impl<D: VirtioDevice> Transport<D> {
         registers.queue_select = state.queue_select;
         registers.setups = state.setups;
         registers.device.restore(state.device);
-        self.interrupt.set_pending(state.interrupts);
+        self.interrupt.restore(state.interrupts);
         Ok(())
     }
 
@@ -238,7 +243,17 @@ impl<D: VirtioDevice> Transport<D> {
                     let _ = kick.write(1);
                 }
             }
-            _ => self.lock().write(offset, value),
+            _ => {
+                let mut registers = self.lock();
+                let before = registers.phase;
+                registers.write(offset, value);
+                let after = registers.phase;
+                drop(registers);
+                // A driver that had requests ready, and said so, before it was ready itself was not heard.
+                if before != after && after == Phase::DriverOk {
+                    self.kick_all();
+                }
+            }
         }
     }
 
@@ -351,7 +366,7 @@ impl<D: VirtioDevice> Registers<D> {
 
     fn reset(&mut self) {
         self.device.reset();
-        self.interrupt.set_pending(0);
+        self.interrupt.clear();
         self.needs_reset = false;
         (self.device_features_select, self.driver_features_select, self.queue_select) = (0, 0, 0);
         self.driver_features = 0;

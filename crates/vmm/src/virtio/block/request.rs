@@ -1,7 +1,7 @@
 //! Requests of a block driver. Source: virtio 1.2 §5.2.6, "Device Operation".
 
 use super::Block;
-use super::configuration::MOST_DISCARD_SECTORS;
+use super::configuration::{MOST_BYTES, MOST_DISCARD_SECTORS};
 use super::disk::SECTOR;
 use crate::virtio::buffers::{Buffers, Request};
 use crate::virtio::queue::QueueError;
@@ -70,9 +70,14 @@ impl Block {
         (bytes.is_multiple_of(SECTOR) && end <= self.capacity_bytes).then_some(offset)
     }
 
+    /// As [`Block::range`], for as much as one request may read or write.
+    fn transfer(&self, sector: u64, bytes: u64) -> Option<u64> {
+        self.range(sector, bytes).filter(|_| bytes <= MOST_BYTES)
+    }
+
     fn read(&self, sector: u64, into: &mut Buffers<'_>) -> Status {
         let count = into.bytes();
-        let Some(offset) = self.range(sector, count as u64) else { return Status::IoError };
+        let Some(offset) = self.transfer(sector, count as u64) else { return Status::IoError };
         match &self.disk {
             None => {
                 into.fill_zero(count);
@@ -84,7 +89,9 @@ impl Block {
 
     fn write(&self, sector: u64, from: &mut Buffers<'_>) -> Status {
         let count = from.bytes();
-        let Some(offset) = self.range(sector, count as u64).filter(|_| !self.read_only) else { return Status::IoError };
+        let Some(offset) = self.transfer(sector, count as u64).filter(|_| !self.read_only) else {
+            return Status::IoError;
+        };
         self.disk.as_ref().map_or(Status::Ok, |disk| status(&disk.write(offset, count, from)))
     }
 

@@ -59,7 +59,7 @@ fn what_is_written_is_read_and_in_the_file() {
 }
 
 #[test]
-fn nothing_reaches_beyond_the_disk_or_the_slot() {
+fn f93_nothing_reaches_beyond_the_disk_or_the_slot() {
     let (content, mut driver) = scratch(8);
     let one = vec![1; SECTOR];
     for sector in [8, 9, CAPACITY / 512 - 1, CAPACITY / 512, u64::MAX / 512, u64::MAX / 512 + 1, u64::MAX] {
@@ -77,7 +77,7 @@ fn nothing_reaches_beyond_the_disk_or_the_slot() {
 }
 
 #[test]
-fn a_read_only_slot_is_never_written() {
+fn f93_a_read_only_slot_is_never_written() {
     let content = file(&[7; SECTOR]);
     // Even where the file could be.
     let disk = Disk::new(vec![(content.try_clone().unwrap(), SECTOR as u64)], true).unwrap();
@@ -153,7 +153,7 @@ fn a_file_that_became_shorter_is_an_error() {
 }
 
 #[test]
-fn a_request_without_header_or_status_is_refused() {
+fn f84_a_request_without_header_or_status_is_refused() {
     for (readable, writable) in [(vec![&[0_u8; 15][..]], vec![1]), (vec![&[0; 16]], vec![])] {
         let (_, mut driver) = scratch(8);
         driver.request(0, &readable, &writable);

@@ -41,7 +41,7 @@ fn the_port_is_announced_by_its_name() {
 }
 
 #[test]
-fn a_flood_of_messages_costs_nothing() {
+fn f96_a_flood_of_messages_costs_nothing() {
     let (_host, mut driver) = console();
     for number in 0..5000_u32 {
         say(&mut driver, number % 3, u16::try_from(number % 9).unwrap(), 1);

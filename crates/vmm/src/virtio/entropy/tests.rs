@@ -2,7 +2,7 @@ use super::*;
 use crate::virtio::testing::{Driver, torment};
 
 #[test]
-fn answers_are_random_and_bounded() {
+fn f96_answers_are_random_and_bounded() {
     let mut driver = Driver::new(Entropy);
     let first = driver.request(0, &[], &[64])[0];
     let second = driver.request(0, &[], &[64])[0];
@@ -15,7 +15,7 @@ fn answers_are_random_and_bounded() {
 }
 
 #[test]
-fn a_request_without_room_is_refused() {
+fn f96_a_request_without_room_is_refused() {
     let mut driver = Driver::new(Entropy);
     driver.request(0, &[b"to read"], &[]);
     assert!(driver.gave_up());

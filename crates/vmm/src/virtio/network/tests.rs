@@ -26,7 +26,7 @@ fn without_a_tap_frames_are_lost_and_none_come() {
 }
 
 #[test]
-fn frames_go_both_ways_and_headers_say_nothing() {
+fn f94_frames_go_both_ways_and_headers_say_nothing() {
     let (mut tap, network) = network();
     let mut driver = Driver::new(network);
     driver.request(1, &[&frame(60)[..HEADER], &frame(60)[HEADER..]], &[]);
@@ -43,7 +43,7 @@ fn frames_go_both_ways_and_headers_say_nothing() {
 }
 
 #[test]
-fn what_is_no_frame_is_lost() {
+fn f94_what_is_no_frame_is_lost() {
     let (mut tap, network) = network();
     let mut driver = Driver::new(network);
     for length in [1, HEADER, HEADER + LEAST_FRAME - 1, HEADER + MOST_FRAME + 1] {
