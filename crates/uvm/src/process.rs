@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 
 use crate::console_text::printable;
 use crate::hypervisor::{ExitReason, VmExit};
@@ -108,6 +109,52 @@ impl Watched {
             None => said,
         };
         VmExit { reason: ExitReason::Exited(status.map(ExitStatusExt::into_raw)), detail }
+    }
+}
+
+/// A process that runs a machine, and what becomes of it. Dropping it ends the process; a task reaps it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    process: Arc<Process>,
+    ended: watch::Receiver<Option<VmExit>>,
+}
+
+impl Running {
+    /// `watcher` waits for the process's end, whatever it is, and says what it was.
+    pub(crate) fn watched_by(process: Arc<Process>, watcher: impl Future<Output = VmExit> + Send + 'static) -> Self {
+        let (sender, ended) = watch::channel(None);
+        tokio::spawn(async move {
+            let exit = watcher.await;
+            sender.send_replace(Some(exit));
+        });
+        Self { process, ended }
+    }
+
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Ends it, which is then our doing.
+    pub(crate) fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn wait(&self) -> VmExit {
+        let mut ended = self.ended.clone();
+        let exit = match ended.wait_for(Option::is_some).await {
+            Ok(exit) => exit.clone(),
+            // The runtime that watched it is shutting down.
+            Err(_) => None,
+        };
+        exit.unwrap_or(VmExit { reason: ExitReason::Exited(None), detail: "its end was not observed".into() })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.process.kill();
     }
 }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
 use vmm::protocol::{GuestEnd, Reply, Request};
 
 use super::control::{Control, ControlError};
@@ -18,7 +17,7 @@ use super::disks;
 use super::installation::VmmInstallation;
 use crate::console_text::{panic_text, printable};
 use crate::hypervisor::{ExitReason, HypervisorError, SlotBindings, VirtualMachine, VmExit};
-use crate::process::{self, Process, Watched};
+use crate::process::{self, Running, Watched};
 use crate::{spawn, sys};
 
 /// How long making a machine may take; a fork takes milliseconds on hardware, a boot reads 60 MB.
@@ -33,10 +32,9 @@ const SHORT_LIMIT: Duration = Duration::from_secs(2);
 /// A machine in a process of its own. Dropping it kills the process; a task reaps it.
 #[derive(Debug)]
 pub(super) struct KvmMachine {
-    process: Arc<Process>,
+    running: Running,
     control: Arc<Control>,
     port: Mutex<Option<StdUnixStream>>,
-    ended: watch::Receiver<Option<VmExit>>,
 }
 
 impl KvmMachine {
@@ -63,13 +61,9 @@ impl KvmMachine {
         let watched = Watched::adopt(child, log).map_err(io_error("watch the hypervisor's process"))?;
         let process = Arc::clone(watched.process());
         let control = Arc::new(control);
-        let (sender, ended) = watch::channel(None);
         let watcher = Watcher { watched, control: Arc::clone(&control) };
-        tokio::spawn(async move {
-            let exit = watcher.run().await;
-            sender.send_replace(Some(exit));
-        });
-        let machine = Self { process, control, port: Mutex::new(Some(port)), ended };
+        let running = Running::watched_by(process, watcher.run());
+        let machine = Self { running, control, port: Mutex::new(Some(port)) };
         let mut all: Vec<OwnedFd> = vec![kvm.into(), guest_port.into()];
         all.extend(files);
         machine.ask(during, START_LIMIT, request, all).await?;
@@ -128,37 +122,25 @@ impl VirtualMachine for KvmMachine {
         self.ask("saving the template", FREEZE_LIMIT, &Request::Freeze, vec![state.into()]).await?;
         // An orderly end.
         if tokio::time::timeout(FREEZE_LIMIT, self.wait()).await.is_err() {
-            tracing::warn!(pid = self.process.id(), "a frozen machine's process does not end; it is killed");
+            tracing::warn!(pid = self.running.id(), "a frozen machine's process does not end; it is killed");
         }
         Ok(())
     }
 
     fn kill(&self) {
-        self.process.kill();
+        self.running.kill();
     }
 
     async fn wait(&self) -> VmExit {
-        let mut ended = self.ended.clone();
-        let exit = match ended.wait_for(Option::is_some).await {
-            Ok(exit) => exit.clone(),
-            // The runtime that watched it is shutting down.
-            Err(_) => None,
-        };
-        exit.unwrap_or(VmExit { reason: ExitReason::Exited(None), detail: "its end was not observed".into() })
+        self.running.wait().await
     }
 
     fn process_ids(&self) -> Vec<u32> {
-        vec![self.process.id()]
+        vec![self.running.id()]
     }
 
     async fn console(&self) -> String {
         console(&self.control).await
-    }
-}
-
-impl Drop for KvmMachine {
-    fn drop(&mut self) {
-        self.process.kill();
     }
 }
 

@@ -13,14 +13,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
 
 use super::arguments::{Arguments, CONSOLE_ID};
 use super::installation::QemuInstallation;
 use super::slots::{self, SlotNode};
 use crate::console_text::{panic_text, printable};
 use crate::hypervisor::{ExitReason, HypervisorError, SlotBindings, VirtualMachine, VmExit};
-use crate::process::{self, Process, Watched};
+use crate::process::{self, Running, Watched};
 use crate::qmp::{GuestEnd, MigrationEnd, Qmp, QmpError};
 use crate::{spawn, sys};
 
@@ -39,10 +38,9 @@ pub(super) fn frozen_capabilities() -> Value {
 /// A machine in a QEMU process of its own. Dropping it kills the process; a task reaps it.
 #[derive(Debug)]
 pub(super) struct QemuMachine {
-    process: Arc<Process>,
+    running: Running,
     qmp: Arc<Qmp>,
     port: Mutex<Option<StdUnixStream>>,
-    ended: watch::Receiver<Option<VmExit>>,
     log: PathBuf,
     /// Which generation of backings is behind the slots.
     generation: AtomicU32,
@@ -83,13 +81,9 @@ impl QemuMachine {
         };
         let control = connect().inspect_err(|_| process.kill())?;
         let qmp = Arc::new(Qmp::connect(control));
-        let (sender, ended) = watch::channel(None);
         let watcher = Watcher { watched, qmp: Arc::clone(&qmp) };
-        tokio::spawn(async move {
-            let exit = watcher.run().await;
-            sender.send_replace(Some(exit));
-        });
-        Ok(Self { process, qmp, port: Mutex::new(Some(port)), ended, log, generation: AtomicU32::new(0) })
+        let running = Running::watched_by(process, watcher.run());
+        Ok(Self { running, qmp, port: Mutex::new(Some(port)), log, generation: AtomicU32::new(0) })
     }
 
     pub(super) fn qmp(&self) -> &Qmp {
@@ -255,31 +249,19 @@ impl VirtualMachine for QemuMachine {
     }
 
     fn kill(&self) {
-        self.process.kill();
+        self.running.kill();
     }
 
     async fn wait(&self) -> VmExit {
-        let mut ended = self.ended.clone();
-        let exit = match ended.wait_for(Option::is_some).await {
-            Ok(exit) => exit.clone(),
-            // The runtime that watched it is shutting down.
-            Err(_) => None,
-        };
-        exit.unwrap_or(VmExit { reason: ExitReason::Exited(None), detail: "its end was not observed".into() })
+        self.running.wait().await
     }
 
     fn process_ids(&self) -> Vec<u32> {
-        vec![self.process.id()]
+        vec![self.running.id()]
     }
 
     async fn console(&self) -> String {
         console(&self.qmp).await
-    }
-}
-
-impl Drop for QemuMachine {
-    fn drop(&mut self) {
-        self.process.kill();
     }
 }
 
