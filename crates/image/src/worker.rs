@@ -33,7 +33,7 @@ use crate::erofs::{SuperblockFault, read_superblock};
 use crate::limits::Limits;
 use crate::worker_fault::WorkerFault;
 
-pub use jail::{Jail, JailError};
+pub use self::jail::{Jail, JailError};
 pub use serve::serve_if_converter;
 
 use process::Worker;

@@ -20,7 +20,7 @@ mod boot;
 mod bus;
 #[cfg(test)]
 mod cases;
-mod jail;
+pub mod jail;
 mod layout;
 mod machine;
 mod memory;

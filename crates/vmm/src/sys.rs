@@ -7,7 +7,6 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd};
 
 use kvm_bindings::{kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{
     GuestMemoryRegion as _, GuestRegionMmap, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile,
@@ -45,13 +44,6 @@ pub(crate) fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioct
     // SAFETY: KVM reads more than a kvm_xsave only where the process has asked for larger features (AMX) by arch_prctl,
     // which this one never does.
     unsafe { vcpu.set_xsave(xsave) }
-}
-
-/// Leaves the host's network, its names, and what its processes share.
-pub(crate) fn leave_network() -> rustix::io::Result<()> {
-    let apart = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    // SAFETY: none of these flags unshares the table of descriptors, on which the soundness of owned descriptors depends.
-    unsafe { unshare_unsafe(apart) }
 }
 
 /// A file from one place on, for reading into guest memory and writing from it without a copy in between.

@@ -13,10 +13,11 @@ const PREFIX: &str = "bulkhead-";
 /// Every crate with its level and what it may use. Development crates stand above everything that is shipped.
 const ALLOWED: &[(&str, u8, &[&str])] = &[
     ("proto", 0, &[]),
+    ("jail", 0, &[]),
     ("container", 1, &["proto"]),
-    ("image", 1, &["proto"]),
+    ("image", 1, &["jail", "proto"]),
     ("network", 1, &["proto"]),
-    ("vmm", 1, &["proto"]),
+    ("vmm", 1, &["jail", "proto"]),
     ("uvm", 2, &["vmm", "proto"]),
     ("guest", 3, &["container", "network", "proto"]),
     ("shim", 3, &["uvm", "container", "network", "proto"]),

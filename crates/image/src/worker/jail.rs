@@ -1,15 +1,7 @@
 //! The walls around a worker, which it builds around itself before it reads its first byte of input.
 
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, Signal, getppid, set_dumpable_behavior, set_parent_process_death_signal,
-    setrlimit,
-};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
-    set_no_new_privs,
-};
+use ::jail::{Mounts, exactly};
+use rustix::process::{Resource, Rlimit};
 
 use super::filter;
 use crate::limits::{Limits, MAX_WORKER_BYTES};
@@ -27,32 +19,7 @@ const BYTES_PER_CPU_SECOND: u64 = 32 << 20;
 /// Bytes of stack: nothing here recurses.
 const STACK_BYTES: u64 = 1 << 20;
 
-/// A wall that could not be built.
-#[derive(Debug, thiserror::Error)]
-pub enum JailError {
-    /// A system call failed.
-    #[error("cannot {what}")]
-    System {
-        /// What it was for.
-        what: &'static str,
-        /// Why it failed.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The parent ended meanwhile.
-    #[error("the parent is gone")]
-    Orphan,
-    /// Landlock refused the rules.
-    #[error("landlock")]
-    Landlock(#[from] landlock::RulesetError),
-    /// The system calls cannot be filtered.
-    #[error("seccomp")]
-    Seccomp(#[from] seccompiler::Error),
-}
-
-fn system<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> JailError {
-    move |error| JailError::System { what, source: error.into() }
-}
+pub use ::jail::JailError;
 
 /// The limits of one worker.
 #[derive(Debug, Clone, Copy)]
@@ -82,30 +49,15 @@ impl Jail {
     /// # Errors
     /// [`JailError`]: a wall is missing; the process must end.
     pub fn enter(&self) -> Result<(), JailError> {
-        std::env::set_current_dir("/").map_err(system("leave the folder"))?;
-        if rustix::process::geteuid().is_root() {
-            become_nobody()?;
-        }
-        let none = CapabilitySet::empty();
-        clear_ambient_capability_set().map_err(system("clear the ambient capabilities"))?;
-        set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
-            .map_err(system("drop the capabilities"))?;
-        // A change of user takes both of these back, so they come after it.
-        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(system("forbid memory dumps"))?;
-        set_parent_process_death_signal(Some(Signal::KILL)).map_err(system("be ended with the parent"))?;
-        let parent = getppid().map(|parent| parent.as_raw_nonzero().get().unsigned_abs());
-        if parent != Some(self.parent) {
-            return Err(JailError::Orphan);
-        }
-        set_no_new_privs(true).map_err(system("forbid new privileges"))?;
-        forbid_files()?;
-        self.set_limits()?;
+        let limits = self.limits();
+        // No call is left that could look at a mount.
+        let walls = ::jail::Jail { user: NOBODY, mounts: Mounts::Kept, parent: Some(self.parent), limits: &limits };
+        walls.enter()?;
         filter::install()
     }
 
-    fn set_limits(&self) -> Result<(), JailError> {
-        let exactly = |bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) };
-        for (resource, limit) in [
+    fn limits(&self) -> [(Resource, Rlimit); 9] {
+        [
             (Resource::Data, exactly(MAX_WORKER_BYTES)),
             (Resource::Stack, exactly(STACK_BYTES)),
             (Resource::Fsize, exactly(self.file_bytes)),
@@ -117,40 +69,6 @@ impl Jail {
             (Resource::Msgqueue, exactly(0)),
             // Those that are open stay open.
             (Resource::Nofile, exactly(0)),
-        ] {
-            setrlimit(resource, limit).map_err(system("set a resource limit"))?;
-        }
-        Ok(())
+        ]
     }
-}
-
-/// Gives up root: namespaces without network and neighbours, no capability ever again, a user that owns nothing.
-fn become_nobody() -> Result<(), JailError> {
-    let apart = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    unshare(apart).map_err(system("leave the host's network"))?;
-    for bit in 0..u64::BITS {
-        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
-            Ok(()) => {}
-            // The kernel knows no more.
-            Err(rustix::io::Errno::INVAL) => break,
-            Err(error) => return Err(system("drop the bounding capabilities")(error)),
-        }
-    }
-    setgroups(&[]).map_err(system("leave all groups"))?;
-    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    setresgid(group, group, group).map_err(system("change the group"))?;
-    setresuid(user, user, user).map_err(system("change the user"))
-}
-
-/// The second wall before files and sockets, as far as this kernel has it: no rule, so nothing is allowed.
-fn forbid_files() -> Result<(), JailError> {
-    use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
-    let newest = ABI::V6;
-    Ruleset::default()
-        .handle_access(AccessFs::from_all(newest))?
-        .handle_access(AccessNet::from_all(newest))?
-        .scope(Scope::from_all(newest))?
-        .create()?
-        .restrict_self()?;
-    Ok(())
 }

@@ -1,18 +1,11 @@
 //! The system calls of each kind of thread. Any other ends the process, and with it the machine.
 
-use std::collections::BTreeMap;
-
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, apply_filter,
-};
+use ::jail::{Filter, Is, JailError};
 use vmm_sys_util::signal::SIGRTMIN;
-
-use super::JailError;
 
 /// What a thread is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
+pub enum Role {
     /// Takes requests, saves the machine.
     Control,
     /// Runs a processor.
@@ -76,49 +69,23 @@ impl Role {
 ///
 /// # Errors
 /// When the kernel does not take the filter; the process must end.
-pub(crate) fn install(role: Role) -> Result<(), JailError> {
-    Ok(apply_filter(&program(role)?)?)
+pub fn install(role: Role) -> Result<(), JailError> {
+    filter(role)?.install()
 }
 
-fn program(role: Role) -> Result<BpfProgram, JailError> {
-    let calls = ALL.iter().copied().chain(role.own());
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|call| (call, Vec::new())).collect();
-    // Memory, but never code.
-    let not_executable =
-        |argument| condition(argument, SeccompCmpOp::MaskedEq(libc::PROT_EXEC.unsigned_abs().into()), 0);
-    rules.insert(libc::SYS_mmap, vec![rule(vec![not_executable(2)?])?]);
-    rules.insert(libc::SYS_mprotect, vec![rule(vec![not_executable(2)?])?]);
-    // abort(3) sends the one signal; processors are kicked by the other.
-    let mut signals = vec![libc::SIGABRT];
-    let kvm = match role {
-        Role::Control => {
-            signals.push(SIGRTMIN());
-            Some(condition(1, SeccompCmpOp::MaskedEq(KVM_MASK), KVM_CALLS)?)
+fn filter(role: Role) -> Result<Filter, JailError> {
+    let filter = Filter::allowing(ALL.iter().copied().chain(role.own()));
+    let filter = filter.memory_without_code(&[libc::SYS_mmap, libc::SYS_mprotect])?;
+    match role {
+        // Processors are kicked by a signal.
+        Role::Control => filter
+            .signals_to_itself(&[libc::SIGABRT, SIGRTMIN()])?
+            .only_where(libc::SYS_ioctl, &[(1, Is::Masked { mask: KVM_MASK, value: KVM_CALLS })]),
+        Role::Processor => {
+            filter.signals_to_itself(&[libc::SIGABRT])?.only_where(libc::SYS_ioctl, &[(1, Is::Equal(KVM_RUN))])
         }
-        Role::Processor => Some(condition(1, SeccompCmpOp::Eq, KVM_RUN)?),
-        Role::Devices | Role::Disk | Role::Network => None,
-    };
-    if let Some(kvm) = kvm {
-        rules.insert(libc::SYS_ioctl, vec![rule(vec![kvm])?]);
+        Role::Devices | Role::Disk | Role::Network => filter.signals_to_itself(&[libc::SIGABRT]),
     }
-    let to_itself = signals.into_iter().map(|signal| {
-        let itself = condition(0, SeccompCmpOp::Eq, std::process::id().into())?;
-        rule(vec![itself, condition(2, SeccompCmpOp::Eq, signal.unsigned_abs().into())?])
-    });
-    rules.insert(libc::SYS_tgkill, to_itself.collect::<Result<_, JailError>>()?);
-    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(seccompiler::Error::Backend)?;
-    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)
-        .map_err(seccompiler::Error::Backend)?;
-    Ok(filter.try_into().map_err(seccompiler::Error::Backend)?)
-}
-
-fn condition(argument: u8, operation: SeccompCmpOp, value: u64) -> Result<SeccompCondition, JailError> {
-    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value);
-    Ok(condition.map_err(seccompiler::Error::Backend)?)
-}
-
-fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, JailError> {
-    Ok(SeccompRule::new(conditions).map_err(seccompiler::Error::Backend)?)
 }
 
 #[cfg(test)]
@@ -150,9 +117,8 @@ mod tests {
             libc::SYS_pidfd_open,
         ];
         for role in [Role::Control, Role::Processor, Role::Devices, Role::Disk, Role::Network] {
-            assert!(!program(role).unwrap().is_empty());
-            let allowed: Vec<_> = ALL.iter().copied().chain(role.own()).collect();
-            assert!(naming.iter().all(|call| !allowed.contains(call)), "{role:?}");
+            let filter = filter(role).unwrap();
+            assert!(filter.allows(libc::SYS_read) && naming.iter().all(|&call| !filter.allows(call)), "{role:?}");
         }
     }
 }
