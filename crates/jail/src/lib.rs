@@ -3,7 +3,7 @@
 //! limits; and a filter of system calls, which is a list of the process's own.
 //!
 //! ```text
-//! one thread ── Jail::enter ──▶ has what descriptors it has ── threads ── Filter::install, each its own
+//! one thread ── Jail::enter ──▶ has what descriptors it has ── Leaving::finish ── threads ── Filter::install, each its own
 //! ```
 //!
 //! Descriptors that are open stay usable, nothing else does.
@@ -25,6 +25,7 @@ use rustix::thread::{
 };
 
 pub use filter::{Argument, Filter, Is};
+pub use root::Leaving;
 
 /// A wall that could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +57,8 @@ pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -
 /// What becomes of the host's mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mounts {
-    /// They stay. For a process whose filter leaves no call that could look at them: to copy a host's mount table takes longer than
-    /// everything else together.
+    /// They stay. For a process whose filter leaves no call that could look at them: to let go of them takes longer than everything
+    /// else together.
     Kept,
     /// They are gone: the root is an empty folder that cannot be written.
     Gone,
@@ -90,11 +91,9 @@ impl Jail<'_> {
     ///
     /// # Errors
     /// [`JailError`]: a wall is missing; the process must end.
-    pub fn enter(&self) -> Result<(), JailError> {
+    pub fn enter(&self) -> Result<Leaving, JailError> {
         std::env::set_current_dir("/").map_err(system("leave the folder"))?;
-        if rustix::process::geteuid().is_root() {
-            self.leave_root()?;
-        }
+        let leaving = if rustix::process::geteuid().is_root() { self.leave_root()? } else { Leaving::nothing() };
         let none = CapabilitySet::empty();
         clear_ambient_capability_set().map_err(system("clear the ambient capabilities"))?;
         set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
@@ -111,19 +110,22 @@ impl Jail<'_> {
         for &(resource, limit) in self.limits {
             setrlimit(resource, limit).map_err(system("set a resource limit"))?;
         }
-        Ok(())
+        Ok(leaving)
     }
 
     /// Gives up root: namespaces without network and neighbours, no capability ever again, a user that owns nothing.
-    fn leave_root(&self) -> Result<(), JailError> {
+    fn leave_root(&self) -> Result<Leaving, JailError> {
         let apart = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-        match self.mounts {
-            Mounts::Kept => sys::leave(apart).map_err(system("leave the host's network"))?,
+        let leaving = match self.mounts {
+            Mounts::Kept => {
+                sys::leave(apart).map_err(system("leave the host's network"))?;
+                Leaving::nothing()
+            }
             Mounts::Gone => {
                 sys::leave(apart | UnshareFlags::NEWNS).map_err(system("leave the host's network and mounts"))?;
-                root::become_empty()?;
+                root::become_empty()?
             }
-        }
+        };
         for bit in 0..u64::BITS {
             match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
                 Ok(()) => {}
@@ -135,7 +137,8 @@ impl Jail<'_> {
         let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.user));
         set_thread_groups(&[]).map_err(system("leave all groups"))?;
         set_thread_res_gid(group, group, group).map_err(system("change the group"))?;
-        set_thread_res_uid(user, user, user).map_err(system("change the user"))
+        set_thread_res_uid(user, user, user).map_err(system("change the user"))?;
+        Ok(leaving)
     }
 }
 

@@ -8,7 +8,7 @@ pub mod filter;
 use ::jail::{Jail, Mounts, exactly};
 use rustix::process::Resource;
 
-pub use ::jail::JailError;
+pub use ::jail::{JailError, Leaving};
 
 /// Users of VMM processes: this and the process's number, so that no two that live have the same, and no other program has
 /// one. Above what systemd and distributions give to anybody. Source: systemd, "Users, Groups, UIDs and GIDs".
@@ -18,13 +18,13 @@ const MOST_THREADS: u64 = 256;
 /// The machine's own, and twice as many disks' files as a machine can have at once.
 const MOST_FILES: u64 = 1024;
 
-/// Locks this process in, for good.
+/// Locks this process in, for good, as soon as what is answered has finished.
 ///
 /// When: one thread. A parent that is gone already has closed the socket.
 ///
 /// # Errors
 /// [`JailError`]: a wall is missing; the process must end.
-pub fn enter() -> Result<(), JailError> {
+pub fn enter() -> Result<Leaving, JailError> {
     let limits = [
         (Resource::Core, exactly(0)),
         (Resource::Nproc, exactly(MOST_THREADS)),

@@ -37,9 +37,10 @@ pub enum WorkerError {
 pub fn serve(control: impl AsFd) -> Result<(), WorkerError> {
     let control = control.as_fd();
     let served = (|| {
-        jail::enter()?;
+        let leaving = jail::enter()?;
         let Some(machine) = first_request(control)? else { return Ok(()) };
-        // From here on nothing is made any more.
+        // The guest has not run yet, and from here on nothing is made any more.
+        leaving.finish()?;
         filter::install(Role::Control)?;
         protocol::send(control, &Reply::Done, &[])?;
         requests(control, &machine)

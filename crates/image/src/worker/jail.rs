@@ -52,7 +52,7 @@ impl Jail {
         let limits = self.limits();
         // No call is left that could look at a mount.
         let walls = ::jail::Jail { user: NOBODY, mounts: Mounts::Kept, parent: Some(self.parent), limits: &limits };
-        walls.enter()?;
+        walls.enter()?.finish()?;
         filter::install()
     }
 

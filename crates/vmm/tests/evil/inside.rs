@@ -103,7 +103,7 @@ pub fn act_as_prisoner() {
     let [walls, way, path] = [(); 3].map(|()| arguments.next().unwrap());
     let mut means = Means::new(&path);
     let target = File::options().read(true).write(true).open(&path);
-    jail::enter().unwrap();
+    jail::enter().unwrap().finish().unwrap();
     let role = match walls.as_str() {
         "unfiltered" => None,
         "control" => Some(filter::Role::Control),

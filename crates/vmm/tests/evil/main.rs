@@ -114,9 +114,8 @@ fn there_is_nothing_inside() {
         return;
     }
     let mut command = Command::new("/proc/self/exe");
-    let mut child =
-        command.arg0(PRISONER).args([WALLS[1], "wait", "/"]).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = child.spawn().unwrap();
+    command.arg0(PRISONER).args([WALLS[1], "wait", "/"]).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
     let mut ready = [0];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
     let process = format!("/proc/{}", child.id());
