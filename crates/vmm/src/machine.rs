@@ -156,6 +156,7 @@ impl Machine {
     /// A machine that will boot, paused. What its guest writes is in the memory's file.
     pub(crate) fn boot(parts: Parts, images: &mut Images<'_>) -> Result<Self, MachineError> {
         let mut machine = Self::new(parts, Writes::Shared)?;
+        machine.mask_legacy_controllers()?;
         let count = machine.spec.vcpus;
         let hardware =
             Hardware { processors: u8::try_from(count).unwrap_or(u8::MAX), devices: machine.devices.count() };
@@ -208,6 +209,18 @@ impl Machine {
         let end = Arc::new(End::new().map_err(system("make an event counter"))?);
         let (features, runners, gate) = (Vec::new(), Vec::new(), Arc::new(Gate::new()));
         Ok(Self { kvm: kvm_fd, vm, spec, memory, processors, features, runners, gate, bus, devices, end })
+    }
+
+    /// Masks both controllers of a PC. A kernel that is told of the reduced kind of ACPI never sets them up; KVM gives them the lower
+    /// interrupts all the same, and unmasked they would deliver each a second time, under the number of an exception.
+    fn mask_legacy_controllers(&self) -> Result<(), MachineError> {
+        for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
+            let mut controller = kvm_irqchip { chip_id, ..Default::default() };
+            self.vm.get_irqchip(&mut controller).map_err(kvm("read an interrupt controller"))?;
+            controller.chip.pic.imr = u8::MAX;
+            self.vm.set_irqchip(&controller).map_err(kvm("mask an interrupt controller"))?;
+        }
+        Ok(())
     }
 
     fn start_threads(&mut self) -> Result<(), MachineError> {
