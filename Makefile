@@ -13,7 +13,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARIES := bulkheadd bulkhead containerd-shim-bulkhead-v2 bulkhead-vmm
 PACKAGES := -p bulkhead-engine -p bulkhead-shim -p bulkhead-cli -p bulkhead-vmm
 
-.PHONY: help demo test build boot bench conformance lab lab-test lint arch install uninstall deb deb-check setup-deb setup-build setup-run setup-test \
+.PHONY: help demo test build boot bench conformance lab lab-test lint arch install uninstall deb deb-check machine-check setup-deb setup-build setup-run setup-test \
         setup-bench setup-conformance setup-lab
 
 help:                  ## this list
@@ -48,6 +48,9 @@ deb: build setup-deb   ## target/deb/bulkhead_VERSION_ARCH.deb
 
 deb-check: deb         ## installs, removes and purges that package in a fresh Debian root (as root)
 	scripts/deb-check
+
+machine-check: deb     ## that package on a whole machine with systemd and cgroup version 2, over a reboot (as root, emulated)
+	scripts/machine-check
 
 lint: setup-build      ## formatting, clippy, architecture
 	$(CARGO) fmt --all --check

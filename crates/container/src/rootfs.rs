@@ -259,9 +259,16 @@ fn make_folder(path: &Path) -> Result<(), RootfsError> {
 fn mount_layer(layer: &LayerSource, point: &Path) -> Result<(), RootfsError> {
     let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
     let failed = |error: Errno| RootfsError::Layer { path: layer.path().to_owned(), source: error.into() };
-    match mount_fs(layer.path(), point, "erofs", flags, None) {
+    let is_file = matches!(layer, LayerSource::File(_));
+    // A kernel that cannot would also say so in its log, each time.
+    let mounted = if is_file && !mounts_files(&rustix::system::uname().release().to_string_lossy()) {
+        Err(Errno::NOTBLK)
+    } else {
+        mount_fs(layer.path(), point, "erofs", flags, None)
+    };
+    match mounted {
         // The kernel wants a block device.
-        Err(Errno::NOTBLK) if matches!(layer, LayerSource::File(_)) => {
+        Err(Errno::NOTBLK) if is_file => {
             let (device, held) = loop_behind(layer.path(), loop_device::Access::ReadOnly)?;
             let mounted = mount_fs(&device, point, "erofs", flags, None).map_err(failed);
             // From here on the mount keeps the device; without one it frees itself now.
@@ -270,6 +277,13 @@ fn mount_layer(layer: &LayerSource, point: &Path) -> Result<(), RootfsError> {
         }
         other => other.map_err(failed),
     }
+}
+
+/// Whether a kernel of this release may mount an EROFS file without a block device, if it was built for that. Source: Linux
+/// 6.12, `CONFIG_EROFS_FS_BACKED_BY_FILE`.
+fn mounts_files(release: &str) -> bool {
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 12)
 }
 
 /// Puts a file behind a free loop device. Shape: the device's path, and the handle that keeps it until it is mounted.
@@ -376,6 +390,15 @@ fn mount_overlay(options: &CString, merged: &Path) -> rustix::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_newer_kernels_mount_files() {
+        for (release, can) in
+            [("6.1.0-48-cloud-amd64", false), ("6.12", true), ("6.18.3+", true), ("7.0-rc1", true), ("", false)]
+        {
+            assert_eq!(mounts_files(release), can, "{release}");
+        }
+    }
 
     #[test]
     fn options_are_refused_when_they_would_be_misread() {

@@ -16,6 +16,7 @@ mod exec_start;
 mod export;
 mod files;
 mod health;
+mod host_end;
 mod inspect;
 mod intermediate;
 mod kill;
@@ -55,6 +56,7 @@ use crate::engine::Engine;
 
 pub use create::{check_platform, random_id};
 pub use files::clear_leftovers;
+pub use host_end::stop_all;
 pub use intermediate::Intermediate;
 pub use kill::parse_signal;
 pub use launch::Run;

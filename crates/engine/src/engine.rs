@@ -42,6 +42,10 @@ pub struct Engine {
     pub standby: Standby,
     /// The engine's own identity, kept in the data root.
     pub id: String,
+    /// Cancelled when what the last run left is taken up and cleared away: nothing is started before.
+    pub taken_up: CancellationToken,
+    /// Cancelled when the host goes down: nothing is started any more, what runs is stopped.
+    pub host_goes_down: CancellationToken,
     /// Cancelled when the engine was told to stop.
     pub stopping: CancellationToken,
     /// The tasks that copy containers' output; a stopping engine waits until their logs are written.
@@ -83,6 +87,8 @@ impl Engine {
             events: EventBus::default(),
             standby: Standby::new(settings.standby_vms != Some(0) && rehearsal::AVAILABLE),
             changeable: RwLock::new(Arc::new(settings.changeable.clone())),
+            taken_up: CancellationToken::new(),
+            host_goes_down: CancellationToken::new(),
             stopping: CancellationToken::new(),
             copying: TaskTracker::new(),
             settings,

@@ -18,7 +18,9 @@ use crate::log::LogOptionsError;
 #[command(
     name = "bulkheadd",
     version,
-    about = "Serves the Docker Engine API; runs containers as processes or in utility VMs"
+    about = "Serves the Docker Engine API; runs containers as processes or in utility VMs",
+    after_help = "Signals: HUP takes over a changed configuration. TERM and INT end the engine; containers go on, and the next \
+                  engine takes them up. PWR, for a host that goes down, stops the containers first."
 )]
 pub struct Flags {
     /// Folder for everything that is kept: images, containers, templates

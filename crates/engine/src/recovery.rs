@@ -45,6 +45,7 @@ pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     // An image that was removed while a container of the last run used it may have lost its last user.
     containers::collect_image(engine);
     containers::clear_leftovers(engine).await;
+    engine.taken_up.cancel();
     for (container, ran) in known.iter().zip(ran) {
         // One that has ended since then has been told to restart already.
         if !ran {

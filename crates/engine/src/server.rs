@@ -42,7 +42,7 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(300);
 /// What this engine calls itself in the `Server` header.
 pub const SERVER: &str = concat!("Bulkhead/", env!("CARGO_PKG_VERSION"), " (linux)");
 
-/// Runs the engine until SIGTERM or SIGINT.
+/// Runs the engine until SIGTERM or SIGINT, or until SIGPWR, which stops the containers first.
 ///
 /// # Errors
 /// One line: a root that cannot be used or belongs to another engine, a socket that cannot be served, a store that
@@ -69,14 +69,23 @@ pub async fn run(mut reloader: Reloader) -> anyhow::Result<()> {
     }
     tracker.close();
     announce(&sockets);
-    let signal = loop {
+    let stop = loop {
         match signals.received().await {
             Received::Reload => reloader.reload(&engine),
-            Received::Stop(signal) => break signal,
+            stop => break stop,
         }
     };
     notify::tell(notify::State::Stopping);
-    tracing::info!(signal, "stopping; running containers go on");
+    if stop == Received::HostEnd {
+        tracing::info!("the host goes down; stopping the containers");
+        // A second signal ends the waiting.
+        tokio::select! {
+            () = containers::stop_all(&engine) => {}
+            () = signals.stopped() => tracing::warn!("containers that still run are left to the host"),
+        }
+    } else {
+        tracing::info!("stopping; running containers go on");
+    }
     engine.stopping.cancel();
     drop(sockets);
     if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
@@ -119,12 +128,17 @@ struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    power: tokio::signal::unix::Signal,
 }
 
 /// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Received {
     Reload,
-    Stop(&'static str),
+    /// The engine is to end.
+    Stop,
+    /// The host goes down: the containers are to end, and then the engine.
+    HostEnd,
 }
 
 impl Signals {
@@ -134,15 +148,21 @@ impl Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hangup: listen(SignalKind::hangup())?,
+            power: listen(SignalKind::from_raw(rustix::process::Signal::POWER.as_raw()))?,
         })
     }
 
     async fn received(&mut self) -> Received {
         tokio::select! {
-            _ = self.terminate.recv() => Received::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Received::Stop("SIGINT"),
+            _ = self.terminate.recv() => Received::Stop,
+            _ = self.interrupt.recv() => Received::Stop,
             _ = self.hangup.recv() => Received::Reload,
+            _ = self.power.recv() => Received::HostEnd,
         }
+    }
+
+    async fn stopped(&mut self) {
+        while self.received().await != Received::Stop {}
     }
 }
 

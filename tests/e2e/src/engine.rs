@@ -182,8 +182,17 @@ impl Engine {
 
     /// Asks it to end. Gives its exit code; none when it had to be killed.
     pub fn stop(&mut self) -> Option<i32> {
+        self.end_by(Signal::TERM)
+    }
+
+    /// Tells it that the host goes down. Gives as [`Engine::stop`].
+    pub fn stop_with_host(&mut self) -> Option<i32> {
+        self.end_by(Signal::POWER)
+    }
+
+    fn end_by(&mut self, signal: Signal) -> Option<i32> {
         // One that has ended already is no error.
-        let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let _ = rustix::process::kill_process(Pid::from_child(&self.child), signal);
         if eventually(Duration::from_secs(20), || self.has_ended().is_some()) {
             return self.has_ended();
         }

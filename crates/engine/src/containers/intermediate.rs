@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::config::Requested;
 use super::files::{Operation, own_paths, received};
+use super::kill::Sender;
 use super::{create, remove, start, stop};
 use crate::container::{Container, Progress};
 use crate::engine::Engine;
@@ -147,7 +148,7 @@ impl Intermediate {
     pub async fn remove(self) -> ApiResult<()> {
         let done = tokio::spawn(async move {
             if self.container.running().is_ok() {
-                stop::force(&self.engine, &self.container).await?;
+                stop::force(&self.engine, &self.container, Sender::Client).await?;
             }
             let wanted = remove::Removal { force: true, volumes: true, version: crate::version::MAX };
             remove::take_down(&self.engine, &self.container, wanted).await

@@ -58,21 +58,32 @@ fn realtime(name: &str) -> Option<u32> {
 pub async fn kill(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
     let container = engine.containers.find(&id)?;
     let signal = query.get("signal").map_or(Ok(SIGKILL), parse_signal)?;
-    send(&engine, &container, signal).await.map_err(|error| error.context(format!("cannot kill container: {id}")))?;
+    send(&engine, &container, signal, Sender::Client)
+        .await
+        .map_err(|error| error.context(format!("cannot kill container: {id}")))?;
     if signal == SIGKILL {
         stop::wait_for_end(&container, Some(stop::KILLED)).await;
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// On whose behalf a signal is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// A client, who may by that forbid that the container is started again.
+    Client,
+    /// The host goes down; what ran is to run again when it comes up.
+    Host,
+}
+
 /// Sends a signal to the first process.
 ///
 /// # Errors
 /// 409 when it does not run; the shim's.
-pub async fn send(engine: &Arc<Engine>, container: &Arc<Container>, signal: u32) -> ApiResult<()> {
+pub async fn send(engine: &Arc<Engine>, container: &Arc<Container>, signal: u32, sender: Sender) -> ApiResult<()> {
     let running = container.running()?;
     let effect = Effect::of(container, signal)?;
-    if effect.forbids_restart {
+    if effect.forbids_restart && sender == Sender::Client {
         container.record().stopped_by_client = true;
     }
     let wakes = effect.ends && container.record().phase.is_paused();

@@ -34,9 +34,12 @@ pub struct Run {
 /// When: its lifecycle is held.
 ///
 /// # Errors
-/// 400 when the command cannot be executed, in the words by which the docker CLI chooses 127 and 126; the shim's and
-/// the bundle's errors otherwise.
+/// 400 when the command cannot be executed, in the words by which the docker CLI chooses 127 and 126; 503 when the host
+/// goes down; the shim's and the bundle's errors otherwise.
 pub async fn launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
+    if engine.host_goes_down.is_cancelled() {
+        return Err(ApiError::new(ErrorKind::Unavailable, "the host is going down"));
+    }
     let start = (container.isolation == Isolation::Hyperv).then(|| engine.standby.note_start());
     match try_launch(engine, container).await {
         Ok(run) => {

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use image::ImageUse;
 use proto::Digest;
 
+use super::kill::Sender;
 use super::{links, shim, stop};
 use crate::container::Container;
 use crate::container::record::{FILE_NAME, Phase};
@@ -88,7 +89,7 @@ pub async fn take_down(engine: &Arc<Engine>, container: &Arc<Container>, wanted:
             return Err(refusal(container, &phase, version));
         }
         drop(lifecycle);
-        stop::force(engine, container)
+        stop::force(engine, container, Sender::Client)
             .await
             .map_err(|error| error.context(format!("cannot remove container {}", container.id)))?;
         // With `--rm` it removes itself.

@@ -32,8 +32,14 @@ pub fn restart_later(engine: &Arc<Engine>, container: &Arc<Container>, ended: &E
     let (pause, turn) = container.pauses().next(ended.finished_at.0 - ended.started_at.0);
     let (engine, container) = (Arc::clone(engine), Arc::clone(container));
     tokio::spawn(async move {
+        let due = async {
+            tokio::time::sleep(pause).await;
+            // What clears away after the last run would take the network of this one for a leftover.
+            engine.taken_up.cancelled().await;
+        };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = due => {}
+            () = engine.host_goes_down.cancelled() => return,
             () = engine.stopping.cancelled() => return,
         }
         start_again(&engine, &container, turn).await;

@@ -101,13 +101,18 @@ pub async fn bury(engine: &Arc<Engine>, id: &ContainerId, bundle: &Path) -> Exit
         delete(engine, id.as_str(), bundle).await;
         return report;
     }
-    delete(engine, id.as_str(), bundle).await;
-    read_report(bundle).unwrap_or_else(|| ExitReport {
+    let unknown = |error: &str| ExitReport {
         exit_code: CODE_UNKNOWN,
         oom_killed: false,
-        error: Some("the container's shim ended unexpectedly".into()),
+        error: Some(error.into()),
         exited_at_ns: Timestamp::now().0,
-    })
+    };
+    if !bundle.exists() {
+        // Bundles are in memory, as a rule: nothing of the run is left to clear away.
+        return unknown("the host went down, or the engine's runtime folder was emptied, while it ran");
+    }
+    delete(engine, id.as_str(), bundle).await;
+    read_report(bundle).unwrap_or_else(|| unknown("the container's shim ended unexpectedly"))
 }
 
 /// How the container ended, if its shim has written it.

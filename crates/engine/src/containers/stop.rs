@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 
-use super::kill::{self, SIGKILL};
+use super::kill::{self, SIGKILL, Sender};
 use super::launch;
 use crate::container::Container;
 use crate::container::record::Phase;
@@ -95,24 +95,41 @@ async fn cancel_restart(container: &Arc<Container>) -> ApiResult<bool> {
 }
 
 async fn end(engine: &Arc<Engine>, container: &Arc<Container>, patience: Patience) -> ApiResult<()> {
-    let signal = patience.signal.map_or_else(|| kill::stop_signal(container), Ok)?;
     container.record().stopped_by_client = true;
-    match kill::send(engine, container, signal).await {
+    end_patiently(engine, container, patience, Sender::Client).await
+}
+
+/// Ends a container because the host goes down: with its own signal, in its own time. No client has stopped it by that.
+///
+/// # Errors
+/// 500 when it does not end.
+pub async fn end_with_host(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
+    end_patiently(engine, container, Patience { signal: None, seconds: None }, Sender::Host).await
+}
+
+async fn end_patiently(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    patience: Patience,
+    sender: Sender,
+) -> ApiResult<()> {
+    let signal = patience.signal.map_or_else(|| kill::stop_signal(container), Ok)?;
+    match kill::send(engine, container, signal, sender).await {
         Err(error) if error.kind == ErrorKind::Conflict => return Ok(()),
         other => other?,
     }
     if wait_for_end(container, patience.duration(container)).await {
         return Ok(());
     }
-    force(engine, container).await
+    force(engine, container, sender).await
 }
 
 /// Kills a container and waits for its end.
 ///
 /// # Errors
 /// 500 when it does not end.
-pub async fn force(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
-    match kill::send(engine, container, SIGKILL).await {
+pub async fn force(engine: &Arc<Engine>, container: &Arc<Container>, sender: Sender) -> ApiResult<()> {
+    match kill::send(engine, container, SIGKILL, sender).await {
         Err(error) if error.kind == ErrorKind::Conflict => return Ok(()),
         other => other?,
     }

@@ -111,7 +111,8 @@ pub async fn finish(
         &[("exitCode", ended.code.to_string()), ("execDuration", seconds.to_string())],
     );
     volumes::release(engine, container, true);
-    let restarts = restart_policy::wants_restart(&container.record(), &ended);
+    // The engine of the host's next boot decides for itself.
+    let restarts = !engine.host_goes_down.is_cancelled() && restart_policy::wants_restart(&container.record(), &ended);
     let phase = if restarts { Phase::Restarting(ended.clone()) } else { Phase::Exited(ended.clone()) };
     if let Err(error) = container.enter(phase).await {
         tracing::error!(id = %container.id, "{error}");

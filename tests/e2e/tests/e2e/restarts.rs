@@ -47,6 +47,34 @@ behind_both_walls! {
         assert_eq!(host.state(&ended).1, 5);
     }
 
+    fn a_host_that_goes_down_stops_them_and_the_next_engine_starts_what_it_should(host) {
+        if host.is_reference() {
+            return bulkhead_e2e::skip("dockerd does this at every end, without live-restore");
+        }
+        let script = "trap 'echo asked; sleep 0.5; echo over; exit 7' TERM; echo ready; while :; do sleep 0.1; done";
+        let command = ["sh", "-c", script];
+        for policy in ["always", "unless-stopped", "on-failure", "no"] {
+            let _ = host.run_detached(&["--name", policy, "--restart", policy], &command);
+        }
+        let _ = host.run_detached(&["--name", "deaf", "--stop-timeout", "1"], &["sleep", "1000"]);
+        let _ = host.run_detached(&["--name", "removed", "--rm"], &command);
+        for name in ["always", "unless-stopped", "on-failure", "no", "removed"] {
+            host.wait_log(name, "ready");
+        }
+        assert_eq!(host.engine().stop_with_host(), Some(0));
+        assert_eq!(host.processes(), Vec::<i32>::new());
+        host.start_engine();
+        for name in ["on-failure", "no"] {
+            assert_eq!(host.state(name), ("exited".to_owned(), 7), "{name}");
+            assert_eq!(host.docker(&["logs", name]).lines(), ["ready", "asked", "over"], "{name}");
+        }
+        assert_eq!(host.state("deaf"), ("exited".to_owned(), 137));
+        assert!(host.docker(&["inspect", "removed"]).code != 0);
+        for name in ["always", "unless-stopped"] {
+            assert!(eventually(Duration::from_secs(20), || host.docker(&["logs", name]).lines() == ["ready", "asked", "over", "ready"]), "{name}");
+        }
+    }
+
     fn the_first_process_passes_signals_on_and_reaps(host) {
         // Its child is left behind by a shell that has ended: only the first process can reap it.
         let script = "sh -c 'sleep 0.2 & exit 0'; trap 'echo asked; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
