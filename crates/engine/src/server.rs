@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -88,6 +89,12 @@ pub async fn run(mut reloader: Reloader) -> anyhow::Result<()> {
     }
     engine.stopping.cancel();
     drop(sockets);
+    end(&engine, &tracker, standby).await;
+    Ok(())
+}
+
+/// Ends what is under way. When: the engine is stopping, and no socket is served any more.
+async fn end(engine: &Arc<Engine>, tracker: &TaskTracker, standby: JoinHandle<()>) {
     if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
         tracing::debug!("some requests were cut off");
     }
@@ -95,7 +102,7 @@ pub async fn run(mut reloader: Reloader) -> anyhow::Result<()> {
         tracing::warn!("the utility VM that stood by is slow to go");
     }
     if tokio::task::spawn_blocking({
-        let engine = Arc::clone(&engine);
+        let engine = Arc::clone(engine);
         move || engine.networks.retire()
     })
     .await
@@ -107,7 +114,6 @@ pub async fn run(mut reloader: Reloader) -> anyhow::Result<()> {
     if tokio::time::timeout(GRACE, engine.copying.wait()).await.is_err() {
         tracing::warn!("some container's log is not complete");
     }
-    Ok(())
 }
 
 /// Every container takes some descriptors, every client takes one; the usual soft limit is soon too few.
