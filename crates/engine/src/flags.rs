@@ -139,8 +139,8 @@ pub struct Flags {
     #[arg(long, value_name = "WHAT", hide = true)]
     pub print: Option<Print>,
 
-    /// How long a utility VM may take to personalize, in milliseconds
-    #[arg(long, default_value_t = 2000, value_name = "MS", hide = true)]
+    /// How long a forked utility VM may take to personalize, in milliseconds: one that is slower is destroyed
+    #[arg(long, default_value_t = 2000, value_name = "MS")]
     pub personalize_timeout_ms: u64,
 }
 

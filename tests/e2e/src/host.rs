@@ -167,6 +167,17 @@ impl TestHost {
         self.engine = Some(self.settings.start());
     }
 
+    /// Starts the engine, this once with further flags.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[track_caller]
+    pub fn start_engine_with(&mut self, flags: &[&str]) {
+        let mut settings = self.settings.clone();
+        settings.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self.engine = Some(settings.start());
+    }
+
     /// Starts an engine that kills itself at this point, once: the next one that is started does not.
     ///
     /// # Panics

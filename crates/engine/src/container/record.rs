@@ -54,6 +54,14 @@ pub struct Ended {
     pub oom_killed: bool,
 }
 
+impl Ended {
+    /// How long the run was, nanoseconds.
+    #[must_use]
+    pub fn ran_ns(&self) -> i64 {
+        (self.finished_at.0 - self.started_at.0).max(0)
+    }
+}
+
 /// Why a container could not be started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {

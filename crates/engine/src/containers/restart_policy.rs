@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use proto::ErrorKind;
 use serde_json::Value;
 
 use super::launch;
@@ -27,9 +28,9 @@ pub fn wants_restart(record: &Record, ended: &Ended) -> bool {
     }
 }
 
-/// Starts it again after a pause, unless a client stops, starts or removes it before.
-pub fn restart_later(engine: &Arc<Engine>, container: &Arc<Container>, ended: &Ended) {
-    let (pause, turn) = container.pauses().next(ended.finished_at.0 - ended.started_at.0);
+/// Starts it again after a pause, unless a client stops, starts or removes it before. `ran_ns`: how long it ran, nanoseconds.
+pub fn restart_later(engine: &Arc<Engine>, container: &Arc<Container>, ran_ns: i64) {
+    let (pause, turn) = container.pauses().next(ran_ns);
     let (engine, container) = (Arc::clone(engine), Arc::clone(container));
     tokio::spawn(async move {
         let due = async {
@@ -55,7 +56,29 @@ async fn start_again(engine: &Arc<Engine>, container: &Arc<Container>, turn: u64
     container.record().restarts += 1;
     if let Err(error) = launch::launch(engine, container).await {
         tracing::warn!(id = %container.id, "cannot start a container again: {error}");
+        if may_pass(error.kind) {
+            try_later(engine, container).await;
+        }
     }
+}
+
+/// Whether the trouble is the host's of this moment, as when everything starts at once after a boot.
+fn may_pass(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::ResourceExhausted)
+}
+
+/// After a start that failed: the policy counts it like a run that failed at once.
+async fn try_later(engine: &Arc<Engine>, container: &Arc<Container>) {
+    let Phase::Exited(ended) = container.record().phase.clone() else { return };
+    if !wants_restart(&container.record(), &ended) || engine.host_goes_down.is_cancelled() {
+        return;
+    }
+    if let Err(error) = container.enter(Phase::Restarting(ended)).await {
+        tracing::error!(id = %container.id, "{error}");
+        return;
+    }
+    container.tell(|progress| progress.running = true);
+    restart_later(engine, container, 0);
 }
 
 /// Refuses a policy that is none.
@@ -96,8 +119,9 @@ pub fn apply_at_start(engine: &Arc<Engine>, container: &Arc<Container>) {
         }
     };
     if let Some(ended) = again {
-        container.record().phase = Phase::Restarting(ended.clone());
-        restart_later(engine, container, &ended);
+        let ran_ns = ended.ran_ns();
+        container.record().phase = Phase::Restarting(ended);
+        restart_later(engine, container, ran_ns);
     }
 }
 

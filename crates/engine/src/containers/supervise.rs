@@ -104,7 +104,7 @@ pub async fn finish(
     if ended.oom_killed {
         container.emit(&engine.events, "oom", &[]);
     }
-    let seconds = (ended.finished_at.0 - ended.started_at.0).max(0) / 1_000_000_000;
+    let seconds = ended.ran_ns() / 1_000_000_000;
     container.emit(
         &engine.events,
         "die",
@@ -124,7 +124,7 @@ pub async fn finish(
         progress.error.clone_from(&ended.error);
     });
     if restarts {
-        restart_policy::restart_later(engine, container, &ended);
+        restart_policy::restart_later(engine, container, ended.ran_ns());
     } else if container.record().host_flag("AutoRemove")
         && let Err(error) = remove::discard_with_volumes(engine, container).await
     {

@@ -117,3 +117,19 @@ fn engines_that_come_back_start_what_they_should() {
     assert_eq!(restarts(&host, "dies"), 1);
     assert_eq!(host.docker(&["logs", "dies"]).lines(), ["run", "run"]);
 }
+
+#[test]
+fn a_utility_vm_that_is_late_is_tried_again() {
+    let Some(mut host) = TestHost::start_own(bulkhead_e2e::Wall::Hyperv) else { return };
+    let command = ["sh", "-c", "echo ready; exec sleep 1000"];
+    let id = host.run_detached(&["--restart", "always"], &command);
+    host.wait_log(&id, "ready");
+    assert_eq!(host.engine().stop_with_host(), Some(0));
+    host.start_engine_with(&["--personalize-timeout-ms=1", "--standby-vms=0"]);
+    assert!(eventually(Duration::from_secs(60), || restarts(&host, &id) >= 3), "{}", host.inspect(&id)["State"]);
+    assert!(host.log().contains("did not personalize"), "{}", host.log());
+    host.stop_engine();
+    host.start_engine();
+    assert!(eventually(Duration::from_secs(60), || host.docker(&["logs", &id]).lines() == ["ready", "ready"]));
+    host.wait_state(&id, "running");
+}
