@@ -74,9 +74,9 @@ fn shares(series: &[Series; 2]) -> String {
 impl Side<'_> {
     /// From the request to start to its answer, and to the container's end as a client that waits sees it.
     fn start_and_end(&self, network: &str) -> anyhow::Result<(Duration, Duration)> {
-        let mut connection = ApiConnection::open(self.socket)?;
-        let mut ask = |verb: &str, path: &str, body: Option<&[u8]>| -> anyhow::Result<_> {
-            let answer = connection.request(verb, path, body)?;
+        // One each: `wait` answers in two parts.
+        let ask = |verb: &str, path: &str, body: Option<&[u8]>| -> anyhow::Result<_> {
+            let answer = ApiConnection::open(self.socket)?.request(verb, path, body)?;
             ensure!(answer.status < 300, "{}: {path}: {} {}", self.name, answer.status, answer.message());
             Ok(answer)
         };
