@@ -16,6 +16,7 @@ mod entry;
 mod error;
 mod holes;
 mod layer;
+mod mounts;
 mod pack;
 mod path;
 mod reader;
@@ -26,6 +27,7 @@ mod writer;
 pub use crate::rootpath::Root;
 pub use copy::copy_folder;
 pub use error::ArchiveError;
+pub use mounts::Attachment;
 pub use serve::{ContainerFiles, serve};
 
 #[cfg(test)]

@@ -111,6 +111,15 @@ pub fn load_seccomp_filter(instructions: &[u64], flags: u32) -> io::Result<()> {
 ///
 /// Source: `mount_setattr(2)`, Linux 5.12.
 pub fn set_mount_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    set_read_only(mount, 0)
+}
+
+/// As [`set_mount_read_only`], with all that is mounted below it.
+pub fn set_mounts_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    set_read_only(mount, libc::AT_RECURSIVE)
+}
+
+fn set_read_only(mount: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
     let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is a NUL-terminated string and `attributes` a valid mount_attr of the size given; both outlive the call.
     let result = unsafe {
@@ -118,7 +127,7 @@ pub fn set_mount_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | flags,
             &raw const attributes,
             size_of_val(&attributes),
         )

@@ -9,16 +9,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use container::archive::{ContainerFiles, Root, serve};
+use container::archive::{Attachment, ContainerFiles, Root, serve};
 use container::rootfs::{self, LayerSource, MountedRootfs};
 use proto::files::FilesRequest;
 use proto::gcs::wire::MountRootRequest;
 use proto::{ErrorKind, Status};
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::mpsc;
 use tokio_util::io::SyncIoBridge;
 
 use crate::compute::{self, ComputeError, MERGED, Scratch, UPPER};
 use crate::machine::Machine;
+use crate::shares::SharedMount;
 use crate::substreams::Substream;
 
 /// Where the layers are seen without the container's changes, for the time of one operation.
@@ -31,6 +33,9 @@ pub trait FilesOwner: Send + Sync {
     /// # Errors
     /// `FailedPrecondition` when no container's files are mounted.
     fn layers(&self) -> Result<Vec<LayerSource>, Status>;
+
+    /// The host's folders that the container has; none when there is no container, only its files.
+    fn shared(&self) -> Vec<SharedMount>;
 
     /// Stops the container's processes, or lets them go on. False when there is no container, only its files.
     ///
@@ -113,7 +118,17 @@ fn open(owner: &Arc<dyn FilesOwner>, request: &FilesRequest) -> Result<(Containe
         }
         _ => (None, None),
     };
-    Ok((ContainerFiles { merged: root(MERGED)?, upper, lower }, kept))
+    let shared = owner.shared();
+    let asked = |shared: &&SharedMount| request.mounts().iter().any(|mount| mount.destination == shared.destination);
+    let mounts = shared.iter().filter(asked).map(attachment).collect::<io::Result<Vec<_>>>();
+    let mounts = mounts.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+    Ok((ContainerFiles { merged: root(MERGED)?, upper, lower, mounts }, kept))
+}
+
+fn attachment(shared: &SharedMount) -> io::Result<Attachment> {
+    let source = rustix::fs::open(&shared.place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    // What is mounted below it on the host is in it already.
+    Attachment::new(source, &shared.destination, shared.read_only, false)
 }
 
 fn root(path: impl AsRef<Path>) -> Result<Root, Status> {

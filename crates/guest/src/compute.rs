@@ -25,7 +25,7 @@ use crate::identity;
 use crate::machine::{Machine, Spare};
 use crate::process::{Prepared, Process, TerminalSize};
 use crate::reaper::Reaper;
-use crate::shares::Shares;
+use crate::shares::{self, SharedMount, Shares};
 use crate::substreams::StdioStreams;
 
 /// What must exist before the freeze point, so that no fork makes it.
@@ -135,6 +135,7 @@ pub struct Compute {
     /// Before the scratch: what is dropped first is unmounted first.
     rootfs: MountedRootfs,
     shares: Shares,
+    shared: Vec<SharedMount>,
     scratch: Scratch,
     slots: Slots,
     layers: Vec<LayerSource>,
@@ -162,7 +163,8 @@ impl Compute {
             create_of_zygote(request, &mut spare, stdio)?
         };
         let processes = HashMap::new();
-        let mut this = Self { container, processes, spare, rootfs, shares, scratch, slots, layers };
+        let shared = shares::shared_mounts(&request.spec);
+        let mut this = Self { container, processes, spare, rootfs, shares, shared, scratch, slots, layers };
         this.attach(INIT_PROCESS, started, prepared, reaper)?;
         Ok(this)
     }
@@ -225,6 +227,11 @@ impl Compute {
         &self.container
     }
 
+    /// The host's folders in it.
+    pub fn shared(&self) -> &[SharedMount] {
+        &self.shared
+    }
+
     /// Its layers, lowest first.
     pub fn layers(&self) -> &[LayerSource] {
         &self.layers
@@ -262,7 +269,7 @@ impl Compute {
     /// # Errors
     /// `Delete`, `Rootfs`, `Scratch`.
     pub fn remove(self) -> Result<Machine, ComputeError> {
-        let Self { container, processes, spare, rootfs, shares, scratch, slots, layers: _ } = self;
+        let Self { container, processes, spare, rootfs, shares, shared: _, scratch, slots, layers: _ } = self;
         drop(processes);
         container.delete(true)?;
         rootfs.unmount()?;

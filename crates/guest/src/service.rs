@@ -29,7 +29,7 @@ use crate::network::Network;
 use crate::port::Port;
 use crate::process::{Process, TerminalSize};
 use crate::reaper::Reaper;
-use crate::shares::Shares;
+use crate::shares::{SharedMount, Shares};
 use crate::substreams::{self, Destinations, Substreams};
 
 const SIGKILL: i32 = 9;
@@ -126,6 +126,13 @@ impl FilesOwner for Mutex<Life> {
             Life::Blank(_) | Life::Personalized { .. } | Life::Over => {
                 Err(out_of_order("no container's files are here"))
             }
+        }
+    }
+
+    fn shared(&self) -> Vec<SharedMount> {
+        match &*lock(self) {
+            Life::Container { compute, .. } => compute.shared().to_vec(),
+            Life::Blank(_) | Life::Personalized { .. } | Life::Mounted(_) | Life::Over => Vec::new(),
         }
     }
 

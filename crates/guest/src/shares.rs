@@ -26,6 +26,29 @@ const MOST_BYTES: usize = (1 << 20) + 4096;
 /// The shortest: an answer's header. Source: `struct fuse_out_header`.
 const LEAST_BYTES: usize = 16;
 
+/// A folder or file of the host that the container has mounted.
+#[derive(Debug, Clone)]
+pub struct SharedMount {
+    /// Where it is in the container.
+    pub destination: PathBuf,
+    /// Where it is in the guest.
+    pub place: PathBuf,
+    /// Nothing may be written to it.
+    pub read_only: bool,
+}
+
+/// What of a specification is the host's. Shape: nothing, if it cannot be read, which whoever runs it finds out.
+pub fn shared_mounts(spec: &[u8]) -> Vec<SharedMount> {
+    let spec: Option<oci_spec::runtime::Spec> = serde_json::from_slice(spec).ok();
+    let mounts = spec.and_then(|spec| spec.mounts().clone()).unwrap_or_default();
+    let shared = |mount: &oci_spec::runtime::Mount| {
+        let place = mount.source().clone().filter(|source| source.starts_with(SHARES))?;
+        let read_only = mount.options().iter().flatten().any(|option| option == "ro" || option == "rro");
+        Some(SharedMount { destination: mount.destination().clone(), place, read_only })
+    };
+    mounts.iter().filter_map(shared).collect()
+}
+
 /// The mounted folders. Shape: unmounted by [`Shares::unmount`], or on drop.
 #[derive(Debug, Default)]
 pub struct Shares(Vec<PathBuf>);

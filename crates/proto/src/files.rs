@@ -14,6 +14,7 @@
 //! as hostile as the container is, and bounded.
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -36,11 +37,17 @@ pub enum FilesRequest {
     Stat {
         /// The path.
         path: String,
+        /// What is mounted in the container.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        mounts: Vec<FilesMount>,
     },
     /// A file or a folder with everything in it: a [`PathStat`], then a tar stream.
     Read {
         /// The path.
         path: String,
+        /// As for [`FilesRequest::Stat`].
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        mounts: Vec<FilesMount>,
     },
     /// Unpacks a tar stream into a folder that is there.
     Write {
@@ -48,6 +55,12 @@ pub enum FilesRequest {
         path: String,
         /// A folder is not replaced by something else, nor something else by a folder.
         keep_kinds: bool,
+        /// Only what is mounted in the container may be written to.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        root_read_only: bool,
+        /// As for [`FilesRequest::Stat`].
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        mounts: Vec<FilesMount>,
     },
     /// Unpacks a tar stream as `COPY` of a Dockerfile places it. What is missing of the way there is made, mode 0755.
     Place {
@@ -73,6 +86,42 @@ pub enum FilesRequest {
         /// The container's processes stand still meanwhile. Only for a guest: on the host the shim sees to that.
         freeze: bool,
     },
+}
+
+/// A bind or a volume of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilesMount {
+    /// In the container, absolute.
+    pub destination: PathBuf,
+    /// On the host. A guest is not told, and knows what it has there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<FilesSource>,
+}
+
+/// Where a mount is from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilesSource {
+    /// The folder or file.
+    pub path: PathBuf,
+    /// Only this part of it, which is looked up following no link.
+    pub part: Option<PathBuf>,
+    /// Nothing is written to it.
+    pub read_only: bool,
+    /// With what is mounted below it.
+    pub recursive: bool,
+}
+
+impl FilesRequest {
+    /// What is mounted in the container for the one who asks.
+    #[must_use]
+    pub fn mounts(&self) -> &[FilesMount] {
+        match self {
+            Self::Stat { mounts, .. } | Self::Read { mounts, .. } | Self::Write { mounts, .. } => mounts,
+            Self::Place { .. } | Self::Export | Self::Changes { .. } | Self::Layer { .. } => &[],
+        }
+    }
 }
 
 /// What is at a path.
@@ -289,7 +338,8 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_received() {
-        let request = FilesRequest::Write { path: "/a".into(), keep_kinds: true };
+        let request =
+            FilesRequest::Write { path: "/a".into(), keep_kinds: true, root_read_only: false, mounts: Vec::new() };
         let content: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let bytes = sent(|sender| {
             sender.message(&request)?;

@@ -18,20 +18,22 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use container::archive::{ContainerFiles, Root, serve};
+use container::archive::{Attachment, ContainerFiles, Root, serve};
 use container::rootfs::{self, LayerSource, MountedRootfs, Upper};
 use nix::sched::{CloneFlags, setns, unshare};
 use proto::control::{ContainerBundle, UpperDisk, Writable};
-use proto::files::{FilesRequest, FrameSender};
+use proto::files::{FilesMount, FilesRequest, FrameSender};
 use proto::gcs::wire::{self, Empty, MountRootRequest};
 use proto::gcs::{StreamHeader, StreamKind};
 use proto::{ErrorKind, Isolation, Status};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uvm::{StartRequest, UtilityVm};
 
 use crate::bundle::Bundle;
 use crate::flags::Flags;
+use crate::parts;
 
 /// Source: `linux/magic.h`.
 const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
@@ -150,14 +152,19 @@ impl HostTrees<'_> {
         let staging = self.work.join("layers");
         let files = match request {
             FilesRequest::Layer { .. } => {
-                ContainerFiles { merged: root(upper)?, upper: Some(root(upper)?), lower: None }
+                ContainerFiles { merged: root(upper)?, upper: Some(root(upper)?), lower: None, mounts: Vec::new() }
             }
             FilesRequest::Changes { .. } => {
                 let lower = self.work.join("lower");
                 make_folder(&lower)?;
                 let mounted = rootfs::mount_layers(&layers, &staging, &lower);
                 mounts.0.push(mounted.map_err(|error| Status::from_error(error.kind(), &error))?);
-                ContainerFiles { merged: root(upper)?, upper: Some(root(upper)?), lower: Some(root(&lower)?) }
+                ContainerFiles {
+                    merged: root(upper)?,
+                    upper: Some(root(upper)?),
+                    lower: Some(root(&lower)?),
+                    mounts: Vec::new(),
+                }
             }
             _ => {
                 if !self.live {
@@ -166,11 +173,34 @@ impl HostTrees<'_> {
                     let mounted = rootfs::mount(&layers, &staging, &changes, merged);
                     mounts.0.push(mounted.map_err(|error| Status::from_error(error.kind(), &error))?);
                 }
-                ContainerFiles { merged: joined(merged)?, upper: None, lower: None }
+                ContainerFiles {
+                    merged: joined(merged)?,
+                    upper: None,
+                    lower: None,
+                    mounts: request.mounts().iter().map(attachment).collect::<Result<_, _>>()?,
+                }
             }
         };
         Ok((files, mounts))
     }
+}
+
+/// Clones a bind or a volume of the container. When: with mounts of our own, in which its path means something.
+fn attachment(mount: &FilesMount) -> Result<Attachment, Status> {
+    let what = format!("cannot mount what the container has at {}", mount.destination.display());
+    let failed =
+        |error: io::Error| Status { kind: ErrorKind::Internal, message: what.clone(), causes: vec![error.to_string()] };
+    let source = mount.source.as_ref().ok_or_else(|| Status::new(ErrorKind::InvalidArgument, what.clone()))?;
+    let opened = match &source.part {
+        // That it is not there says nothing of the path that was asked for.
+        Some(part) => {
+            parts::find(&source.path, part).map_err(|status| Status { kind: ErrorKind::Internal, ..status })?
+        }
+        None => {
+            open(&source.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| failed(error.into()))?
+        }
+    };
+    Attachment::new(&opened, &mount.destination, source.read_only, source.recursive).map_err(failed)
 }
 
 /// What was mounted; unmounted on drop, the last one first, and not before nobody uses it: the disk may be mounted again as

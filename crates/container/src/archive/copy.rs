@@ -15,7 +15,7 @@ use super::confine::confine;
 use super::error::ArchiveError;
 use super::pack::{Packer, View};
 use super::path::behind_links;
-use super::unpack::unpack;
+use super::unpack::{Rules, unpack};
 use crate::rootpath::Root;
 
 /// Copies everything in the folder `path` of `from` into the root folder of `to`, which also gets its owner and mode. Links on the
@@ -36,7 +36,8 @@ pub fn copy_folder(from: &Root, path: &Path, to: &Root) -> Result<(), ArchiveErr
     let (reading, writing) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| ArchiveError::Stream(error.into()))?;
     let (packed, unpacked) = thread::scope(|scope| {
         let packing = scope.spawn(|| confine(from.folder()).and_then(|()| pack(&folder, File::from(writing))));
-        let unpacking = scope.spawn(|| confine(to.folder()).and_then(|()| unpack(to, "/", false, File::from(reading))));
+        let unpacking =
+            scope.spawn(|| confine(to.folder()).and_then(|()| unpack(to, "/", &Rules::default(), File::from(reading))));
         (packing.join(), unpacking.join())
     });
     let broken = |_| Err(ArchiveError::Stream(io::Error::other("copying broke off")));

@@ -21,6 +21,20 @@ pub enum ArchiveError {
     /// What is to be unpacked into is no folder.
     #[error("extraction point is not a directory")]
     NotAFolder,
+    /// It lies in a mount that nothing may be written to. The words are dockerd's, as those of the next one.
+    #[error("mounted volume is marked read-only")]
+    ReadOnlyMount,
+    /// It lies in the container's root, which nothing may be written to.
+    #[error("container rootfs is marked read-only")]
+    ReadOnlyRoot,
+    /// What is mounted in the container cannot be put in its place.
+    #[error("cannot mount what the container has at {}", path.display())]
+    Mount {
+        /// Where.
+        path: std::path::PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A folder would be replaced by something else, or the other way round.
     #[error("cannot overwrite {there} {path:?} with {given}")]
     KeepKinds {
@@ -72,6 +86,8 @@ impl ArchiveError {
                 _ => ErrorKind::Internal,
             },
             Self::NotAFolder
+            | Self::ReadOnlyMount
+            | Self::ReadOnlyRoot
             | Self::KeepKinds { .. }
             | Self::Format(_)
             | Self::Outside(_)
@@ -80,7 +96,7 @@ impl ArchiveError {
             | Self::TooDeep(_) => ErrorKind::InvalidArgument,
             Self::Unsupported(_) => ErrorKind::NotImplemented,
             Self::Stream(_) => ErrorKind::Unavailable,
-            Self::Confine(_) => ErrorKind::Internal,
+            Self::Confine(_) | Self::Mount { .. } => ErrorKind::Internal,
         }
     }
 

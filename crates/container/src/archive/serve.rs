@@ -13,9 +13,10 @@ use super::changes;
 use super::confine::confine;
 use super::error::ArchiveError;
 use super::layer::Own;
+use super::mounts::{Attachment, enter};
 use super::pack::{Packer, View};
 use super::path::{Place, Wanted};
-use super::unpack::{Placing, place, unpack};
+use super::unpack::{Placing, Rules, place, unpack};
 use crate::rootpath::Root;
 
 /// A container's trees, open.
@@ -26,6 +27,8 @@ pub struct ContainerFiles {
     pub upper: Option<Root>,
     /// What is below them; needed for [`FilesRequest::Changes`].
     pub lower: Option<Root>,
+    /// What is mounted in it. Only [`FilesRequest::Stat`], [`FilesRequest::Read`] and [`FilesRequest::Write`] see that.
+    pub mounts: Vec<Attachment>,
 }
 
 /// Serves one request. Shape: `open` gives the trees that the request needs, and what is to be kept until it was served, such
@@ -44,11 +47,7 @@ pub fn serve<K>(
     let request: FilesRequest = receiver.message()?;
     let outcome = open(&request).and_then(|(files, kept)| {
         let outcome = thread::scope(|scope| {
-            let work = || {
-                confine(files.merged.folder())
-                    .and_then(|()| operate(&request, &files, &mut receiver, &mut sender))
-                    .map_err(|error| told(&error))
-            };
+            let work = || confined(&request, &files, &mut receiver, &mut sender).map_err(|error| told(&error));
             let worker = thread::Builder::new().name("files".into()).spawn_scoped(scope, work);
             let worker = worker.map_err(|error| Status::from_error(ErrorKind::ResourceExhausted, &error))?;
             worker.join().unwrap_or_else(|_| Err(Status::new(ErrorKind::Internal, "the work on the files broke off")))
@@ -57,6 +56,23 @@ pub fn serve<K>(
         outcome
     });
     sender.end(&outcome)
+}
+
+/// Does what is asked for, confined to the container's root, with what is mounted there in its place.
+fn confined<R: Read, W: Write>(
+    request: &FilesRequest,
+    files: &ContainerFiles,
+    receiver: &mut FrameReceiver<R>,
+    sender: &mut FrameSender<W>,
+) -> Result<(), ArchiveError> {
+    if files.mounts.is_empty() {
+        return confine(files.merged.folder()).and_then(|()| operate(request, files, receiver, sender));
+    }
+    let (merged, home) = enter(&files.merged, &files.mounts)?;
+    let within = ContainerFiles { merged, upper: None, lower: None, mounts: Vec::new() };
+    let outcome = confine(within.merged.folder()).and_then(|()| operate(request, &within, receiver, sender));
+    drop(within);
+    outcome.and(home.come_back())
 }
 
 /// An error of the connection may carry what the other side said.
@@ -75,18 +91,20 @@ pub(super) fn operate<R: Read, W: Write>(
     sender: &mut FrameSender<W>,
 ) -> Result<(), ArchiveError> {
     match request {
-        FilesRequest::Stat { path } => {
+        FilesRequest::Stat { path, .. } => {
             let stat = Wanted::parse(path).stat(&files.merged)?;
             sender.message(&stat).map_err(ArchiveError::Stream)
         }
-        FilesRequest::Read { path } => {
+        FilesRequest::Read { path, .. } => {
             let wanted = Wanted::parse(path);
             let stat = wanted.stat(&files.merged)?;
             let place = wanted.find(&files.merged)?;
             sender.message(&stat).map_err(ArchiveError::Stream)?;
             read(place, &wanted.base, sender)
         }
-        FilesRequest::Write { path, keep_kinds } => unpack(&files.merged, path, *keep_kinds, receiver),
+        FilesRequest::Write { path, keep_kinds, root_read_only, .. } => {
+            unpack(&files.merged, path, &Rules { keep_kinds: *keep_kinds, root_read_only: *root_read_only }, receiver)
+        }
         FilesRequest::Place { path, folder, owner } => {
             place(&files.merged, &Placing { path, folder: *folder, owner: owner.as_deref() }, receiver)
         }

@@ -12,7 +12,7 @@ use super::serve::operate;
 use super::{ArchiveError, ContainerFiles, Root};
 
 fn files(root: &Path) -> ContainerFiles {
-    ContainerFiles { merged: Root::open(root).unwrap(), upper: None, lower: None }
+    ContainerFiles { merged: Root::open(root).unwrap(), upper: None, lower: None, mounts: Vec::new() }
 }
 
 /// What an operation sends, a stat left out.
@@ -31,7 +31,7 @@ fn output(files: &ContainerFiles, request: &FilesRequest) -> Result<Vec<u8>, Arc
 }
 
 fn read(root: &Path, path: &str) -> Result<Vec<u8>, ArchiveError> {
-    output(&files(root), &FilesRequest::Read { path: path.into() })
+    output(&files(root), &FilesRequest::Read { path: path.into(), mounts: Vec::new() })
 }
 
 fn write(root: &Path, path: &str, keep_kinds: bool, tar: &[u8]) -> Result<(), ArchiveError> {
@@ -39,7 +39,7 @@ fn write(root: &Path, path: &str, keep_kinds: bool, tar: &[u8]) -> Result<(), Ar
     let mut sender = FrameSender::new(&mut sent);
     sender.write_all(tar).unwrap();
     sender.end(&Ok(())).unwrap();
-    let request = FilesRequest::Write { path: path.into(), keep_kinds };
+    let request = FilesRequest::Write { path: path.into(), keep_kinds, root_read_only: false, mounts: Vec::new() };
     operate(&request, &files(root), &mut FrameReceiver::new(&sent[..]), &mut FrameSender::new(Vec::new()))
 }
 
@@ -280,6 +280,7 @@ fn changes_and_the_layer_of_them() {
         merged: Root::open(&upper).unwrap(),
         upper: Some(Root::open(&upper).unwrap()),
         lower: Some(Root::open(&lower).unwrap()),
+        mounts: Vec::new(),
     };
     let own: Vec<String> = ["/etc/hosts", "/etc", "/proc"].map(str::to_owned).into();
     let lines = output(&files, &FilesRequest::Changes { own: own.clone() }).unwrap();

@@ -13,8 +13,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown, futimens, linkat,
-    makedev, mkdirat, mknodat, openat, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxFlags, Timespec, Timestamps, Uid,
+    chownat, fchmod, fchown, fstatvfs, futimens, linkat, makedev, mkdirat, mknodat, openat, openat2, statat, statx,
+    symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -30,15 +31,36 @@ use crate::user::{Accounts, UserError};
 /// Folders whose times are set at the end.
 const MOST_FOLDERS: usize = 1_000_000;
 
+/// What unpacking may not do.
+#[derive(Default)]
+pub(super) struct Rules {
+    /// A folder is not replaced by something else, nor something else by a folder.
+    pub keep_kinds: bool,
+    /// Only what is mounted in the container is written to.
+    pub root_read_only: bool,
+}
+
 /// Unpacks a stream. Shape: `folder` is the container's path of a folder that is there.
-pub(super) fn unpack(root: &Root, folder: &str, keep_kinds: bool, from: impl Read) -> Result<(), ArchiveError> {
+pub(super) fn unpack(root: &Root, folder: &str, rules: &Rules, from: impl Read) -> Result<(), ArchiveError> {
     let lost = |error: Errno| ArchiveError::at("find", folder.as_bytes())(error);
     let base = behind_links(root, Path::new(folder)).map_err(lost)?;
     match root.resolve(&base, OFlags::PATH | OFlags::DIRECTORY) {
         Err(Errno::NOTDIR) => return Err(ArchiveError::NotAFolder),
-        other => drop(other.map_err(lost)?),
+        other => check_writable(root, &other.map_err(lost)?, rules.root_read_only)?,
     }
-    Unpacking { root, base, keep_kinds, owner: None, parent: None, times: Vec::new() }.run(from, None)
+    Unpacking { root, base, keep_kinds: rules.keep_kinds, owner: None, parent: None, times: Vec::new() }.run(from, None)
+}
+
+/// A mount says itself that it is read-only; that the root is, only the container's configuration says.
+fn check_writable(root: &Root, folder: &OwnedFd, root_read_only: bool) -> Result<(), ArchiveError> {
+    let looked = |folder: BorrowedFd<'_>| statx(folder, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
+    let mounts = looked(root.folder()).and_then(|root| Ok((root.stx_mnt_id, looked(folder.as_fd())?.stx_mnt_id)));
+    let (of_root, of_folder) = mounts.map_err(|error| ArchiveError::Confine(error.into()))?;
+    if of_root == of_folder {
+        return if root_read_only { Err(ArchiveError::ReadOnlyRoot) } else { Ok(()) };
+    }
+    let facts = fstatvfs(folder).map_err(|error| ArchiveError::Confine(error.into()))?;
+    if facts.f_flag.contains(StatVfsMountFlags::RDONLY) { Err(ArchiveError::ReadOnlyMount) } else { Ok(()) }
 }
 
 /// What `COPY` of a Dockerfile says about where its files go.
@@ -305,7 +327,7 @@ fn copy<R: Read>(content: &mut TarReader<R>, file: &mut File, path: &[u8]) -> Re
     }
 }
 
-/// Removes a name with everything below it.
+/// Removes a name with everything below it; what is mounted there is not touched, and ends it.
 fn remove(folder: BorrowedFd<'_>, name: &OsString, depth: usize) -> rustix::io::Result<()> {
     match unlinkat(folder, name, AtFlags::empty()) {
         Err(Errno::ISDIR) => {}
@@ -315,7 +337,7 @@ fn remove(folder: BorrowedFd<'_>, name: &OsString, depth: usize) -> rustix::io::
         return Err(Errno::NAMETOOLONG);
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = openat(folder, name, flags, Mode::empty())?;
+    let opened = openat2(folder, name, flags, Mode::empty(), ResolveFlags::NO_XDEV)?;
     for below in names(&opened)? {
         remove(opened.as_fd(), &below, depth + 1)?;
     }

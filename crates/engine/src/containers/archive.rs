@@ -47,8 +47,8 @@ fn explain(error: ApiError, path: &str, asked: &str) -> ApiError {
 /// 404 for an unknown container or path, 400 for a path that leads through a file.
 pub async fn stat(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<Response> {
     let (container, path) = (engine.containers.find(&id)?, path(&query)?);
-    let operation = Operation::begin(&engine, &container).await?;
-    let request = FilesRequest::Stat { path: path.clone() };
+    let (operation, mounts) = Operation::begin_with_mounts(&engine, &container).await?;
+    let request = FilesRequest::Stat { path: path.clone(), mounts };
     let stat = tokio::task::spawn_blocking(move || {
         let (_, mut receiver) = operation.request(&request)?;
         let stat: PathStat = received(receiver.message())?;
@@ -66,8 +66,8 @@ pub async fn stat(State(engine): State<Arc<Engine>>, Path(id): Path<String>, que
 /// As [`stat`].
 pub async fn read(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<Response> {
     let (container, path) = (engine.containers.find(&id)?, path(&query)?);
-    let operation = Operation::begin(&engine, &container).await?;
-    let request = FilesRequest::Read { path: path.clone() };
+    let (operation, mounts) = Operation::begin_with_mounts(&engine, &container).await?;
+    let request = FilesRequest::Read { path: path.clone(), mounts };
     let (told, stat) = oneshot::channel();
     let (pieces, body) = mpsc::channel(PIECES);
     tokio::task::spawn_blocking(move || {
@@ -95,7 +95,7 @@ pub async fn read(State(engine): State<Arc<Engine>>, Path(id): Path<String>, que
 /// `PUT`: a tar stream, unpacked into a folder.
 ///
 /// # Errors
-/// As [`stat`]; 400 for a stream that is none, 403 for a container whose root is read-only.
+/// As [`stat`]; 400 for a stream that is none, and for a place in a root or a volume that is read-only.
 pub async fn write(
     State(engine): State<Arc<Engine>>,
     Path(id): Path<String>,
@@ -105,11 +105,10 @@ pub async fn write(
     // Before anything is refused: an answer that comes while the client still sends is lost on it.
     let body = reader::of_body(request.into_body());
     let (container, path) = (engine.containers.find(&id)?, path(&query)?);
-    if container.record().host_flag("ReadonlyRootfs") {
-        return Err(ApiError::new(ErrorKind::PermissionDenied, "container rootfs is marked read-only"));
-    }
-    let operation = Operation::begin(&engine, &container).await?;
-    let wanted = FilesRequest::Write { path: path.clone(), keep_kinds: query.flag("noOverwriteDirNonDir") };
+    let root_read_only = container.record().host_flag("ReadonlyRootfs");
+    let (operation, mounts) = Operation::begin_with_mounts(&engine, &container).await?;
+    let keep_kinds = query.flag("noOverwriteDirNonDir");
+    let wanted = FilesRequest::Write { path: path.clone(), keep_kinds, root_read_only, mounts };
     let written = tokio::task::spawn_blocking(move || {
         // Before anything of it comes near the container, whose programs are never asked for this.
         let tar = image::decompressed(body)

@@ -18,15 +18,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use proto::control::{ContainerBundle, FILES_SOCKET};
-use proto::files::{FilesRequest, FrameReceiver, FrameSender, status_of};
+use proto::files::{FilesMount, FilesRequest, FilesSource, FrameReceiver, FrameSender, status_of};
 use proto::{ErrorKind, Isolation};
 use rustix::fs::{Mode, OFlags};
 use tokio::process::{Child, Command};
 
 use super::bundle;
+use crate::container::mount_point::{Below, MountKind, MountPoint};
 use crate::container::{Container, Running};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
+use crate::volumes;
 
 /// How long the other side may be silent, or take nothing. A first hyperv container boots and freezes its template in it.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -52,6 +54,8 @@ pub struct Operation {
     socket: UnixStream,
     /// `None` when the guest of a running container serves.
     helper: Option<Helper>,
+    /// What a container that does not run has mounted for the operation.
+    volumes: Option<HeldVolumes>,
     guard: Option<Guard>,
     /// What runs of the container, if it does.
     running: Option<Running>,
@@ -63,6 +67,25 @@ impl Operation {
     /// # Errors
     /// 404 when it was removed; 409 when it is a paused hyperv container, whose guest cannot answer; 500 when nobody serves.
     pub async fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<Self> {
+        Self::begin_over(engine, container, false).await
+    }
+
+    /// As [`Operation::begin`], for a request that is to see what is mounted in the container, which is given back. A hyperv
+    /// container that does not run has nothing mounted.
+    ///
+    /// # Errors
+    /// As [`Operation::begin`]; of a volume that cannot be mounted.
+    pub async fn begin_with_mounts(
+        engine: &Arc<Engine>,
+        container: &Arc<Container>,
+    ) -> ApiResult<(Self, Vec<FilesMount>)> {
+        let operation = Self::begin_over(engine, container, true).await?;
+        let none = container.isolation == Isolation::Hyperv && operation.running.is_none();
+        let mounts = if none { Vec::new() } else { mounts_of(container) };
+        Ok((operation, mounts))
+    }
+
+    async fn begin_over(engine: &Arc<Engine>, container: &Arc<Container>, volumes: bool) -> ApiResult<Self> {
         let _lifecycle = container.hold().await?;
         let running = container.running().ok().filter(|_| container.record().phase.is_running());
         let files = Arc::clone(&container.files);
@@ -80,12 +103,17 @@ impl Operation {
             }
             let socket = connect(&engine.bundle(&container.id))
                 .map_err(|error| ApiError::caused("cannot reach the container's shim", &error))?;
-            return Ok(Self { socket, helper: None, guard: Some(guard), running });
+            return Ok(Self { socket, helper: None, volumes: None, guard: Some(guard), running });
         }
         let (engine, container, live) = (Arc::clone(engine), Arc::clone(container), running.is_some());
-        let made = tokio::task::spawn_blocking(move || Helper::prepare(&engine, &container, live)).await??;
+        let volumes = volumes && !live && container.isolation == Isolation::Process;
+        let made = tokio::task::spawn_blocking(move || {
+            let volumes = volumes.then(|| HeldVolumes::mount(&engine, &container)).transpose()?;
+            Ok::<_, ApiError>((Helper::prepare(&engine, &container, live)?, volumes))
+        });
+        let (made, volumes) = made.await??;
         let (helper, socket) = Helper::start(made)?;
-        Ok(Self { socket, helper: Some(helper), guard: Some(guard), running })
+        Ok(Self { socket, helper: Some(helper), volumes, guard: Some(guard), running })
     }
 
     /// What runs of the container, if it does.
@@ -149,9 +177,10 @@ impl Operation {
     /// The `files` process did not end well.
     pub fn finish(mut self) -> ApiResult<()> {
         let Some(helper) = self.helper.take() else { return Ok(()) };
-        let guard = self.guard.take();
+        let (guard, volumes) = (self.guard.take(), self.volumes.take());
         let runtime = tokio::runtime::Handle::current();
         let ended = runtime.block_on(helper.end());
+        drop(volumes);
         drop(guard);
         ended
     }
@@ -159,7 +188,7 @@ impl Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        let guard = self.guard.take();
+        let (guard, volumes) = (self.guard.take(), self.volumes.take());
         let Some(helper) = self.helper.take() else { return };
         // It notices, and ends.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
@@ -167,9 +196,43 @@ impl Drop for Operation {
             if let Err(error) = helper.end().await {
                 tracing::debug!("an operation on a container's files was broken off: {}", error.message);
             }
+            drop(volumes);
             drop(guard);
         });
     }
+}
+
+/// The volumes of a container that does not run, where they can be mounted from. Let go on drop, before the container may run.
+struct HeldVolumes(Arc<Engine>, Arc<Container>);
+
+impl HeldVolumes {
+    fn mount(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<Self> {
+        let mounts = container.record().mounts.clone();
+        let held = Self(Arc::clone(engine), Arc::clone(container));
+        volumes::prepare(engine, &mounts)?;
+        Ok(held)
+    }
+}
+
+impl Drop for HeldVolumes {
+    fn drop(&mut self) {
+        volumes::release(&self.0, &self.1, false);
+    }
+}
+
+/// The binds and volumes of a container, as whoever serves its files mounts them: a guest knows itself where they are from.
+fn mounts_of(container: &Container) -> Vec<FilesMount> {
+    let told = container.isolation == Isolation::Process;
+    let mount = |point: &MountPoint| FilesMount {
+        destination: point.destination.clone(),
+        source: told.then(|| FilesSource {
+            path: point.source.clone(),
+            part: point.subpath.clone(),
+            read_only: !point.writable,
+            recursive: point.below != Below::Absent,
+        }),
+    };
+    container.record().mounts.iter().filter(|point| point.kind != MountKind::Tmpfs).map(mount).collect()
 }
 
 /// What the other side has said, as an error for the client.

@@ -95,7 +95,7 @@ impl Intermediate {
         work: impl FnOnce(&PathStat, &mut dyn Read) -> ApiResult<T> + Send + 'static,
     ) -> ApiResult<T> {
         let operation = Operation::begin(&self.engine, &self.container).await?;
-        let request = FilesRequest::Read { path: path.to_owned() };
+        let request = FilesRequest::Read { path: path.to_owned(), mounts: Vec::new() };
         let done = tokio::task::spawn_blocking(move || {
             let (_, mut receiver) = operation.request(&request)?;
             let stat: PathStat = received(receiver.message())?;
@@ -126,7 +126,7 @@ impl Intermediate {
     /// Of the operation.
     pub async fn stat(&self, path: &str) -> ApiResult<Option<PathStat>> {
         let operation = Operation::begin(&self.engine, &self.container).await?;
-        let request = FilesRequest::Stat { path: path.to_owned() };
+        let request = FilesRequest::Stat { path: path.to_owned(), mounts: Vec::new() };
         let done = tokio::task::spawn_blocking(move || {
             let (_, mut receiver) = operation.request(&request)?;
             let stat: PathStat = received(receiver.message())?;

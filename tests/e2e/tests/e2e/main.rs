@@ -42,6 +42,7 @@ mod clients;
 mod commit;
 mod configuration;
 mod copy;
+mod copy_mounts;
 mod crashes;
 mod defaults;
 mod dies_at;
