@@ -74,6 +74,9 @@ pub struct Container {
     /// Shared by operations on its files while it runs, held alone by one while it does not, and by a start until its root
     /// is mounted: no two may mount its changes.
     pub files: Arc<tokio::sync::RwLock<()>>,
+    /// Shared by operations that need what runs of it: its mounts until they have entered them, its utility VM to their end. Its
+    /// end waits for them a while.
+    pub in_use: Arc<tokio::sync::RwLock<()>>,
     /// Attached clients.
     pub streams: Arc<Streams>,
     /// Its log, unless its driver is `none`.
@@ -113,6 +116,7 @@ impl Container {
             dir,
             lifecycle: tokio::sync::Mutex::default(),
             files: Arc::default(),
+            in_use: Arc::default(),
             streams: Arc::default(),
             log: log.map(|options| Arc::new(Log::new(log_path, options))),
             record: Mutex::new(record),

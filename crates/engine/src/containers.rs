@@ -15,6 +15,7 @@ mod exec;
 mod exec_start;
 mod export;
 mod files;
+mod files_mounts;
 mod health;
 mod host_end;
 mod inspect;

@@ -28,7 +28,7 @@ use proto::{ErrorKind, Isolation};
 use crate::container::mount_point::MountPoint;
 
 pub use merge::merge_image;
-pub use mounts::subpath_point;
+pub use mounts::{NETWORK_FILES, subpath_point};
 pub use process::{build_exec_process, rlimit as check_limit};
 pub use tmpfs::merge as tmpfs_options;
 
@@ -242,7 +242,7 @@ fn annotations(input: &SpecInput<'_>) -> Result<HashMap<String, String>, SpecErr
     }
     if input.isolation == Isolation::Hyperv {
         let mut contents = serde_json::Map::new();
-        for name in mounts::NETWORK_FILES {
+        for name in NETWORK_FILES {
             contents.insert(format!("{}/{name}", mounts::GUEST_FILES), read_or_empty(&input.files.join(name))?.into());
         }
         annotations.insert(FILES_ANNOTATION.to_owned(), serde_json::Value::Object(contents).to_string());

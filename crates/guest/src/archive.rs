@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,11 +21,14 @@ use tokio_util::io::SyncIoBridge;
 
 use crate::compute::{self, ComputeError, MERGED, Scratch, UPPER};
 use crate::machine::Machine;
+use crate::name_files;
 use crate::shares::SharedMount;
 use crate::substreams::Substream;
 
 /// Where the layers are seen without the container's changes, for the time of one operation.
 const LOWER: &str = "/run/bulkhead/lower";
+/// Where small files are that one operation has mounted.
+const COPY: &str = "/run/bulkhead/copy";
 
 /// Who has a container's files mounted.
 pub trait FilesOwner: Send + Sync {
@@ -36,6 +40,9 @@ pub trait FilesOwner: Send + Sync {
 
     /// The host's folders that the container has; none when there is no container, only its files.
     fn shared(&self) -> Vec<SharedMount>;
+
+    /// The container's first process; none when there is no container.
+    fn first_process(&self) -> Option<u32>;
 
     /// Stops the container's processes, or lets them go on. False when there is no container, only its files.
     ///
@@ -121,7 +128,17 @@ fn open(owner: &Arc<dyn FilesOwner>, request: &FilesRequest) -> Result<(Containe
     let shared = owner.shared();
     let asked = |shared: &&SharedMount| request.mounts().iter().any(|mount| mount.destination == shared.destination);
     let mounts = shared.iter().filter(asked).map(attachment).collect::<io::Result<Vec<_>>>();
-    let mounts = mounts.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+    let mut mounts = mounts.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+    for mount in request.mounts() {
+        // Files of names are mounted in the container's own namespace, if it runs: a copy stands for each.
+        let read = || name_files::read(owner.first_process()?, &mount.destination);
+        if let Some(text) = mount.text.clone().or_else(read) {
+            let (file, mounted) = Copy::mount(&text, &mount.destination)
+                .map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+            kept.copies.push(file);
+            mounts.push(mounted);
+        }
+    }
     Ok((ContainerFiles { merged: root(MERGED)?, upper, lower, mounts }, kept))
 }
 
@@ -163,9 +180,34 @@ impl Drop for Lower {
     }
 }
 
+/// A small file for one operation; removed on drop.
+struct Copy(PathBuf);
+
+impl Copy {
+    fn mount(text: &str, destination: &Path) -> io::Result<(Self, Attachment)> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let copy = Self(PathBuf::from(format!("{COPY}-{}", COUNT.fetch_add(1, Ordering::Relaxed))));
+        fs::write(&copy.0, text)?;
+        fs::set_permissions(&copy.0, fs::Permissions::from_mode(0o644))?;
+        let file = rustix::fs::open(&copy.0, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let mounted = Attachment::new(file, destination, false, false)?;
+        Ok((copy, mounted))
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::warn!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}
+
 /// What an operation needs besides the files.
 #[derive(Default)]
 struct Kept {
+    #[allow(dead_code, reason = "removes on drop")]
+    copies: Vec<Copy>,
     #[allow(dead_code, reason = "unmounts on drop")]
     lower: Option<Lower>,
     #[allow(dead_code, reason = "thaws on drop")]

@@ -136,6 +136,11 @@ impl FilesOwner for Mutex<Life> {
         }
     }
 
+    fn first_process(&self) -> Option<u32> {
+        let Life::Container { compute, .. } = &*lock(self) else { return None };
+        compute.process(INIT_PROCESS).ok().map(|process| process.pid())
+    }
+
     fn set_frozen(&self, frozen: bool) -> Result<bool, Status> {
         let Life::Container { compute, .. } = &*lock(self) else { return Ok(false) };
         let set = if frozen { compute.container().pause() } else { compute.container().resume() };

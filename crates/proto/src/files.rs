@@ -4,6 +4,7 @@
 //! ```text
 //!   engine                                     files
 //!     ── Message: FilesRequest ────────────────▶
+//!     ◀──────────────── Message: FilesOpened ───   (the trees are open, whatever becomes of the container)
 //!     ── Data * , End (Write, Place) ──────────▶
 //!     ◀──────────────── Message: PathStat ──────   (Stat, Read)
 //!     ◀──────────────── Data * ─────────────────   (Read, Export, Layer: a tar stream; Changes: a JSON object a line)
@@ -88,7 +89,11 @@ pub enum FilesRequest {
     },
 }
 
-/// A bind or a volume of a container.
+/// Says that the container's trees are open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesOpened {}
+
+/// A bind or a volume of a container, or a file that tells it names, such as `/etc/hosts`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FilesMount {
@@ -97,6 +102,9 @@ pub struct FilesMount {
     /// On the host. A guest is not told, and knows what it has there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<FilesSource>,
+    /// What is in it: a small file of a container that does not run, for a guest, which has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
 }
 
 /// Where a mount is from.
@@ -120,6 +128,14 @@ impl FilesRequest {
         match self {
             Self::Stat { mounts, .. } | Self::Read { mounts, .. } | Self::Write { mounts, .. } => mounts,
             Self::Place { .. } | Self::Export | Self::Changes { .. } | Self::Layer { .. } => &[],
+        }
+    }
+
+    /// Says what is mounted in the container. For a request that does not ask for it, nothing changes.
+    pub fn set_mounts(&mut self, now: Vec<FilesMount>) {
+        match self {
+            Self::Stat { mounts, .. } | Self::Read { mounts, .. } | Self::Write { mounts, .. } => *mounts = now,
+            Self::Place { .. } | Self::Export | Self::Changes { .. } | Self::Layer { .. } => {}
         }
     }
 }

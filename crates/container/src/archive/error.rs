@@ -27,6 +27,9 @@ pub enum ArchiveError {
     /// It lies in the container's root, which nothing may be written to.
     #[error("container rootfs is marked read-only")]
     ReadOnlyRoot,
+    /// Something is mounted on what is to be replaced. The words are those of dockerd since 28.
+    #[error("RemoveAll {0}: device or resource busy")]
+    MountPoint(String),
     /// What is mounted in the container cannot be put in its place.
     #[error("cannot mount what the container has at {}", path.display())]
     Mount {
@@ -96,7 +99,7 @@ impl ArchiveError {
             | Self::TooDeep(_) => ErrorKind::InvalidArgument,
             Self::Unsupported(_) => ErrorKind::NotImplemented,
             Self::Stream(_) => ErrorKind::Unavailable,
-            Self::Confine(_) | Self::Mount { .. } => ErrorKind::Internal,
+            Self::Confine(_) | Self::Mount { .. } | Self::MountPoint(_) => ErrorKind::Internal,
         }
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::thread;
 
-use proto::files::{FilesRequest, FrameReceiver, FrameSender, status_of};
+use proto::files::{FilesOpened, FilesRequest, FrameReceiver, FrameSender, status_of};
 use proto::{ErrorKind, Status};
 use rustix::fs::OFlags;
 
@@ -45,7 +45,11 @@ pub fn serve<K>(
 ) -> io::Result<()> {
     let (mut receiver, mut sender) = (FrameReceiver::new(from), FrameSender::new(to));
     let request: FilesRequest = receiver.message()?;
-    let outcome = open(&request).and_then(|(files, kept)| {
+    let opened = open(&request);
+    if opened.is_ok() {
+        sender.message(&FilesOpened {})?;
+    }
+    let outcome = opened.and_then(|(files, kept)| {
         let outcome = thread::scope(|scope| {
             let work = || confined(&request, &files, &mut receiver, &mut sender).map_err(|error| told(&error));
             let worker = thread::Builder::new().name("files".into()).spawn_scoped(scope, work);

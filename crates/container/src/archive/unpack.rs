@@ -159,7 +159,7 @@ impl Unpacking<'_> {
         };
         let Some((_, folder)) = &self.parent else { return Ok(()) };
         let target = Target { folder: folder.as_fd(), name, path };
-        target.make_room(entry.kind, self.keep_kinds)?;
+        target.make_room(&relative, entry.kind, self.keep_kinds)?;
         target.make(entry, content, linked.as_ref())?;
         if entry.kind == Kind::Directory {
             if self.times.len() == MOST_FOLDERS {
@@ -208,8 +208,8 @@ impl Unpacking<'_> {
 }
 
 impl Target<'_> {
-    /// Takes away what is in the way.
-    fn make_room(&self, given: Kind, keep_kinds: bool) -> Result<(), ArchiveError> {
+    /// Takes away what is in the way. `relative` is its path below the folder.
+    fn make_room(&self, relative: &Path, given: Kind, keep_kinds: bool) -> Result<(), ArchiveError> {
         let there = match statat(self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(()),
             other => other.map_err(ArchiveError::at("look at", &self.path))?,
@@ -223,7 +223,10 @@ impl Target<'_> {
             let (there, given) = (word(was_folder), word(becomes_folder));
             return Err(ArchiveError::KeepKinds { there, path: shown(&self.path), given });
         }
-        remove(self.folder, &self.name, 0).map_err(ArchiveError::at("replace", &self.path))
+        remove(self.folder, &self.name, 0).map_err(|error| match error {
+            Errno::BUSY | Errno::XDEV => ArchiveError::MountPoint(shown(relative.as_os_str().as_bytes())),
+            error => ArchiveError::at("replace", &self.path)(error),
+        })
     }
 
     fn make<R: Read>(

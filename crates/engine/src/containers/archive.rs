@@ -47,10 +47,10 @@ fn explain(error: ApiError, path: &str, asked: &str) -> ApiError {
 /// 404 for an unknown container or path, 400 for a path that leads through a file.
 pub async fn stat(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<Response> {
     let (container, path) = (engine.containers.find(&id)?, path(&query)?);
-    let (operation, mounts) = Operation::begin_with_mounts(&engine, &container).await?;
-    let request = FilesRequest::Stat { path: path.clone(), mounts };
+    let request = FilesRequest::Stat { path: path.clone(), mounts: Vec::new() };
+    let operation = Operation::begin_with_mounts(&engine, &container, request).await?;
     let stat = tokio::task::spawn_blocking(move || {
-        let (_, mut receiver) = operation.request(&request)?;
+        let mut receiver = operation.receiver()?;
         let stat: PathStat = received(receiver.message())?;
         received(std::io::copy(&mut receiver, &mut std::io::sink()))?;
         operation.finish()?;
@@ -66,12 +66,12 @@ pub async fn stat(State(engine): State<Arc<Engine>>, Path(id): Path<String>, que
 /// As [`stat`].
 pub async fn read(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<Response> {
     let (container, path) = (engine.containers.find(&id)?, path(&query)?);
-    let (operation, mounts) = Operation::begin_with_mounts(&engine, &container).await?;
-    let request = FilesRequest::Read { path: path.clone(), mounts };
+    let request = FilesRequest::Read { path: path.clone(), mounts: Vec::new() };
+    let operation = Operation::begin_with_mounts(&engine, &container, request).await?;
     let (told, stat) = oneshot::channel();
     let (pieces, body) = mpsc::channel(PIECES);
     tokio::task::spawn_blocking(move || {
-        let begun = operation.request(&request).and_then(|(_, mut receiver)| {
+        let begun = operation.receiver().and_then(|mut receiver| {
             let stat: PathStat = received(receiver.message())?;
             Ok((stat, receiver))
         });
@@ -106,14 +106,14 @@ pub async fn write(
     let body = reader::of_body(request.into_body());
     let (container, path) = (engine.containers.find(&id)?, path(&query)?);
     let root_read_only = container.record().host_flag("ReadonlyRootfs");
-    let (operation, mounts) = Operation::begin_with_mounts(&engine, &container).await?;
     let keep_kinds = query.flag("noOverwriteDirNonDir");
-    let wanted = FilesRequest::Write { path: path.clone(), keep_kinds, root_read_only, mounts };
+    let wanted = FilesRequest::Write { path: path.clone(), keep_kinds, root_read_only, mounts: Vec::new() };
+    let operation = Operation::begin_with_mounts(&engine, &container, wanted).await?;
     let written = tokio::task::spawn_blocking(move || {
         // Before anything of it comes near the container, whose programs are never asked for this.
         let tar = image::decompressed(body)
             .map_err(|error| ApiError::invalid(format!("cannot read the archive: {}", crate::error::chain(&error))))?;
-        operation.send(&wanted, tar)?;
+        operation.send(tar)?;
         operation.finish()
     });
     written.await?.map_err(|error| explain(error, &path, &id))?;

@@ -22,9 +22,9 @@ const MOST_BYTES: u64 = 256 << 20;
 pub async fn changes(State(engine): State<Arc<Engine>>, Path(id): Path<String>) -> ApiResult<Json<Value>> {
     let container = engine.containers.find(&id)?;
     let request = FilesRequest::Changes { own: own_paths(&engine, &container)? };
-    let operation = Operation::begin(&engine, &container).await?;
+    let operation = Operation::begin(&engine, &container, request).await?;
     let lines = tokio::task::spawn_blocking(move || {
-        let (_, mut receiver) = operation.request(&request)?;
+        let mut receiver = operation.receiver()?;
         let lines = read(&mut receiver)?;
         operation.finish()?;
         Ok::<_, ApiError>(lines)

@@ -69,13 +69,12 @@ async fn take(
     pause: bool,
     options: &CommitOptions,
 ) -> (ApiResult<Digest>, bool) {
-    let begun = async { Ok((own_paths(engine, container)?, Operation::begin(engine, container).await?)) };
-    let (own, operation) = match begun.await {
-        Ok(begun) => begun,
+    let own = match own_paths(engine, container) {
+        Ok(own) => own,
         Err(error) => return (Err(error), false),
     };
     let is_guest = container.isolation == Isolation::Hyperv;
-    let running = operation.running().cloned();
+    let running = container.running().ok().filter(|_| container.record().phase.is_running());
     let live = running.is_some();
     let paused = match running.filter(|_| pause && !is_guest && !container.record().phase.is_paused()) {
         Some(running) => Paused::pause(running).await,
@@ -86,7 +85,7 @@ async fn take(
         Err(error) => return (Err(error), live),
     };
     let wanted = FilesRequest::Layer { own, freeze: pause && is_guest };
-    let image = make(engine, container, operation, wanted, options.clone()).await;
+    let image = make(engine, container, wanted, options.clone()).await;
     if let Some(paused) = paused {
         paused.resume().await;
     }
@@ -96,17 +95,17 @@ async fn take(
 async fn make(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
-    operation: Operation,
     wanted: FilesRequest,
     options: CommitOptions,
 ) -> ApiResult<Digest> {
+    let operation = Operation::begin(engine, container, wanted).await?;
     let images = Arc::clone(&engine.images);
     let base = container.record().image_id.clone();
     let made = tokio::task::spawn_blocking(move || {
         let base = images
             .image(&base)
             .ok_or_else(|| ApiError::not_found(format!("the container's image {base} was removed")))?;
-        let (_, receiver) = operation.request(&wanted)?;
+        let receiver = operation.receiver()?;
         let image = images.commit(&base, receiver, &options);
         let image = image.map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
         operation.finish()?;

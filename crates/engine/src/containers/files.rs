@@ -18,14 +18,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use proto::control::{ContainerBundle, FILES_SOCKET};
-use proto::files::{FilesMount, FilesRequest, FilesSource, FrameReceiver, FrameSender, status_of};
+use proto::files::{FilesOpened, FilesRequest, FrameReceiver, FrameSender, status_of};
 use proto::{ErrorKind, Isolation};
 use rustix::fs::{Mode, OFlags};
 use tokio::process::{Child, Command};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, watch};
 
-use super::bundle;
-use crate::container::mount_point::{Below, MountKind, MountPoint};
-use crate::container::{Container, Running};
+use super::{bundle, files_mounts};
+use crate::container::{Container, Progress};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::volumes;
@@ -35,12 +35,30 @@ const SILENCE: Duration = Duration::from_secs(300);
 /// How long a `files` process may take to end in order once nobody wants anything of it.
 const END: Duration = Duration::from_secs(30);
 
+/// How long the end of a container may take that has begun.
+const ENDING: Duration = Duration::from_secs(5);
+/// How often an operation begins again whose container ends or starts meanwhile.
+const MOST_TRIES: u32 = 3;
+
 /// Holds off what must not happen while an operation is under way.
 enum Guard {
     /// The container runs: others may look at its files, too.
-    Shared { _guard: tokio::sync::OwnedRwLockReadGuard<()> },
+    Shared {
+        _files: OwnedRwLockReadGuard<()>,
+        /// As long as its shim or its utility VM is needed.
+        in_use: Option<OwnedRwLockReadGuard<()>>,
+    },
     /// It does not: its changes are mounted for this one.
-    Alone { _guard: tokio::sync::OwnedRwLockWriteGuard<()> },
+    Alone { _files: OwnedRwLockWriteGuard<()> },
+}
+
+/// What an operation sees of a container.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    /// What it is made of.
+    Own,
+    /// What is mounted in it, too.
+    Mounts,
 }
 
 /// A `files` process, with its working folder.
@@ -57,94 +75,148 @@ pub struct Operation {
     /// What a container that does not run has mounted for the operation.
     volumes: Option<HeldVolumes>,
     guard: Option<Guard>,
-    /// What runs of the container, if it does.
-    running: Option<Running>,
 }
 
 impl Operation {
-    /// Finds out who has the container's files, and connects.
+    /// Finds out who has the container's files, and has them open what is asked for. When that is done, the container may end:
+    /// the operation goes on.
     ///
     /// # Errors
-    /// 404 when it was removed; 409 when it is a paused hyperv container, whose guest cannot answer; 500 when nobody serves.
-    pub async fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<Self> {
-        Self::begin_over(engine, container, false).await
+    /// 404 when it was removed; 409 when it is a paused hyperv container, whose guest cannot answer; 500 when nobody serves;
+    /// what whoever serves says.
+    pub async fn begin(engine: &Arc<Engine>, container: &Arc<Container>, request: FilesRequest) -> ApiResult<Self> {
+        Self::begin_over(engine, container, request, Sight::Own).await
     }
 
-    /// As [`Operation::begin`], for a request that is to see what is mounted in the container, which is given back. A hyperv
-    /// container that does not run has nothing mounted.
+    /// As [`Operation::begin`], for a request that sees what is mounted in the container, which is filled in. Of a hyperv
+    /// container that does not run, those are the files that tell it names.
     ///
     /// # Errors
     /// As [`Operation::begin`]; of a volume that cannot be mounted.
     pub async fn begin_with_mounts(
         engine: &Arc<Engine>,
         container: &Arc<Container>,
-    ) -> ApiResult<(Self, Vec<FilesMount>)> {
-        let operation = Self::begin_over(engine, container, true).await?;
-        let none = container.isolation == Isolation::Hyperv && operation.running.is_none();
-        let mounts = if none { Vec::new() } else { mounts_of(container) };
-        Ok((operation, mounts))
+        request: FilesRequest,
+    ) -> ApiResult<Self> {
+        Self::begin_over(engine, container, request, Sight::Mounts).await
     }
 
-    async fn begin_over(engine: &Arc<Engine>, container: &Arc<Container>, volumes: bool) -> ApiResult<Self> {
-        let _lifecycle = container.hold().await?;
-        let running = container.running().ok().filter(|_| container.record().phase.is_running());
-        let files = Arc::clone(&container.files);
-        let guard = match running {
-            Some(_) => Guard::Shared { _guard: files.read_owned().await },
-            None => Guard::Alone { _guard: files.write_owned().await },
-        };
-        let guest = container.isolation == Isolation::Hyperv && running.is_some();
-        if guest {
-            if container.record().phase.is_paused() {
-                return Err(ApiError::conflict(format!(
-                    "container {} is paused: its utility VM cannot answer, unpause it first",
-                    container.id
-                )));
+    async fn begin_over(
+        engine: &Arc<Engine>,
+        container: &Arc<Container>,
+        request: FilesRequest,
+        sight: Sight,
+    ) -> ApiResult<Self> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let before = container.progress();
+            let exits = before.borrow().exits;
+            let mut live = false;
+            match Self::attempt(engine, container, request.clone(), sight, &mut live).await {
+                // It has ended meanwhile, however that was, and its files are elsewhere now.
+                Err(_) if live && tries < MOST_TRIES && ends(before, exits).await => {}
+                begun => return begun,
             }
-            let socket = connect(&engine.bundle(&container.id))
-                .map_err(|error| ApiError::caused("cannot reach the container's shim", &error))?;
-            return Ok(Self { socket, helper: None, volumes: None, guard: Some(guard), running });
         }
-        let (engine, container, live) = (Arc::clone(engine), Arc::clone(container), running.is_some());
-        let volumes = volumes && !live && container.isolation == Isolation::Process;
+    }
+
+    async fn attempt(
+        engine: &Arc<Engine>,
+        container: &Arc<Container>,
+        mut request: FilesRequest,
+        sight: Sight,
+        live: &mut bool,
+    ) -> ApiResult<Self> {
+        let (guard, guest) = Self::guard(container, live).await?;
+        let (engine, container, live) = (Arc::clone(engine), Arc::clone(container), *live);
+        if sight == Sight::Mounts {
+            request.set_mounts(files_mounts::of(&container, live)?);
+        }
+        if guest {
+            let begun = tokio::task::spawn_blocking(move || {
+                let socket = connect(&engine.bundle(&container.id))
+                    .map_err(|error| ApiError::caused("cannot reach the container's shim", &error))?;
+                let operation = Self { socket, helper: None, volumes: None, guard: Some(guard) };
+                operation.ask(&request).map(|()| operation)
+            });
+            return begun.await?;
+        }
+        let volumes = sight == Sight::Mounts && !live && container.isolation == Isolation::Process;
         let made = tokio::task::spawn_blocking(move || {
             let volumes = volumes.then(|| HeldVolumes::mount(&engine, &container)).transpose()?;
             Ok::<_, ApiError>((Helper::prepare(&engine, &container, live)?, volumes))
         });
         let (made, volumes) = made.await??;
         let (helper, socket) = Helper::start(made)?;
-        Ok(Self { socket, helper: Some(helper), volumes, guard: Some(guard), running })
+        let mut operation = Self { socket, helper: Some(helper), volumes, guard: Some(guard) };
+        let begun = tokio::task::spawn_blocking(move || {
+            operation.ask(&request)?;
+            // It has the mounts of the container for itself now.
+            if let Some(Guard::Shared { in_use, .. }) = &mut operation.guard {
+                drop(in_use.take());
+            }
+            Ok(operation)
+        });
+        begun.await?
     }
 
-    /// What runs of the container, if it does.
-    pub fn running(&self) -> Option<&Running> {
-        self.running.as_ref()
+    /// Waits until the files may be looked at, and says whether the container is `live`, and whether its guest has them.
+    async fn guard(container: &Arc<Container>, live: &mut bool) -> ApiResult<(Guard, bool)> {
+        let _lifecycle = container.hold().await?;
+        *live = container.running().is_ok() && container.record().phase.is_running();
+        let files = Arc::clone(&container.files);
+        if !*live {
+            return Ok((Guard::Alone { _files: files.write_owned().await }, false));
+        }
+        let in_use = Some(Arc::clone(&container.in_use).read_owned().await);
+        let guard = Guard::Shared { _files: files.read_owned().await, in_use };
+        if container.isolation == Isolation::Process {
+            return Ok((guard, false));
+        }
+        if container.record().phase.is_paused() {
+            return Err(ApiError::conflict(format!(
+                "container {} is paused: its utility VM cannot answer, unpause it first",
+                container.id
+            )));
+        }
+        Ok((guard, true))
     }
 
-    /// Sends the request. When: in a thread that may wait, as everything else but [`Operation::begin`].
-    ///
-    /// # Errors
-    /// Nobody takes it.
-    pub fn request(&self, request: &FilesRequest) -> ApiResult<(FrameSender<UnixStream>, FrameReceiver<UnixStream>)> {
+    /// Sends the request, and waits until the container's trees are open. When: in a thread that may wait, as everything else
+    /// but beginning.
+    fn ask(&self, request: &FilesRequest) -> ApiResult<()> {
         let failed = |error: io::Error| ApiError::caused("cannot ask for the container's files", &error);
         self.socket.set_write_timeout(Some(SILENCE)).map_err(failed)?;
         self.socket.set_read_timeout(Some(SILENCE)).map_err(failed)?;
-        let mut sender = FrameSender::new(self.socket.try_clone().map_err(failed)?);
-        let receiver = FrameReceiver::new(self.socket.try_clone().map_err(failed)?);
-        match sender.message(request) {
+        match self.sender()?.message(request) {
             // It has ended with an answer, most likely, which is still there to be read.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             other => other.map_err(failed)?,
         }
-        Ok((sender, receiver))
+        received(self.receiver()?.message::<FilesOpened>()).map(drop)
+    }
+
+    fn sender(&self) -> ApiResult<FrameSender<UnixStream>> {
+        let socket = self.socket.try_clone();
+        socket.map(FrameSender::new).map_err(|error| ApiError::caused("cannot ask for the container's files", &error))
+    }
+
+    /// What is answered.
+    ///
+    /// # Errors
+    /// Of the system.
+    pub fn receiver(&self) -> ApiResult<FrameReceiver<UnixStream>> {
+        let socket = self.socket.try_clone();
+        socket.map(FrameReceiver::new).map_err(|error| ApiError::caused("cannot read the container's files", &error))
     }
 
     /// Sends a stream, and waits until it was taken.
     ///
     /// # Errors
     /// What the other side says; the stream's own failure.
-    pub fn send(&self, request: &FilesRequest, mut stream: impl Read + Send) -> ApiResult<()> {
-        let (mut sender, mut receiver) = self.request(request)?;
+    pub fn send(&self, mut stream: impl Read + Send) -> ApiResult<()> {
+        let (mut sender, mut receiver) = (self.sender()?, self.receiver()?);
         // Nothing comes before all was sent, however long the client takes.
         let patient = |limit| self.socket.set_read_timeout(limit);
         patient(None).map_err(|error| ApiError::caused("cannot wait for the container's files", &error))?;
@@ -209,7 +281,7 @@ impl HeldVolumes {
     fn mount(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<Self> {
         let mounts = container.record().mounts.clone();
         let held = Self(Arc::clone(engine), Arc::clone(container));
-        volumes::prepare(engine, &mounts)?;
+        volumes::prepare(engine, container, &mounts)?;
         Ok(held)
     }
 }
@@ -220,19 +292,17 @@ impl Drop for HeldVolumes {
     }
 }
 
-/// The binds and volumes of a container, as whoever serves its files mounts them: a guest knows itself where they are from.
-fn mounts_of(container: &Container) -> Vec<FilesMount> {
-    let told = container.isolation == Isolation::Process;
-    let mount = |point: &MountPoint| FilesMount {
-        destination: point.destination.clone(),
-        source: told.then(|| FilesSource {
-            path: point.source.clone(),
-            part: point.subpath.clone(),
-            read_only: !point.writable,
-            recursive: point.below != Below::Absent,
-        }),
-    };
-    container.record().mounts.iter().filter(|point| point.kind != MountKind::Tmpfs).map(mount).collect()
+/// Whether a container's run ends, of which that many have ended before.
+async fn ends(mut progress: watch::Receiver<Progress>, exits: u64) -> bool {
+    let ended = progress.wait_for(|now| now.exits != exits || now.removed);
+    tokio::time::timeout(ENDING, ended).await.is_ok_and(|ended| ended.is_ok())
+}
+
+/// Waits a while for the operations that need what runs of a container: when this returns, it may go.
+pub async fn no_longer_used(container: &Container) {
+    if tokio::time::timeout(ENDING, container.in_use.write()).await.is_err() {
+        tracing::warn!(id = %container.id, "an operation on the files of a container that has ended is broken off");
+    }
 }
 
 /// What the other side has said, as an error for the client.

@@ -75,9 +75,10 @@ impl Intermediate {
         work: impl FnOnce(&mut dyn Read) -> ApiResult<T> + Send + 'static,
     ) -> ApiResult<T> {
         let own = if has_run { own_paths(&self.engine, &self.container)? } else { Vec::new() };
-        let operation = Operation::begin(&self.engine, &self.container).await?;
+        let operation =
+            Operation::begin(&self.engine, &self.container, FilesRequest::Layer { own, freeze: false }).await?;
         let done = tokio::task::spawn_blocking(move || {
-            let (_, mut receiver) = operation.request(&FilesRequest::Layer { own, freeze: false })?;
+            let mut receiver = operation.receiver()?;
             let done = work(&mut receiver)?;
             operation.finish()?;
             Ok(done)
@@ -94,10 +95,10 @@ impl Intermediate {
         path: &str,
         work: impl FnOnce(&PathStat, &mut dyn Read) -> ApiResult<T> + Send + 'static,
     ) -> ApiResult<T> {
-        let operation = Operation::begin(&self.engine, &self.container).await?;
         let request = FilesRequest::Read { path: path.to_owned(), mounts: Vec::new() };
+        let operation = Operation::begin(&self.engine, &self.container, request).await?;
         let done = tokio::task::spawn_blocking(move || {
-            let (_, mut receiver) = operation.request(&request)?;
+            let mut receiver = operation.receiver()?;
             let stat: PathStat = received(receiver.message())?;
             let done = work(&stat, &mut receiver)?;
             received(std::io::copy(&mut receiver, &mut std::io::sink()))?;
@@ -112,9 +113,9 @@ impl Intermediate {
     /// # Errors
     /// As [`Operation::send`].
     pub async fn place(&self, request: FilesRequest, stream: impl Read + Send + 'static) -> ApiResult<()> {
-        let operation = Operation::begin(&self.engine, &self.container).await?;
+        let operation = Operation::begin(&self.engine, &self.container, request).await?;
         let done = tokio::task::spawn_blocking(move || {
-            operation.send(&request, stream)?;
+            operation.send(stream)?;
             operation.finish()
         });
         done.await?
@@ -125,10 +126,10 @@ impl Intermediate {
     /// # Errors
     /// Of the operation.
     pub async fn stat(&self, path: &str) -> ApiResult<Option<PathStat>> {
-        let operation = Operation::begin(&self.engine, &self.container).await?;
         let request = FilesRequest::Stat { path: path.to_owned(), mounts: Vec::new() };
+        let operation = Operation::begin(&self.engine, &self.container, request).await?;
         let done = tokio::task::spawn_blocking(move || {
-            let (_, mut receiver) = operation.request(&request)?;
+            let mut receiver = operation.receiver()?;
             let stat: PathStat = received(receiver.message())?;
             received(std::io::copy(&mut receiver, &mut std::io::sink()))?;
             operation.finish()?;

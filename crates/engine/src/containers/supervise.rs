@@ -8,7 +8,7 @@ use proto::control::ExitReport;
 use tokio::task::JoinHandle;
 
 use super::launch::Run;
-use super::{health, networking, remove, restart_policy, shim};
+use super::{files, health, networking, remove, restart_policy, shim};
 use crate::clock::Timestamp;
 use crate::container::record::{Ended, Phase};
 use crate::container::{Container, Running};
@@ -134,6 +134,9 @@ pub async fn finish(
 
 /// Lets the shim clear away, and go.
 async fn release(engine: &Arc<Engine>, container: &Arc<Container>, task: Option<&Task>) {
+    if task.is_some() {
+        files::no_longer_used(container).await;
+    }
     let (bundle, socket) = (engine.bundle(&container.id), engine.socket(&container.id));
     match task {
         // Its changes go with it, so nobody needs them on disk first.

@@ -17,7 +17,7 @@ const SHM_BYTES: i64 = 64 * 1024 * 1024;
 pub(super) const GUEST_FILES: &str = "/run/bulkhead/files";
 
 /// The files that tell a container its names, in /etc and in the container's folder on the host.
-pub(super) const NETWORK_FILES: [&str; 3] = ["resolv.conf", "hostname", "hosts"];
+pub const NETWORK_FILES: [&str; 3] = ["resolv.conf", "hostname", "hosts"];
 
 /// Every mount in the order in which they are made: a folder before what is below it.
 pub(super) fn decide(input: &SpecInput<'_>, shared: Shared) -> Result<Vec<Mount>, SpecError> {

@@ -93,4 +93,58 @@ behind_both_walls! {
         let said = host.docker(&["cp", file.to_str().unwrap(), &format!("{id}:/tmp/x")]);
         said.fails_saying(1, &["container rootfs is marked read-only"]);
     }
+
+    fn files_that_tell_names_are_read_and_not_replaced(host) {
+        let file = new_file(host);
+        let options = ["-h", "named", "--add-host", "friend:192.0.2.7"];
+        let id = host.run_detached(&options, &["sleep", "1000"]);
+        let inside = |path: &str| format!("{id}:{path}");
+        let check = || {
+            for (path, content) in [("hostname", "named"), ("hosts", "192.0.2.7\tfriend"), ("resolv.conf", "nameserver")] {
+                let said = host.docker(&["cp", &inside(&format!("/etc/{path}")), "-"]);
+                assert!(said.code == 0 && said.text().contains(content), "{path}: {said}");
+                let said = host.docker(&["cp", file.to_str().unwrap(), &inside(&format!("/etc/{path}"))]);
+                said.fails_saying(1, &["device or resource busy"]);
+            }
+            host.docker(&["cp", file.to_str().unwrap(), &inside("/etc/beside")]).ok();
+            assert!(host.docker(&["cp", &inside("/etc"), "-"]).text().contains("192.0.2.7\tfriend"));
+            assert!(!host.docker(&["export", &id]).text().contains("192.0.2.7\tfriend"));
+        };
+        check();
+        assert_eq!(host.docker(&["exec", &id, "cat", "/etc/hostname"]).ok(), "named");
+        assert_eq!(host.docker(&["kill", &id]).code, 0);
+        host.wait_state(&id, "exited");
+        check();
+        // Before it has ever run, a container has its image's, as with dockerd.
+        let fresh = host.docker(&host.words("create", &options, &["sleep", "1000"])).ok();
+        host.docker(&["cp", file.to_str().unwrap(), &format!("{fresh}:/etc/hosts")]).ok();
+        assert!(host.docker(&["cp", &format!("{fresh}:/etc/hosts"), "-"]).text().contains("copied"));
+    }
+
+    /// Whoever looks at a container's files while it ends sees them, either way.
+    fn files_are_there_while_a_container_ends(host) {
+        let rounds = if host.wall() == bulkhead_e2e::Wall::Hyperv { 2 } else { 12 };
+        for round in 0..rounds {
+            let id = host.run_detached(&[], &["sh", "-c", "echo content > /mark; echo ready; exec sleep 1000"]);
+            host.wait_log(&id, "ready");
+            let looks = || {
+                let read = host.docker(&["cp", &format!("{id}:/mark"), "-"]);
+                assert!(read.code == 0 && read.text().contains("content"), "round {round}: {read}");
+                assert!(host.docker(&["diff", &id]).ok().contains("A /mark"), "round {round}");
+                let tar = Tar::new().file("new", 0o644, b"copied").bytes();
+                let write = host.docker_input(&["cp", "-", &format!("{id}:/tmp")], &tar);
+                assert_eq!(write.code, 0, "round {round}: {write}");
+                let tree = host.docker(&["export", &id]);
+                assert!(tree.code == 0 && tree.text().contains("content"), "round {round}");
+            };
+            std::thread::scope(|scope| {
+                let looking = scope.spawn(looks);
+                std::thread::sleep(std::time::Duration::from_millis(15 * round));
+                assert_eq!(host.docker(&["kill", &id]).code, 0);
+                looking.join().unwrap();
+            });
+            host.wait_state(&id, "exited");
+            assert_eq!(host.docker(&["rm", &id]).code, 0);
+        }
+    }
 }
