@@ -8,15 +8,18 @@ pub mod stream;
 pub mod url;
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use hyper::http::request;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::preferences::Preferences;
 use address::Address;
 use body::RequestBody;
 use hijack::Hijacked;
@@ -79,13 +82,20 @@ impl From<io::Error> for ClientError {
 #[derive(Debug, Clone)]
 pub struct Client {
     address: Address,
+    preferences: Arc<Preferences>,
 }
 
 impl Client {
     /// A client of the engine at an address. Nothing is connected yet.
     #[must_use]
-    pub fn new(address: Address) -> Self {
-        Self { address }
+    pub fn new(address: Address, preferences: Preferences) -> Self {
+        Self { address, preferences: Arc::new(preferences) }
+    }
+
+    /// What the user prefers.
+    #[must_use]
+    pub fn preferences(&self) -> &Preferences {
+        &self.preferences
     }
 
     /// Where the engine is.
@@ -101,6 +111,12 @@ impl Client {
     pub async fn connect(&self) -> Result<Box<dyn Duplex>, ClientError> {
         let failed = |source| ClientError::Connect { address: self.address.clone(), source };
         stream::connect(&self.address).await.map_err(failed)
+    }
+
+    /// A request without a body, with the user's headers.
+    fn request(&self, method: Method, url: &Url) -> request::Builder {
+        let begun = Request::builder().method(method).uri(url.as_str()).header(header::HOST, "bulkhead");
+        self.preferences.headers.iter().fold(begun, |request, (name, value)| request.header(name, value))
     }
 
     /// Sends a request and gives the answer, whatever its status.
@@ -127,7 +143,7 @@ impl Client {
         body: RequestBody,
         registry_auth: Option<&str>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let mut request = Request::builder().method(method).uri(url.as_str()).header(header::HOST, "bulkhead");
+        let mut request = self.request(method, url);
         if let Some(auth) = registry_auth {
             request = request.header("X-Registry-Auth", auth);
         }
@@ -203,12 +219,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn hijack(&self, url: &Url, body: RequestBody) -> Result<Hijacked, ClientError> {
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(url.as_str())
-            .header(header::HOST, "bulkhead")
-            .header(header::CONNECTION, "Upgrade")
-            .header(header::UPGRADE, "tcp");
+        let mut request =
+            self.request(Method::POST, url).header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "tcp");
         if let Some(content_type) = body.content_type() {
             request = request.header(header::CONTENT_TYPE, content_type);
         }
@@ -246,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_engine_is_one_clear_line() {
-        let client = Client::new(Address::Unix("/nonexistent/engine.sock".into()));
+        let client = Client::new(Address::Unix("/nonexistent/engine.sock".into()), Preferences::default());
         let error = client.get::<serde_json::Value>(&Url::new("/info")).await.unwrap_err().to_string();
         assert!(error.starts_with("cannot connect to the engine at unix:///nonexistent/engine.sock"), "{error}");
         assert!(error.contains("is bulkheadd running?") && !error.contains('\n'));

@@ -16,6 +16,7 @@ mod credentials;
 mod error;
 mod output;
 mod parse;
+mod preferences;
 mod request;
 mod session;
 mod terminal;
@@ -26,6 +27,7 @@ use clap::error::ErrorKind;
 use crate::args::Cli;
 use crate::client::Client;
 use crate::client::address::{self, Asked};
+use crate::credentials::ConfigFile;
 use crate::error::{CliError, CliResult, REFUSED};
 use crate::output::color::{self, Tone};
 
@@ -46,7 +48,7 @@ fn run(cli: Cli) -> CliResult<u8> {
     let address = address::choose(asked, |name| std::env::var(name).ok())?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::local("cannot start"))?;
-    let code = runtime.block_on(commands::run(&Client::new(address), cli.command));
+    let code = runtime.block_on(commands::run(&Client::new(address, ConfigFile::preferences()), cli.command));
     runtime.shutdown_background();
     code
 }

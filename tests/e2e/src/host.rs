@@ -359,6 +359,12 @@ impl TestHost {
         Terminal::start(&self.docker_command(args), 80, 24)
     }
 
+    /// Starts our own CLI in such a terminal.
+    #[must_use]
+    pub fn bulkhead_terminal(&self, args: &[&str]) -> Terminal {
+        Terminal::start(&self.bulkhead_command(args), 80, 24)
+    }
+
     /// The words `VERB OPTIONS IMAGE COMMAND` for a container of the busybox image behind this host's wall.
     #[must_use]
     pub fn words<'a>(&self, verb: &'a str, options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {

@@ -29,7 +29,7 @@ pub(super) async fn attach(client: &Client, args: &AttachArgs) -> CliResult<u8> 
         kill: args.sig_proxy.then(|| Url::container(&id, "/kill")),
         tty: described["Config"]["Tty"] == true,
         stdin,
-        detach_keys: keys::parse(args.detach_keys.as_deref().unwrap_or(keys::DEFAULT))?,
+        detach_keys: keys::wanted(client.preferences().detach_keys(args.detach_keys.as_deref()))?,
     };
     if target.tty {
         session::redraw(client, &target.resize).await;

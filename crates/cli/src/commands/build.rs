@@ -18,7 +18,9 @@ use context::Context;
 /// `build`.
 pub(super) async fn build(client: &Client, args: &BuildArgs) -> CliResult<()> {
     let context = Context::open(args)?;
-    let url = url(args, &context.dockerfile)?.with_some("remote", context.remote.as_deref());
+    let set = |name: &str| args.build_arg.iter().any(|entry| entry.split('=').next() == Some(name));
+    let proxies = client.preferences().proxy_variables(&client.address().to_string(), set);
+    let url = url(args, &context.dockerfile, proxies)?.with_some("remote", context.remote.as_deref());
     let mut lines = client.lines(Method::POST, &url, context.body).await?;
     let mut image = None;
     let mut out = std::io::stdout();
@@ -48,7 +50,7 @@ pub(super) async fn build(client: &Client, args: &BuildArgs) -> CliResult<()> {
     }
 }
 
-fn url(args: &BuildArgs, dockerfile: &str) -> CliResult<Url> {
+fn url(args: &BuildArgs, dockerfile: &str, proxies: Vec<(String, String)>) -> CliResult<Url> {
     let number = |value: Option<i64>| value.map(|value| value.to_string());
     let mut url = Url::new("/build")
         .with("dockerfile", dockerfile)
@@ -79,8 +81,10 @@ fn url(args: &BuildArgs, dockerfile: &str) -> CliResult<Url> {
     }
     let ulimits = args.ulimit.iter().map(|text| ulimit::ulimit(text)).collect::<CliResult<Vec<_>>>()?;
     let labels: HashMap<String, String> = environment::pairs(&args.label, "label")?;
+    let mut build_args = build_args(&args.build_arg);
+    build_args.extend(proxies.into_iter().map(|(name, value)| (name, Some(value))));
     for (name, value, is_given) in [
-        ("buildargs", json!(build_args(&args.build_arg)), !args.build_arg.is_empty()),
+        ("buildargs", json!(build_args), !build_args.is_empty()),
         ("labels", json!(labels), !labels.is_empty()),
         ("cachefrom", json!(args.cache_from), !args.cache_from.is_empty()),
         ("securityopt", json!(args.security_opt), !args.security_opt.is_empty()),
@@ -113,7 +117,7 @@ mod tests {
     fn flags_become_parameters() {
         let words = "bulkhead build -t a -t b:1 --build-arg X=1 --isolation hyperv -m 64m --rm=false --label l=m .";
         let Command::Build(args) = Cli::try_parse_from(words.split(' ')).unwrap().command else { panic!() };
-        let url = url(&args, "Dockerfile").unwrap();
+        let url = url(&args, "Dockerfile", Vec::new()).unwrap();
         let text = url.as_str();
         for part in ["t=a&t=b%3A1", "isolation=hyperv", "memory=67108864", "rm=0", "buildargs=%7B%22X%22%3A%221%22%7D"]
         {

@@ -37,7 +37,8 @@ pub(super) async fn complete(client: &Client, args: &CompleteArgs) -> CliResult<
     };
     let asked = Asked { host: given(["-H", "--host"]), context: given(["-c", "--context"]) };
     let other = (asked.host.is_some() || asked.context.is_some())
-        .then(|| address::choose(asked, |name| std::env::var(name).ok()).ok().map(Client::new));
+        .then(|| address::choose(asked, |name| std::env::var(name).ok()).ok())
+        .map(|address| address.map(|address| Client::new(address, client.preferences().clone())));
     let client = match &other {
         Some(Some(other)) => other,
         Some(None) => return Ok(()),

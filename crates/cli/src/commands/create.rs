@@ -15,7 +15,22 @@ use crate::request::{Attached, create_body};
 /// `create`.
 pub(super) async fn create(client: &Client, args: &CreateArgs) -> CliResult<()> {
     let attached = Attached::choose(&args.attach, args.interactive, false)?;
-    say(&make(client, args, &create_body(args, attached, args.rm)?).await?)
+    say(&make(client, args, &body(client, args, attached)?).await?)
+}
+
+/// The body of the request, with the proxies that the user's configuration has for containers.
+///
+/// # Errors
+/// As [`create_body`].
+pub(super) fn body(client: &Client, args: &CreateArgs, attached: Attached) -> CliResult<ContainerCreateBody> {
+    let mut body = create_body(args, attached, args.rm)?;
+    let set = |name: &str| args.env.iter().any(|entry| entry.split('=').next() == Some(name));
+    let proxies = client.preferences().proxy_variables(&client.address().to_string(), set);
+    if !proxies.is_empty() {
+        let variables = proxies.into_iter().map(|(name, value)| format!("{name}={value}"));
+        body.env.get_or_insert_default().extend(variables);
+    }
+    Ok(body)
 }
 
 /// Makes a container, pulling its image if need be; gives its id. The engine's warnings are printed.

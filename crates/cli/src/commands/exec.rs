@@ -21,7 +21,7 @@ pub(super) async fn exec(client: &Client, args: &ExecArgs) -> CliResult<u8> {
     if args.tty && args.interactive && !args.detach && !terminal::on_stdin() {
         return Err(CliError::Usage("the input device is not a TTY".into()).with_code(1));
     }
-    let detach_keys = keys::parse(args.detach_keys.as_deref().unwrap_or(keys::DEFAULT))?;
+    let detach_keys = keys::wanted(client.preferences().detach_keys(args.detach_keys.as_deref()))?;
     let env = environment::variables(&args.env_file, &args.env, |name| std::env::var(name).ok())?;
     let size = terminal::size().filter(|_| args.tty).map(|(height, width)| vec![height.into(), width.into()]);
     let config = ExecConfig {
@@ -35,7 +35,7 @@ pub(super) async fn exec(client: &Client, args: &ExecArgs) -> CliResult<u8> {
         privileged: Some(args.privileged),
         user: args.user.clone(),
         working_dir: args.workdir.clone(),
-        detach_keys: args.detach_keys.clone(),
+        detach_keys: client.preferences().detach_keys(args.detach_keys.as_deref()).map(str::to_owned),
     };
     let made: Value = client.post(&Url::container(name, "/exec"), &config).await?;
     let id = made["Id"].as_str().ok_or_else(|| CliError::Answer("it has no exec id".into()))?;

@@ -10,6 +10,7 @@ use crate::error::{CliError, CliResult};
 use crate::output::listing::{Column, Columns, Row, Style};
 use crate::output::quantity::decimal_size;
 use crate::output::time;
+use crate::preferences::Preferences;
 
 const NONE: &str = "<none>";
 const SHOWN: [Column; 5] =
@@ -37,7 +38,8 @@ pub(super) async fn images(client: &Client, args: &ImagesArgs) -> CliResult<()> 
     if args.digests {
         shown.insert(2, ("Digest", "DIGEST"));
     }
-    let style = Style { format: args.format.as_deref(), quiet: args.quiet.then_some("ID") };
+    let format = Preferences::format(args.format.as_deref(), &client.preferences().images_format, args.quiet);
+    let style = Style { format, quiet: args.quiet.then_some("ID") };
     print(Columns { shown: &shown, hidden: &HIDDEN }, &rows, style)
 }
 

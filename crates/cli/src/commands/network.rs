@@ -16,6 +16,7 @@ use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
 use crate::output::listing::{Column, Columns, Row, Style};
 use crate::parse::environment;
+use crate::preferences::Preferences;
 use crate::request::networks;
 
 const SHOWN: [Column; 4] = [("ID", "NETWORK ID"), ("Name", "NAME"), ("Driver", "DRIVER"), ("Scope", "SCOPE")];
@@ -42,7 +43,8 @@ async fn ls(client: &Client, args: &LsArgs) -> CliResult<()> {
     let mut networks: Vec<Value> = client.get(&url).await?;
     networks.sort_by(|one, other| text(one, "Name").cmp(text(other, "Name")));
     let rows: Vec<Row> = networks.iter().map(|network| row(network, args.no_trunc)).collect();
-    let style = Style { format: args.format.as_deref(), quiet: args.quiet.then_some("ID") };
+    let format = Preferences::format(args.format.as_deref(), &client.preferences().networks_format, args.quiet);
+    let style = Style { format, quiet: args.quiet.then_some("ID") };
     print(Columns { shown: &SHOWN, hidden: &HIDDEN }, &rows, style)
 }
 

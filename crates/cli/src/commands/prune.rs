@@ -80,9 +80,7 @@ pub(super) async fn system(client: &Client, args: &SystemPruneArgs) -> CliResult
     let mut bytes = prune_containers(client, filter).await?;
     prune_networks(client, filter).await?;
     if args.volumes {
-        // Volumes have no age, so what is said of the age of others is not said to them.
-        let filter = filter.iter().filter(|text| !text.starts_with("until=")).cloned().collect();
-        let prune = PruneArgs { force: true, filter };
+        let prune = PruneArgs { force: true, filter: filter.clone() };
         bytes += prune_volumes(client, &VolumePruneArgs { all: false, prune }).await?;
     }
     bytes += prune_images(client, &args.image).await?;
@@ -107,7 +105,7 @@ async fn prune_builds(client: &Client, all: bool, keep: Option<&str>, filter: &[
     let url = Url::new("/build/prune")
         .with_flag("all", all)
         .with_some("keep-storage", keep)
-        .with_some("filters", filters(filter)?.as_deref());
+        .with_some("filters", filters(&client.preferences().prune_filters(filter))?.as_deref());
     let pruned = ask_url(client, &url).await?;
     let deleted = pruned["CachesDeleted"].as_array().into_iter().flatten().filter_map(Value::as_str);
     list("Deleted build cache objects:", deleted)?;
@@ -140,7 +138,12 @@ async fn prune_images(client: &Client, args: &ImagePruneArgs) -> CliResult<f64> 
 }
 
 async fn ask(client: &Client, path: &str, filter: &[String]) -> CliResult<Value> {
-    ask_url(client, &Url::new(path).with_some("filters", filters(filter)?.as_deref())).await
+    let mut filter = client.preferences().prune_filters(filter);
+    if path == "/volumes/prune" {
+        // Volumes have no age, so what is said of the age of others is not said to them.
+        filter.retain(|text| !text.starts_with("until="));
+    }
+    ask_url(client, &Url::new(path).with_some("filters", filters(&filter)?.as_deref())).await
 }
 
 async fn ask_url(client: &Client, url: &Url) -> CliResult<Value> {

@@ -11,6 +11,7 @@ use crate::output::color::Tone;
 use crate::output::listing::{Column, Columns, Row, Style};
 use crate::output::quantity::decimal_size;
 use crate::output::time;
+use crate::preferences::Preferences;
 
 /// Characters of a command that are shown.
 const COMMAND_WIDTH: usize = 20;
@@ -49,7 +50,8 @@ pub(super) async fn ps(client: &Client, args: &PsArgs) -> CliResult<()> {
     if args.size {
         shown.push(("Size", "SIZE"));
     }
-    let style = Style { format: args.format.as_deref(), quiet: args.quiet.then_some("ID") };
+    let format = Preferences::format(args.format.as_deref(), &client.preferences().ps_format, args.quiet);
+    let style = Style { format, quiet: args.quiet.then_some("ID") };
     print(Columns { shown: &shown, hidden: &HIDDEN }, &rows, style)
 }
 

@@ -7,13 +7,13 @@ use crate::client::Client;
 use crate::client::body::RequestBody;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult, REFUSED, start_code};
-use crate::request::{Attached, create_body};
+use crate::request::Attached;
 use crate::session::{Ended, Session, Target};
 use crate::terminal::{self, keys};
 
 /// `run`.
 pub(super) async fn run(client: &Client, args: &RunArgs) -> CliResult<u8> {
-    let detach_keys = keys::parse(args.detach_keys.as_deref().unwrap_or(keys::DEFAULT))?;
+    let detach_keys = keys::wanted(client.preferences().detach_keys(args.detach_keys.as_deref()))?;
     let create_args = &args.create;
     if args.detach && !create_args.attach.is_empty() {
         return Err(CliError::Usage("--attach and --detach contradict each other".into()));
@@ -23,7 +23,7 @@ pub(super) async fn run(client: &Client, args: &RunArgs) -> CliResult<u8> {
         return Err(CliError::Usage("the input device is not a TTY".into()).with_code(1));
     }
     let refused = |error: CliError| error.with_code(REFUSED);
-    let body = create_body(create_args, attached, create_args.rm)?;
+    let body = create::body(client, create_args, attached)?;
     let id = create::make(client, create_args, &body).await.map_err(refused)?;
     if args.detach {
         container::start(client, &id).await.map_err(coded)?;

@@ -35,7 +35,7 @@ pub(super) async fn start(client: &Client, args: &StartArgs) -> CliResult<u8> {
         kill: args.sig_proxy.then(|| Url::container(&id, "/kill")),
         tty: described["Config"]["Tty"] == true,
         stdin,
-        detach_keys: keys::parse(args.detach_keys.as_deref().unwrap_or(keys::DEFAULT))?,
+        detach_keys: keys::wanted(client.preferences().detach_keys(args.detach_keys.as_deref()))?,
     };
     container::start(client, &id).await.map_err(|error| {
         let code = start_code(&error);

@@ -17,6 +17,7 @@ use crate::client::body::RequestBody;
 use crate::client::url::Url;
 use crate::error::{CliError, CliResult};
 use crate::output::listing::{Column, Columns, Row, Style};
+use crate::preferences::Preferences;
 use sample::Sample;
 
 /// Time between two drawings.
@@ -50,7 +51,7 @@ pub(super) async fn stats(client: &Client, args: &StatsArgs) -> CliResult<()> {
             let samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
             wanted.iter().map(|id| row(id, samples.get(id).and_then(Option::as_ref), args.no_trunc)).collect()
         };
-        draw(args, &rows)?;
+        draw(client, args, &rows)?;
     }
 }
 
@@ -105,24 +106,25 @@ async fn once(client: &Client, args: &StatsArgs) -> CliResult<()> {
         Ok(row(id, Some(&Sample::read(&value)), args.no_trunc))
     };
     let rows = futures_util::future::try_join_all(wanted.iter().map(ask)).await?;
-    print(columns(), &rows, style(args))
+    print(columns(), &rows, style(client, args))
 }
 
 fn columns() -> Columns<'static> {
     Columns { shown: &SHOWN, hidden: &[("ID", "CONTAINER ID")] }
 }
 
-fn style(args: &StatsArgs) -> Style<'_> {
-    Style { format: args.format.as_deref(), quiet: None }
+fn style<'a>(client: &'a Client, args: &'a StatsArgs) -> Style<'a> {
+    let format = Preferences::format(args.format.as_deref(), &client.preferences().stats_format, false);
+    Style { format, quiet: None }
 }
 
-fn draw(args: &StatsArgs, rows: &[Row]) -> CliResult<()> {
+fn draw(client: &Client, args: &StatsArgs, rows: &[Row]) -> CliResult<()> {
     if std::io::stdout().is_terminal() {
         // Home, and clear to the end. Source: ECMA-48, CUP and ED.
         let mut out = std::io::stdout().lock();
         out.write_all(b"\x1b[H\x1b[J").map_err(CliError::local("cannot write to standard output"))?;
     }
-    print(columns(), rows, style(args))
+    print(columns(), rows, style(client, args))
 }
 
 fn row(id: &str, sample: Option<&Sample>, full: bool) -> Row {

@@ -10,6 +10,7 @@ use crate::client::url::Url;
 use crate::error::CliResult;
 use crate::output::listing::{Column, Columns, Row, Style};
 use crate::parse::environment;
+use crate::preferences::Preferences;
 
 const SHOWN: [Column; 2] = [("Driver", "DRIVER"), ("Name", "VOLUME NAME")];
 const HIDDEN: [Column; 5] =
@@ -37,7 +38,8 @@ async fn ls(client: &Client, args: &LsArgs) -> CliResult<()> {
     let mut volumes: Vec<&Value> = answer["Volumes"].as_array().into_iter().flatten().collect();
     volumes.sort_by(|one, other| text(one, "Name").cmp(text(other, "Name")));
     let rows: Vec<Row> = volumes.into_iter().map(row).collect();
-    let style = Style { format: args.format.as_deref(), quiet: args.quiet.then_some("Name") };
+    let format = Preferences::format(args.format.as_deref(), &client.preferences().volumes_format, args.quiet);
+    let style = Style { format, quiet: args.quiet.then_some("Name") };
     print(Columns { shown: &SHOWN, hidden: &HIDDEN }, &rows, style)
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{Account, HUB, helper};
 use crate::error::{CliError, CliResult};
+use crate::preferences::Preferences;
 
 /// The configuration as it is on disk; what is not ours in it is kept.
 pub struct ConfigFile {
@@ -22,11 +23,29 @@ impl ConfigFile {
     /// # Errors
     /// When it cannot be read or is no JSON object.
     pub fn open() -> CliResult<Self> {
+        Self::read(Self::place())
+    }
+
+    /// What the user prefers. A file that does not say that in order says nothing, which the user is told, as by docker.
+    #[must_use]
+    pub fn preferences() -> Preferences {
+        let path = Self::place();
+        let read = fs::read(&path).and_then(|text| Ok(Preferences::parse(&text)?));
+        read.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                // Nobody is there to be told when standard error is closed.
+                let _ = writeln!(io::stderr(), "WARNING: Error loading config file: {}: {error}", path.display());
+            }
+            Preferences::default()
+        })
+    }
+
+    fn place() -> PathBuf {
         let folder = match std::env::var_os("DOCKER_CONFIG") {
             Some(folder) if !folder.is_empty() => PathBuf::from(folder),
             _ => PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".docker"),
         };
-        Self::read(folder.join("config.json"))
+        folder.join("config.json")
     }
 
     fn read(path: PathBuf) -> CliResult<Self> {

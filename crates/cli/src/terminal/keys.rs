@@ -2,14 +2,22 @@
 
 use crate::error::CliError;
 
-/// What is used unless `--detach-keys` says otherwise.
-pub const DEFAULT: &str = "ctrl-p,ctrl-q";
+/// What is used unless `--detach-keys` or the user's configuration says otherwise.
+const DEFAULT: &str = "ctrl-p,ctrl-q";
 
-/// Reads a list such as `ctrl-p,ctrl-q` or `ctrl-a,d` into bytes; an empty one means that nothing detaches.
+/// The keys that are wanted, or the default ones.
+///
+/// # Errors
+/// As [`parse`].
+pub fn wanted(text: Option<&str>) -> Result<Vec<u8>, CliError> {
+    parse(text.unwrap_or(DEFAULT))
+}
+
+/// Reads a list such as `ctrl-p,ctrl-q` or `ctrl-a,d` into bytes.
 ///
 /// # Errors
 /// [`CliError::Usage`] for a key that has no byte.
-pub fn parse(text: &str) -> Result<Vec<u8>, CliError> {
+fn parse(text: &str) -> Result<Vec<u8>, CliError> {
     let key = |key: &str| -> Option<u8> {
         let Some(with_control) = key.strip_prefix("ctrl-") else {
             return (key.len() == 1).then(|| key.as_bytes()[0]);

@@ -120,3 +120,71 @@ fn without_an_engine_it_says_what_to_do() {
     assert_ne!(said.code, 0);
     assert!(said.err.contains("docker.sock") && said.err.contains("bulkheadd"), "{said}");
 }
+
+/// What docker's `config.json` says, both CLIs do.
+#[test]
+fn preferences_are_those_of_docker() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    let config = serde_json::json!({
+        "detachKeys": "ctrl-x,x",
+        "psFormat": "{{.Names}} is {{.State}}", "imagesFormat": "{{.Repository}}!",
+        "networksFormat": "{{.Name}}?", "volumesFormat": "{{.Driver}}",
+        "proxies": {"default": {"httpProxy": "http://proxy:1", "noProxy": "here"}},
+        "pruneFilters": ["label=prune-me"],
+    });
+    std::fs::write(host.folder().join("config.json"), config.to_string()).unwrap();
+    for (name, label) in [("kept", "x=y"), ("pruned", "prune-me")] {
+        host.docker(&host.words("create", &["--name", name, "-l", label, "-v", "/v"], &["true"])).ok();
+    }
+    for words in [&["ps", "-a"][..], &["images"], &["network", "ls"], &["volume", "ls"], &["ps", "-aq"]] {
+        let (own, docker) = (host.bulkhead(words), host.docker(words));
+        assert!(docker.code == 0 && !docker.out.is_empty(), "{docker}");
+        assert_eq!((own.code, own.text()), (0, docker.text()), "{words:?}");
+    }
+
+    // A variable of the command line comes before the configuration's, in the letters in which it is given.
+    let variables = |id: &str| {
+        let text = host.docker(&["inspect", "-f", "{{json .Config.Env}}", id]).ok();
+        let mut variables: Vec<String> = serde_json::from_str(&text).unwrap();
+        variables.sort();
+        variables
+    };
+    let words = host.words("create", &["-e", "http_proxy=mine"], &["true"]);
+    let (own, docker) = (host.bulkhead(&words).ok(), host.docker(&words).ok());
+    assert_eq!(variables(&own), variables(&docker));
+    assert!(variables(&own).contains(&"HTTP_PROXY=http://proxy:1".to_owned()));
+    let context = host.folder().join("context");
+    std::fs::create_dir(&context).unwrap();
+    let steps = format!("FROM {}\nRUN echo proxy is $http_proxy\n", bulkhead_e2e::IMAGE);
+    std::fs::write(context.join("Dockerfile"), steps).unwrap();
+    let built = host.bulkhead(&["build", "--network", "none", context.to_str().unwrap()]);
+    assert!(built.code == 0 && built.text().contains("proxy is http://proxy:1"), "{built}");
+
+    host.bulkhead(&["container", "prune", "-f"]).ok();
+    assert!(host.docker(&["ps", "-a"]).text().contains("kept is created"));
+    assert!(!host.docker(&["ps", "-a"]).text().contains("pruned"));
+
+    let wrong = serde_json::json!({"psFormat": 1}).to_string();
+    std::fs::write(host.folder().join("config.json"), wrong).unwrap();
+    let said = host.bulkhead(&["ps"]);
+    assert!(said.code == 0 && said.err.contains("WARNING: Error loading config file"), "{said}");
+}
+
+#[test]
+fn keys_detach_as_docker_has_them() {
+    let Some(host) = TestHost::start_own(Wall::Process) else { return };
+    std::fs::write(host.folder().join("config.json"), r#"{"detachKeys":"ctrl-x,x"}"#).unwrap();
+    let script = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.2; done";
+    let run = host.words("run", &["-it", "--name", "long"], &["sh", "-c", script]);
+    let attach = &["attach", "long"][..];
+    let flag = &["attach", "--detach-keys", "ctrl-p,ctrl-q", "long"][..];
+    for (words, keys) in
+        [(&run[..], "\x18x"), (attach, "\x18x"), (flag, "\x10\x11"), (&["exec", "-it", "long", "sh"], "\x18x")]
+    {
+        let mut terminal = host.bulkhead_terminal(words);
+        terminal.wait_for(if words[0] == "exec" { "#" } else { "tick" });
+        terminal.type_text(keys);
+        terminal.end();
+        assert_eq!(host.state("long").0, "running", "{words:?}");
+    }
+}
