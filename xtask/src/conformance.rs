@@ -8,6 +8,7 @@ mod bollard;
 mod docker_py;
 mod exceptions;
 mod images;
+mod newest;
 mod report;
 mod results;
 mod script;
@@ -33,12 +34,14 @@ pub enum Suite {
     Bollard,
     /// A composition of three services, by docker-compose.
     Compose,
+    /// The same composition by the second docker-compose.
+    Compose2,
     /// The docker CLI's answers.
     Cli,
 }
 
 impl Suite {
-    const ALL: [Self; 4] = [Self::DockerPy, Self::Bollard, Self::Compose, Self::Cli];
+    const ALL: [Self; 5] = [Self::DockerPy, Self::Bollard, Self::Compose, Self::Compose2, Self::Cli];
 
     /// The word on the command line, in files and in tables.
     fn word(self) -> &'static str {
@@ -46,6 +49,7 @@ impl Suite {
             Self::DockerPy => "docker-py",
             Self::Bollard => "bollard",
             Self::Compose => "compose",
+            Self::Compose2 => "compose2",
             Self::Cli => "cli",
         }
     }
@@ -97,30 +101,42 @@ pub fn run(args: &ConformanceArgs) -> anyhow::Result<()> {
     let path = folders.data.join("exceptions.txt");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let exceptions = Exceptions::parse(&text).with_context(|| format!("in {}", path.display()))?;
-    let suites = if args.suite.is_empty() { &Suite::ALL[..] } else { &args.suite };
-    let sides = if args.against.is_empty() { &Side::ALL[..] } else { &args.against };
+    let mut suites = if args.suite.is_empty() { Suite::ALL.to_vec() } else { args.suite.clone() };
+    let mut sides = if args.against.is_empty() { Side::ALL.to_vec() } else { args.against.clone() };
     if args.in_session {
-        let ([suite], [side]) = (suites, sides) else { bail!("a session is of one suite against one daemon") };
+        let ([suite], [side]) = (&suites[..], &sides[..]) else {
+            bail!("a session is of one suite against one daemon")
+        };
         return session::run(&folders, *suite, *side, &exceptions, &args.names);
     }
     if !args.compare {
-        prepare(&folders, suites, sides)?;
-        for suite in suites {
-            for side in sides {
+        prepare(&folders, &mut suites, &mut sides)?;
+        for suite in &suites {
+            for side in &sides {
                 session::start(&folders, *suite, *side, &args.names)?;
             }
         }
     }
-    if report::print(&folders, suites, &exceptions, &args.names)? > 0 {
+    if report::print(&folders, &suites, &exceptions, &args.names)? > 0 {
         bail!("this engine differs from dockerd");
     }
     Ok(())
 }
 
-/// Makes whatever sessions need and no session can make: they have no network.
-fn prepare(folders: &Folders, suites: &[Suite], sides: &[Side]) -> anyhow::Result<()> {
+/// Makes whatever sessions need and no session can make: they have no network. What needs a newer Docker than can be had is
+/// taken from the lists.
+fn prepare(folders: &Folders, suites: &mut Vec<Suite>, sides: &mut Vec<Side>) -> anyhow::Result<()> {
     fs::create_dir_all(folders.results()).context("cannot make the folder of the results")?;
-    if sides.iter().any(|side| *side != Side::Dockerd) {
+    if (suites.contains(&Suite::Compose2) || sides.contains(&Side::Dockerd28))
+        && let Err(error) = newest::prepare(folders)
+    {
+        let before = suites.len() + sides.len();
+        suites.retain(|suite| *suite != Suite::Compose2);
+        sides.retain(|side| *side != Side::Dockerd28);
+        let skipped = before - suites.len() - sides.len();
+        println!("SKIPPED {skipped} of compose2 and dockerd28, the newest Docker cannot be had: {error:#}");
+    }
+    if sides.iter().any(|side| Side::OURS.contains(side)) {
         let mut build = workspace::cargo();
         build.args(["build", "--release"]).args(suite::BINARIES.iter().flat_map(|package| ["-p", package]));
         workspace::run_checked(&mut build)?;
@@ -130,7 +146,7 @@ fn prepare(folders: &Folders, suites: &[Suite], sides: &[Side]) -> anyhow::Resul
         match suite {
             Suite::DockerPy => docker_py::prepare(folders)?,
             Suite::Bollard => bollard::prepare(folders)?,
-            Suite::Compose | Suite::Cli => {}
+            Suite::Compose | Suite::Compose2 | Suite::Cli => {}
         }
     }
     Ok(())

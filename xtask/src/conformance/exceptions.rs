@@ -5,7 +5,11 @@ use anyhow::{Context, bail};
 use super::Suite;
 use super::side::Side;
 
+/// Both sides, if there is only an older Docker to compare with.
+const OLDER: &str = "older";
+
 /// The lines of the file.
+#[derive(Clone)]
 pub struct Exceptions {
     lines: Vec<Exception>,
 }
@@ -33,6 +37,12 @@ impl Exceptions {
         self.lines.iter().filter(wanted).map(|line| line.pattern.as_str()).collect()
     }
 
+    /// Those that hold beside the newest Docker, if its results are there: lines of the side `older` hold without them alone.
+    pub fn beside(mut self, newest: bool) -> Self {
+        self.lines.retain(|line| !newest || line.side != OLDER);
+        self
+    }
+
     /// The line that allows a case to differ.
     pub fn allowing(&self, suite: Suite, side: Side, case: &str) -> Option<&Exception> {
         self.lines.iter().find(|line| line.is_about(suite, side) && matches(&line.pattern, case))
@@ -54,15 +64,15 @@ impl Exception {
         if Suite::ALL.iter().all(|known| known.word() != suite) {
             bail!("no suite is called {suite}");
         }
-        if !["skip", "process", "hyperv", "both"].contains(&side) {
-            bail!("{side} is neither skip, process, hyperv nor both");
+        if !["skip", "process", "hyperv", "both", OLDER].contains(&side) {
+            bail!("{side} is neither skip, process, hyperv, both nor older");
         }
         let own = |word: &str| word.to_owned();
         Ok(Self { suite: own(suite), side: own(side), pattern: own(pattern), reason: own(reason.trim()) })
     }
 
     fn is_about(&self, suite: Suite, side: Side) -> bool {
-        self.suite == suite.word() && (self.side == side.word() || self.side == "both")
+        self.suite == suite.word() && (self.side == side.word() || self.side == "both" || self.side == OLDER)
     }
 }
 
@@ -116,6 +126,9 @@ mod tests {
         assert!(exceptions.allowing(Suite::Bollard, Side::Process, "up").is_some());
         assert_eq!(exceptions.unneeded(Suite::Bollard, Side::Hyperv, &["ab".to_owned()]), ["both up"]);
         assert!(exceptions.unneeded(Suite::Bollard, Side::Process, &["up".to_owned()]).is_empty());
+        let text = "cli older a  # r\n";
+        assert!(Exceptions::parse(text).unwrap().beside(false).allowing(Suite::Cli, Side::Hyperv, "a").is_some());
+        assert!(Exceptions::parse(text).unwrap().beside(true).allowing(Suite::Cli, Side::Hyperv, "a").is_none());
         for wrong in ["docker-py skip a", "nosuch skip a  # r", "docker-py nobody a  # r", "docker-py skip  # r"] {
             assert!(Exceptions::parse(wrong).is_err(), "{wrong}");
         }

@@ -1,5 +1,7 @@
 //! The table of counts, and what differs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::bail;
 
 use super::exceptions::Exceptions;
@@ -30,19 +32,26 @@ pub fn print(folders: &Folders, suites: &[Suite], exceptions: &Exceptions, names
     let mut notes = Vec::new();
     for suite in suites {
         let load = |side| results::load(&results::file(&folders.results(), *suite, side));
-        let Some(reference) = load(Side::Dockerd)? else {
+        let mut references = Vec::new();
+        for side in Side::REFERENCES {
+            if let Some(cases) = load(side)? {
+                row(*suite, side, &cases, None);
+                references.push(cases);
+            }
+        }
+        if references.is_empty() {
             bail!("no results of {} against dockerd: run it with --against dockerd", suite.word());
-        };
-        row(*suite, Side::Dockerd, &reference, None);
-        for side in [Side::Process, Side::Hyperv] {
+        }
+        let exceptions = exceptions.clone().beside(references.len() == Side::REFERENCES.len());
+        for side in Side::OURS {
             let Some(own) = load(side)? else { continue };
-            let mut comparison = compare(*suite, side, &reference, &own, exceptions);
+            let mut comparison = compare(*suite, side, &references, &own, &exceptions);
             comparison
                 .different
                 .retain(|case| names.is_empty() || names.iter().any(|name| case.contains(name.as_str())));
             row(*suite, side, &own, Some(&comparison));
             wrong += comparison.different.len() + comparison.unneeded.len();
-            notes.push(note(*suite, side, (&reference, &own), &comparison));
+            notes.push(note(*suite, side, (&references, &own), &comparison));
         }
     }
     notes.iter().for_each(|note| print!("{note}"));
@@ -64,17 +73,20 @@ fn row(suite: Suite, side: Side, cases: &Cases, comparison: Option<&Comparison>)
     );
 }
 
-fn compare(suite: Suite, side: Side, reference: &Cases, own: &Cases, exceptions: &Exceptions) -> Comparison {
+/// What one of the references does is right.
+fn compare(suite: Suite, side: Side, references: &[Cases], own: &Cases, exceptions: &Exceptions) -> Comparison {
     let mut comparison = Comparison::default();
     let mut differing = Vec::new();
-    for (name, wanted) in reference {
+    let names: BTreeSet<&String> = references.iter().flat_map(BTreeMap::keys).collect();
+    for name in names {
+        let wanted = references.iter().filter_map(|cases| cases.get(name));
         let Some(seen) = own.get(name) else {
             differing.push(name.clone());
             continue;
         };
-        if wanted.outcome == Outcome::Passed && !is_same(name, wanted, seen) {
+        if wanted.clone().all(|wanted| wanted.outcome == Outcome::Passed && !is_same(name, wanted, seen)) {
             differing.push(name.clone());
-        } else if wanted.outcome == Outcome::Failed && seen.outcome == Outcome::Passed {
+        } else if seen.outcome == Outcome::Passed && wanted.clone().all(|wanted| wanted.outcome == Outcome::Failed) {
             comparison.better.push(name.clone());
         }
     }
@@ -115,7 +127,7 @@ fn why(name: &str, wanted: &Case, seen: Option<&Case>) -> String {
     }
 }
 
-fn note(suite: Suite, side: Side, (reference, own): (&Cases, &Cases), comparison: &Comparison) -> String {
+fn note(suite: Suite, side: Side, (references, own): (&[Cases], &Cases), comparison: &Comparison) -> String {
     let mut text = String::new();
     let mut line = |mark: &str, name: &str, rest: &str| {
         text += &format!(
@@ -126,7 +138,8 @@ fn note(suite: Suite, side: Side, (reference, own): (&Cases, &Cases), comparison
         );
     };
     for name in &comparison.different {
-        let why = reference.get(name).map(|wanted| why(name, wanted, own.get(name)));
+        let newest = references.iter().rev().find_map(|cases| cases.get(name));
+        let why = newest.map(|wanted| why(name, wanted, own.get(name)));
         line("DIFFERS", name, &why.unwrap_or_default());
     }
     comparison.unneeded.iter().for_each(|pattern| line("UNNEEDED", pattern, "every such case passes now"));
@@ -144,6 +157,8 @@ fn short(detail: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
 
     fn cases(list: &[(&str, Outcome, Option<&str>)]) -> Cases {
@@ -179,10 +194,15 @@ mod tests {
             ("not there", Failed, None),
         ]);
         let exceptions = Exceptions::parse("bollard both allowed  # why\nbollard process both  # why\n").unwrap();
-        let seen = compare(Suite::Bollard, Side::Process, &reference, &own, &exceptions);
+        let seen = compare(Suite::Bollard, Side::Process, slice::from_ref(&reference), &own, &exceptions);
         assert_eq!(seen.different, ["broken", "gone", "shows"]);
         assert_eq!(seen.excepted, [("allowed".to_owned(), "why".to_owned())]);
         assert_eq!(seen.unneeded, ["process both"]);
         assert_eq!(seen.better, ["docker's own fault"]);
+        // A newer one says and does otherwise.
+        let newer =
+            cases(&[("shows", Passed, Some("b")), ("broken", Failed, None), ("docker's own fault", Passed, None)]);
+        let seen = compare(Suite::Bollard, Side::Process, &[reference, newer], &own, &exceptions);
+        assert_eq!((seen.different, seen.better), (vec!["gone".to_owned()], Vec::new()));
     }
 }

@@ -1,7 +1,7 @@
 //! Suites that are lists of shell commands: compose's steps, and the docker CLI's answers beside dockerd's.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use super::images::REGISTRY;
 use super::results::{Case, Cases, Outcome};
 use super::session::Session;
 use super::side::SOCKET;
+use super::{Suite, newest};
 
 /// A suite's file of steps, and what makes a step pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +63,9 @@ fn step(session: &Session<'_>, folder: &Path, text: &str, judge: Judge, mask: &M
     command.arg("--kill-after=5").arg((STEP_SECONDS * session.patience()).to_string());
     command.args(["bash", "-o", "pipefail", "-c", &format!("{FUNCTIONS}\n{text}")]).current_dir(folder);
     let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", folder.display())).env("SOCKET", SOCKET);
+    let newest = if session.suite == Suite::Compose2 { newest::programs(session.folders) } else { PathBuf::new() };
+    let first = [folder, &newest].map(|folder| folder.display().to_string());
+    command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", first.join(":"))).env("SOCKET", SOCKET);
     command.env("DOCKER_HOST", format!("unix://{SOCKET}")).env("DOCKER_CONFIG", "/run/docker-config");
     command.env("DOCKER_CLI_HINTS", "false").env("DOCKER_API_VERSION", "1.41").env("COMPOSE_PROJECT_NAME", "shop");
     command.env("DOCKER_BUILDKIT", "0").env("COMPOSE_DOCKER_CLI_BUILD", "0").env("REGISTRY", REGISTRY);

@@ -19,6 +19,7 @@ pub struct Session<'a> {
     pub folders: &'a Folders,
     /// Folder for whatever this session writes; emptied before each.
     pub own: &'a Path,
+    pub suite: Suite,
     pub side: Side,
     /// Parts of the names of the cases to run; all if empty.
     pub names: &'a [String],
@@ -74,16 +75,16 @@ pub fn run(
     workspace::run_checked(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     workspace::run_checked(Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/run"]))?;
     let _registry = Registry::start(&own, &folders.images())?;
-    let mut daemon = Daemon::start(side, &own, &format!("http://{}", images::REGISTRY))?;
+    let mut daemon = Daemon::start(side, folders, &own, &format!("http://{}", images::REGISTRY))?;
     for image in ["alpine:3.10", "alpine", "busybox", "hello-world"] {
         workspace::run_checked(&mut docker(&["pull", "--quiet", image]))?;
     }
     let skipped = exceptions.skipped(suite);
-    let session = Session { folders, own: &own, side, names, skipped: &skipped };
+    let session = Session { folders, own: &own, suite, side, names, skipped: &skipped };
     let cases: Cases = match suite {
         Suite::DockerPy => docker_py::run(&session)?,
         Suite::Bollard => bollard::run(&session)?,
-        Suite::Compose => script::run(&session, "compose", Judge::Code)?,
+        Suite::Compose | Suite::Compose2 => script::run(&session, "compose", Judge::Code)?,
         Suite::Cli => script::run(&session, "cli", Judge::Dockerd)?,
     };
     if !daemon.answers() {

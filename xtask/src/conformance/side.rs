@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 
+use super::{Folders, newest};
 use crate::workspace;
 
 /// A daemon that a suite runs against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Side {
-    /// Docker's own: what is right.
+    /// Docker's own, as the machine has it: what is right.
     Dockerd,
+    /// Docker's own, as Debian's unstable has it: what is right by now.
+    Dockerd28,
     /// Ours, with process containers by default.
     Process,
     /// Ours, with utility VMs by default.
@@ -22,12 +25,17 @@ pub enum Side {
 }
 
 impl Side {
-    pub const ALL: [Self; 3] = [Self::Dockerd, Self::Process, Self::Hyperv];
+    pub const ALL: [Self; 4] = [Self::Dockerd, Self::Dockerd28, Self::Process, Self::Hyperv];
+    /// Those that others are compared with.
+    pub const REFERENCES: [Self; 2] = [Self::Dockerd, Self::Dockerd28];
+    /// This engine.
+    pub const OURS: [Self; 2] = [Self::Process, Self::Hyperv];
 
     /// The word on the command line, in files and in tables.
     pub fn word(self) -> &'static str {
         match self {
             Self::Dockerd => "dockerd",
+            Self::Dockerd28 => "dockerd28",
             Self::Process => "process",
             Self::Hyperv => "hyperv",
         }
@@ -47,10 +55,10 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts it on roots below a folder, and waits until it answers.
-    pub fn start(side: Side, folder: &Path, mirror: &str) -> anyhow::Result<Self> {
+    pub fn start(side: Side, folders: &Folders, folder: &Path, mirror: &str) -> anyhow::Result<Self> {
         let log = folder.join("daemon.log");
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut command = command(side, folder);
+        let mut command = command(side, folders, folder);
         command.arg("--data-root").arg(folder.join("data")).args(["--exec-root", "/run/engine"]);
         command.args(["-H", &format!("unix://{SOCKET}"), "-p", "/run/engine.pid", "--registry-mirror", mirror]);
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
@@ -83,9 +91,9 @@ impl Drop for Daemon {
     }
 }
 
-fn command(side: Side, folder: &Path) -> Command {
-    if side == Side::Dockerd {
-        let mut command = Command::new("dockerd");
+fn command(side: Side, folders: &Folders, folder: &Path) -> Command {
+    if Side::REFERENCES.contains(&side) {
+        let mut command = if side == Side::Dockerd { Command::new("dockerd") } else { newest::dockerd(folders) };
         command.args(["--cgroup-parent", &format!("/{CGROUP}")]);
         return command;
     }
