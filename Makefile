@@ -13,7 +13,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARIES := bulkheadd bulkhead containerd-shim-bulkhead-v2 bulkhead-vmm
 PACKAGES := -p bulkhead-engine -p bulkhead-shim -p bulkhead-cli -p bulkhead-vmm
 
-.PHONY: help demo test build boot bench conformance lab lab-test lint arch install uninstall deb deb-check machine-check setup-deb setup-build setup-run setup-test \
+.PHONY: help demo test build boot bench conformance lab lab-test fuzz-smoke lint arch install uninstall deb deb-check machine-check setup-deb setup-build setup-run setup-test \
         setup-bench setup-conformance setup-lab
 
 help:                  ## this list
@@ -42,6 +42,9 @@ lab: setup-build setup-run setup-lab boot   ## a shell on an emulated machine wi
 
 lab-test: setup-build setup-run setup-lab boot   ## the tests that need such a machine, in it
 	$(CARGO) xtask lab --test $(LAB_ARGS)
+
+fuzz-smoke: setup-build   ## a minute of libFuzzer for everything in our own VMM that reads what a guest says
+	scripts/fuzz $(or $(FUZZ_SECONDS),60)
 
 deb: build setup-deb   ## target/deb/bulkhead_VERSION_ARCH.deb
 	scripts/deb

@@ -4,6 +4,8 @@
 //! Source: Xen docs/misc/pvh.pandoc, "PVH boot"; xen/include/public/arch-x86/hvm/start_info.h.
 
 pub(crate) mod acpi;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 
 use std::fs::File;
 use std::io;

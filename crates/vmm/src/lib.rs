@@ -20,6 +20,8 @@ mod boot;
 mod bus;
 #[cfg(test)]
 mod cases;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod jail;
 mod layout;
 mod machine;

@@ -4,6 +4,8 @@
 //! docs/design/0018-own-vmm.md); the clock before any processor runs.
 
 mod devices;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 
 use std::fs::File;
 use std::io;

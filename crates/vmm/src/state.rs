@@ -17,7 +17,7 @@ use crate::virtio::transport::TransportState;
 const MAGIC: [u8; 8] = *b"bulkvmm\0";
 /// Counts up with every change of what follows.
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 8 + 4 + 4;
+pub(crate) const HEADER_BYTES: usize = 8 + 4 + 4;
 /// Many times what 64 processors need.
 const MOST_BYTES: u32 = 8 << 20;
 
@@ -73,12 +73,15 @@ pub(crate) struct DevicesState {
 
 /// Writes a state. Shape: the file is empty.
 pub(crate) fn write(state: &impl Serialize, mut file: File) -> Result<(), StateError> {
+    Ok(file.write_all(&encode(state)?)?)
+}
+
+/// The bytes that a state is, header and all.
+pub(crate) fn encode(state: &impl Serialize) -> Result<Vec<u8>, StateError> {
     let payload = postcard::to_stdvec(state).map_err(StateError::Damaged)?;
     let length = u32::try_from(payload.len()).ok().filter(|&length| length <= MOST_BYTES);
     let length = length.ok_or(StateError::TooLarge(payload.len()))?;
-    file.write_all(&[&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes()].concat())?;
-    file.write_all(&payload)?;
-    Ok(())
+    Ok([&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), &payload].concat())
 }
 
 /// Reads a state, all of the file.

@@ -9,6 +9,8 @@ pub(crate) mod console;
 pub(crate) mod device;
 pub(crate) mod entropy;
 pub(crate) mod event_loop;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod interrupt;
 pub(crate) mod network;
 pub(crate) mod phase;

@@ -134,6 +134,15 @@ impl Devices {
         self.entropy.set_running(running);
     }
 
+    /// Has every device look into its queues, as its thread would.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn serve_all(&self) {
+        (0..4).for_each(|queue| self.console.serve(queue));
+        self.blocks.iter().for_each(|block| block.serve(0));
+        self.networks.iter().for_each(|network| (0..2).for_each(|queue| network.serve(queue)));
+        self.entropy.serve(0);
+    }
+
     /// Puts disks behind all slots.
     pub(super) fn bind(&self, disks: Vec<Option<Disk>>) -> Result<(), MachineError> {
         if disks.len() != self.blocks.len() {

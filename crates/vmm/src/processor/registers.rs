@@ -52,7 +52,7 @@ fn kvm(action: &'static str) -> impl Fn(kvm_ioctls::Error) -> ProcessorError {
 
 /// A processor, frozen.
 #[derive(Serialize, Deserialize)]
-#[cfg_attr(test, derive(Default))]
+#[cfg_attr(any(test, feature = "fuzzing"), derive(Default))]
 pub(crate) struct ProcessorState {
     cpuid: Vec<kvm_cpuid_entry2>,
     tsc_khz: u32,

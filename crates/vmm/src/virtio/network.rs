@@ -46,7 +46,7 @@ impl Network {
         Ok(Self::behind(slot, tap))
     }
 
-    fn behind(slot: u8, tap: Option<File>) -> Self {
+    pub(super) fn behind(slot: u8, tap: Option<File>) -> Self {
         Self { address: [0x02, b'b', b'h', 0, 0, slot], tap, frame: vec![0; HEADER + MOST_FRAME] }
     }
 

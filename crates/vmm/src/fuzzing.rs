@@ -1,0 +1,99 @@
+//! What a fuzzer calls: one function for each thing that reads what a guest, or a file, says. Whatever the bytes are, each comes to an
+//! end, without a panic. Ordinary tests call them, too, with bytes made by chance.
+//!
+//! Only for `fuzz/` (feature `fuzzing`) and for tests.
+
+pub use crate::boot::fuzzing::loader;
+pub use crate::machine::fuzzing::{bus, state};
+pub use crate::virtio::fuzzing::{block, console, entropy, network};
+
+use crate::protocol::{Reply, Request};
+
+/// What `uvm` and a VMM say to each other.
+pub fn control(data: &[u8]) {
+    // What is no message is an error, and what is one is the same when it is said again.
+    if let Ok(request) = postcard::from_bytes::<Request>(data) {
+        let said = postcard::to_stdvec(&request).unwrap_or_default();
+        assert!(postcard::from_bytes::<Request>(&said).is_ok_and(|again| again == request));
+    }
+    if let Ok(reply) = postcard::from_bytes::<Reply>(data) {
+        let said = postcard::to_stdvec(&reply).unwrap_or_default();
+        assert!(postcard::from_bytes::<Reply>(&said).is_ok_and(|again| again == reply));
+    }
+}
+
+/// The bytes of one run, taken from the front.
+pub(crate) struct Input<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Input<'a> {
+    /// The next bytes; nothing when there are not so many.
+    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    /// The next byte.
+    pub(crate) fn byte(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    /// The next 16 bits.
+    pub(crate) fn half(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    /// The next 32 bits.
+    pub(crate) fn word(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    /// A number, mostly a small one.
+    pub(crate) fn number(&mut self) -> Option<u64> {
+        match self.byte()? {
+            0..=99 => self.byte().map(u64::from),
+            100..=199 => self.half().map(u64::from),
+            200..=239 => self.word().map(u64::from),
+            240..=247 => self.byte().map(|small| u64::MAX - u64::from(small)),
+            248..=255 => self.array().map(u64::from_le_bytes),
+        }
+    }
+
+    /// At most `most` bytes.
+    pub(crate) fn bytes(&mut self, most: usize) -> &'a [u8] {
+        let (head, rest) = self.0.split_at(most.min(self.0.len()));
+        self.0 = rest;
+        head
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::Random;
+
+    #[test]
+    fn whatever_is_said_comes_to_an_end() {
+        let targets: [(&str, fn(&[u8]), u32); 8] = [
+            ("block", block, 60),
+            ("console", console, 60),
+            ("entropy", entropy, 60),
+            ("network", network, 60),
+            ("bus", bus, 30),
+            ("state", state, 20),
+            ("loader", loader, 30),
+            ("control", control, 300),
+        ];
+        for (name, target, rounds) in targets {
+            for round in 0..rounds {
+                let mut random = Random(u64::from(round));
+                let length = usize::try_from(random.below(600)).unwrap();
+                let data: Vec<u8> = (0..length).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+                target(&data);
+                if let Err(panic) = std::panic::catch_unwind(|| target(&data)) {
+                    panic!("{name} {round}: {panic:?}");
+                }
+            }
+        }
+    }
+}
