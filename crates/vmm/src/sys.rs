@@ -98,7 +98,7 @@ pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
-/// Sets a tap's header to `header_bytes`, and has it give and take whole frames only. Source: Linux tuntap.rst.
+/// Sets a tap's header to `header_bytes`, and has it give whole frames only, which may be without their checksum. Source: Linux tuntap.rst.
 pub(crate) fn set_up_tap(tap: &File, header_bytes: usize) -> io::Result<()> {
     let size = libc::c_int::try_from(header_bytes).map_err(io::Error::other)?;
     // SAFETY: the kernel reads an int at the address, which is a local variable's.
@@ -106,7 +106,7 @@ pub(crate) fn set_up_tap(tap: &File, header_bytes: usize) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: this argument is no address.
-    if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD as libc::c_ulong, 0_u64) } < 0 {
+    if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD as libc::c_ulong, u64::from(libc::TUN_F_CSUM)) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

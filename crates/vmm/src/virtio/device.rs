@@ -24,6 +24,9 @@ pub(crate) trait VirtioDevice: Send + 'static {
     /// Feature bits of its kind.
     fn features(&self) -> u64;
 
+    /// The driver has chosen among the features, at first or before the machine was frozen.
+    fn chosen(&mut self, _features: u64) {}
+
     /// The configuration space, read only.
     fn configuration(&self) -> Vec<u8>;
 

@@ -1,25 +1,29 @@
-//! A network slot, with a tap behind it or nothing. Nothing is offloaded: every frame is whole and has its checksums, so
-//! there is nothing in a frame's header that the guest could say.
+//! A network slot, with a tap behind it or nothing. The guest may leave checksums, and the cutting of TCP's data into frames, to
+//! the host; the host may leave checksums to the guest. What a guest says of a frame is checked before the host's kernel sees it.
 //!
 //! Source: virtio 1.2 §5.1, "Network Device"; Linux Documentation/networking/tuntap.rst.
 
+mod header;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 
+use self::header::{BUFFERS, HEADER, Header};
 use super::device::{Queues, VirtioDevice};
 use super::queue::{Outcome, QueueError};
 use crate::sys;
 
+/// The device takes frames whose checksum is missing.
+const CHECKSUM: u64 = 1 << 0;
+/// The driver does.
+const GUEST_CHECKSUM: u64 = 1 << 1;
 const MAC: u64 = 1 << 5;
+/// The device takes TCP's data uncut, over IPv4 and over IPv6.
+const HOST_TSO: u64 = 1 << 11 | 1 << 12;
 /// Frames to the guest.
 const RECEIVE: usize = 0;
-/// Bytes of the header before each frame, in the guest's buffers and on the tap.
-const HEADER: usize = 12;
-/// Where the header says over how many buffers a frame is spread: always one.
-const BUFFERS: std::ops::Range<usize> = 10..12;
 /// An Ethernet header.
 const LEAST_FRAME: usize = 14;
 /// The longest frame, with room for a VLAN's tag.
@@ -30,6 +34,8 @@ const MOST_FRAME: usize = 65_535 + 18;
 pub(crate) struct Network {
     address: [u8; 6],
     tap: Option<File>,
+    /// What the driver chose.
+    features: u64,
     /// The frame that is on its way, with its header.
     frame: Vec<u8>,
 }
@@ -47,7 +53,7 @@ impl Network {
     }
 
     pub(super) fn behind(slot: u8, tap: Option<File>) -> Self {
-        Self { address: [0x02, b'b', b'h', 0, 0, slot], tap, frame: vec![0; HEADER + MOST_FRAME] }
+        Self { address: [0x02, b'b', b'h', 0, 0, slot], tap, features: 0, frame: vec![0; HEADER + MOST_FRAME] }
     }
 
     /// The tap, to be watched.
@@ -58,7 +64,7 @@ impl Network {
     /// Moves frames from the tap into the guest's buffers. What does not fit is lost.
     pub(crate) fn receive(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
         let (Some(mut requests), Some(tap)) = (queues.requests(RECEIVE), &mut self.tap) else { return Ok(()) };
-        let frame = &mut self.frame;
+        let (frame, finish) = (&mut self.frame, self.features & GUEST_CHECKSUM == 0);
         requests.serve(|mut request| {
             if request.writable.bytes() < HEADER + LEAST_FRAME {
                 return Err(QueueError::Incomplete);
@@ -69,7 +75,7 @@ impl Network {
                     Ok(0) => return Ok(Outcome::Later),
                     Ok(count) if count <= HEADER || count > request.writable.bytes() => {}
                     Ok(count) => {
-                        frame[..HEADER].fill(0);
+                        header::received(&mut frame[..count], finish);
                         frame[BUFFERS].copy_from_slice(&1_u16.to_le_bytes());
                         let written = request.writable.write(&frame[..count]);
                         return Ok(Outcome::Answered(u32::try_from(written).unwrap_or(0)));
@@ -85,16 +91,18 @@ impl Network {
     /// Moves frames from the guest to the tap. What is no frame, or what the tap does not take now, is lost.
     fn transmit(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), QueueError> {
         let Some(mut requests) = queues.requests(queue) else { return Ok(()) };
-        let (tap, frame) = (&mut self.tap, &mut self.frame);
+        let (tap, frame, features) = (&mut self.tap, &mut self.frame, self.features);
         requests.serve(|mut request| {
             let count = request.readable.bytes();
             if let Some(tap) = tap
                 && (HEADER + LEAST_FRAME..=frame.len()).contains(&count)
             {
                 request.readable.read(&mut frame[..count]);
-                frame[..HEADER].fill(0);
-                // A network may lose frames.
-                let _ = tap.write(&frame[..count]);
+                // A network may lose frames, and loses those of which something untrue is said.
+                if let Some(header) = Header::sent(&frame[..count], features) {
+                    frame[..HEADER].copy_from_slice(&header.bytes());
+                    let _ = tap.write(&frame[..count]);
+                }
             }
             Ok(Outcome::Answered(0))
         })
@@ -109,7 +117,11 @@ impl VirtioDevice for Network {
     const QUEUES: &'static [u16] = &[256, 256];
 
     fn features(&self) -> u64 {
-        MAC
+        MAC | CHECKSUM | GUEST_CHECKSUM | HOST_TSO
+    }
+
+    fn chosen(&mut self, features: u64) {
+        self.features = features;
     }
 
     fn configuration(&self) -> Vec<u8> {
@@ -123,7 +135,9 @@ impl VirtioDevice for Network {
         }
     }
 
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        self.features = 0;
+    }
 
     fn save(&self) {}
 

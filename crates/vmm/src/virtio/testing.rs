@@ -60,6 +60,12 @@ impl<D: VirtioDevice> Driver<D> {
         self
     }
 
+    /// As [`Driver::in_use`], with features that are chosen already.
+    pub(crate) fn with_queues(self) -> Self {
+        self.use_queues();
+        self
+    }
+
     /// A device in use that interrupts only where its driver says.
     pub(crate) fn with_event_indices(device: D) -> Self {
         let driver = Self::untouched(device);

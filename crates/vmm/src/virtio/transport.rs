@@ -202,6 +202,9 @@ impl<D: VirtioDevice> Transport<D> {
         registers.driver_features_select = state.driver_features_select;
         registers.queue_select = state.queue_select;
         registers.setups = state.setups;
+        if matches!(state.phase, Phase::FeaturesOk | Phase::DriverOk) {
+            registers.device.chosen(state.driver_features);
+        }
         registers.device.restore(state.device);
         self.interrupt.restore(state.interrupts);
         Ok(())
@@ -358,8 +361,10 @@ impl<D: VirtioDevice> Registers<D> {
     fn set_status(&mut self, value: u32) {
         let Ok(bits) = u8::try_from(value) else { return };
         let next = self.phase.after(bits, self.features_fit());
-        if next == Phase::Reset {
-            self.reset();
+        match next {
+            Phase::Reset => self.reset(),
+            Phase::FeaturesOk => self.device.chosen(self.driver_features),
+            _ => {}
         }
         self.phase = next;
     }

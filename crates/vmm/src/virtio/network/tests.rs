@@ -14,7 +14,7 @@ fn network() -> (File, Network) {
 }
 
 fn frame(length: usize) -> Vec<u8> {
-    [vec![0xff; HEADER], vec![7; length]].concat()
+    [vec![0; HEADER], vec![7; length]].concat()
 }
 
 #[test]
@@ -26,13 +26,24 @@ fn without_a_tap_frames_are_lost_and_none_come() {
 }
 
 #[test]
-fn f94_frames_go_both_ways_and_headers_say_nothing() {
+fn frames_go_both_ways_with_what_may_be_said_of_them() {
     let (mut tap, network) = network();
     let mut driver = Driver::new(network);
     driver.request(1, &[&frame(60)[..HEADER], &frame(60)[HEADER..]], &[]);
     let mut heard = [1; 100];
     assert_eq!((tap.read(&mut heard).unwrap(), driver.answers(1)), (HEADER + 60, vec![(0, 0)]));
     assert!(heard[..HEADER] == [0; HEADER] && heard[HEADER..HEADER + 60] == [7; 60]);
+
+    // A checksum that is missing is for the host's kernel; what cannot be is lost.
+    let mut unfinished = frame(60);
+    (unfinished[0], unfinished[6], unfinished[8], unfinished[10]) = (1, 34, 16, 0xff);
+    driver.request(1, &[&unfinished], &[]);
+    assert_eq!((tap.read(&mut heard).unwrap(), driver.answers(1)), (HEADER + 60, vec![(0, 0)]));
+    assert_eq!(heard[..HEADER], [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]);
+    unfinished[6] = 60;
+    driver.request(1, &[&unfinished], &[]);
+    assert_eq!(driver.answers(1), [(0, 0)]);
+    assert_eq!(tap.read(&mut heard).unwrap_err().kind(), ErrorKind::WouldBlock);
 
     let place = driver.request(0, &[], &[HEADER, 1514])[0];
     assert!(driver.answers(0).is_empty());
@@ -60,6 +71,27 @@ fn f94_what_is_no_frame_is_lost() {
     assert!(!driver.gave_up());
     driver.request(0, &[], &[HEADER]);
     assert!(driver.gave_up(), "a buffer without room for a frame");
+}
+
+/// A driver that did not choose to finish checksums gets frames with theirs, in a fork, too.
+#[test]
+fn missing_checksums_are_for_a_driver_that_wants_them() {
+    let unfinished = [vec![1, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0], vec![7; 4], vec![0; 56]].concat();
+    for (left_out, flags, sum) in [(0, 1, [0, 0]), (GUEST_CHECKSUM, 0, [0xf1, 0xf1])] {
+        let (mut tap, network) = network();
+        let driver = Driver::untouched(network);
+        driver.choose_all_but(u32::try_from(left_out).unwrap());
+        let mut driver = driver.with_queues();
+        for _ in 0..2 {
+            tap.write_all(&unfinished).unwrap();
+            let place = driver.request(0, &[], &[100])[0];
+            assert_eq!(driver.answers(0), [(0, 72)]);
+            assert_eq!(driver.bytes(place, 1), [flags]);
+            assert_eq!(driver.bytes(place + HEADER as u64 + 4, 2), sum);
+            driver.transport.change(|network| network.features = 0);
+            driver.transport.restore(driver.transport.save()).unwrap();
+        }
+    }
 }
 
 #[test]

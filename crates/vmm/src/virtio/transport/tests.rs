@@ -64,7 +64,7 @@ fn f87_a_queue_is_set_up_in_one_phase_only() {
 
 #[test]
 fn f90_features_are_chosen_among_those_offered() {
-    for (low, high, fit) in [(0, 1, true), (0, 0, false), (1, 1, false), (1 << 5, 1, true), (0, 3, false)] {
+    for (low, high, fit) in [(0, 1, true), (0, 0, false), (1 << 2, 1, false), (1 << 5, 1, true), (0, 3, false)] {
         let driver = at(&[1, 3]);
         driver.write(0x24, 0);
         driver.write(0x20, low);
