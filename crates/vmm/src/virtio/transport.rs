@@ -364,6 +364,8 @@ impl<D: VirtioDevice> Registers<D> {
         match next {
             Phase::Reset => self.reset(),
             Phase::FeaturesOk => self.device.chosen(self.driver_features),
+            // Nobody looks into its queues any more, and what is frozen has none without a driver.
+            Phase::Failed => self.active.fill_with(|| None),
             _ => {}
         }
         self.phase = next;

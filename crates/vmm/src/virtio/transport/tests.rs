@@ -194,6 +194,17 @@ fn a_fork_raises_what_was_pending_again() {
 }
 
 #[test]
+fn a_driver_that_gave_up_is_frozen_and_forked_too() {
+    for way in WAYS {
+        let driver = at(way);
+        driver.write(0x70, 128);
+        let fork = Transport::new(network(0), Arc::clone(&driver.memory)).unwrap();
+        fork.restore(driver.transport.save()).unwrap();
+        assert_eq!(frozen(&driver).1, [None, None]);
+    }
+}
+
+#[test]
 fn a_driver_that_kicks_too_early_is_heard_when_it_is_ready() {
     let mut driver = at(&[1, 3, 11]);
     driver.waiting_request(0, &[], &[100]);
