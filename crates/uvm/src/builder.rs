@@ -126,7 +126,8 @@ impl Builder<'_> {
                 Err(_) => Err(HypervisorError::Io { action: "read from the guest", source }.into()),
             },
             Err(_) => {
-                let detail = format!("; the guest said last: {}", last_lines(&machine.console().await));
+                let (said, standing) = (machine.console().await, machine.standing().await);
+                let detail = format!("; the guest said last: {}; {standing}", last_lines(&said));
                 Err(HypervisorError::Deadline { during: "booting the guest", limit_s: BOOT_LIMIT.as_secs(), detail }
                     .into())
             }

@@ -273,4 +273,10 @@ pub trait VirtualMachine: Send + Sync {
 
     /// What the guest printed on its console last, at most 64 KiB, control characters removed: hostile text.
     async fn console(&self) -> String;
+
+    /// Stops the machine and says where its processors and devices stand, for whoever wants to know why its guest does not go
+    /// on: hostile text, at most 2000 characters. Nothing where the backend cannot say.
+    async fn standing(&self) -> String {
+        String::new()
+    }
 }

@@ -6,6 +6,7 @@
 mod devices;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod standing;
 
 use std::fs::File;
 use std::io;
@@ -264,6 +265,16 @@ impl Machine {
     /// The console's last output.
     pub(crate) fn console(&self) -> Vec<u8> {
         self.bus.ports.console().bytes()
+    }
+
+    /// Pauses it, and says where it stands.
+    pub(crate) fn stand(&self) -> String {
+        self.pause();
+        let processors = self.processors.iter().enumerate().map(|(number, vcpu)| {
+            let vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            standing::processor(number, &vcpu)
+        });
+        processors.chain(self.devices.stand()).collect::<Vec<_>>().join("; ")
     }
 
     /// Pauses it and writes all but its memory. When: last.

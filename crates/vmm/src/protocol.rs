@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! uvm ── Boot | Fork ──▶ vmm     Done | Failed        the first message makes the machine, paused
-//!     ── Resume, Pause, Rebind, Console ──▶           any number of times
+//!     ── Resume, Pause, Rebind, Console, Stand ──▶    any number of times
 //!     ── Freeze ──▶                                   Done, and the process ends
 //!     ◀── Ended ──                                    at any time, once: the guest's own doing
 //! ```
@@ -80,6 +80,8 @@ pub enum Request {
         /// As for a fork.
         disks: Vec<Option<DiskSpec>>,
     },
+    /// Stops the machine and says where it stands: what was waiting for what. For diagnosis.
+    Stand,
     /// Stops the machine and writes all but its memory. Descriptor: the file, empty.
     Freeze,
     /// Asks for the console's last output.
@@ -104,6 +106,8 @@ pub enum Reply {
     Done,
     /// The console's last output.
     Console(Vec<u8>),
+    /// Where the machine stands, for a person.
+    Standing(String),
     /// The request failed; the process is of no use any more.
     Failed(String),
     /// No answer: the guest's end.

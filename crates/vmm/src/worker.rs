@@ -111,6 +111,7 @@ fn answer(machine: &Machine, request: Request, mut descriptors: Descriptors) -> 
         Request::Rebind { disks } => machine.bind(descriptors.disks(disks)?)?,
         Request::Freeze => machine.freeze(File::from(descriptors.next()?))?,
         Request::Console => return Ok(Reply::Console(machine.console())),
+        Request::Stand => return Ok(Reply::Standing(machine.stand())),
         Request::Boot { .. } | Request::Fork { .. } | Request::Descriptors => {
             return Err(WorkerError::Request("there is a machine already"));
         }

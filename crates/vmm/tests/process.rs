@@ -174,6 +174,8 @@ fn it_is_frozen_forked_and_gets_other_disks() {
         let disks = vec![None, Some(half()), None, None];
         assert_eq!(fork.ask(&Request::Rebind { disks }, &[disk.as_fd(), disk.as_fd()]), Reply::Done);
         assert_eq!(fork.ask(&Request::Resume, &[]), Reply::Done);
+        let Reply::Standing(standing) = fork.ask(&Request::Stand, &[]) else { panic!("no answer") };
+        assert!(standing.starts_with("processor 0 asleep at 0x1000"), "{standing}");
         // A writable disk in a slot that is not.
         let disks = vec![None, whole.clone(), None, None];
         assert!(matches!(fork.ask(&Request::Rebind { disks }, &[disk.as_fd()]), Reply::Failed(_)));

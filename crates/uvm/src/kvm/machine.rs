@@ -142,6 +142,13 @@ impl VirtualMachine for KvmMachine {
     async fn console(&self) -> String {
         console(&self.control).await
     }
+
+    async fn standing(&self) -> String {
+        match tokio::time::timeout(SHORT_LIMIT, self.control.ask(&Request::Stand, &[])).await {
+            Ok(Ok(Reply::Standing(text))) => printable(&text).chars().take(2000).collect(),
+            _ => String::new(),
+        }
+    }
 }
 
 /// Waits for the end, whatever it is, and says what it was.

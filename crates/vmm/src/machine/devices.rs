@@ -165,6 +165,15 @@ impl Devices {
         Ok(())
     }
 
+    /// One line about each device that somebody waits for.
+    pub(super) fn stand(&self) -> impl Iterator<Item = String> {
+        let blocks = self.blocks.iter().enumerate().map(|(slot, block)| (format!("disk {slot}"), block.standing()));
+        let networks = self.networks.iter().enumerate().map(|(slot, one)| (format!("network {slot}"), one.standing()));
+        let others = [("console".into(), self.console.standing()), ("entropy".into(), self.entropy.standing())];
+        let all = others.into_iter().chain(blocks).chain(networks);
+        all.filter_map(|(name, standing)| Some(format!("{name}: {}", standing?)))
+    }
+
     /// Freezes all.
     pub(super) fn save(&self) -> DevicesState {
         DevicesState {

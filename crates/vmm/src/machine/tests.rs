@@ -90,6 +90,12 @@ fn a_machine_boots_is_frozen_and_forked() {
     assert_eq!(counter(&template), 0, "it begins paused");
     template.resume();
     until(|| counter(&template) > 100);
+    let standing = template.stand();
+    assert!(
+        standing.contains("processor 0 at work at 0x1000") && standing.contains("processor 1 never started"),
+        "{standing}"
+    );
+    template.resume();
     template.pause();
     let stopped = counter(&template);
     std::thread::sleep(Duration::from_millis(5));

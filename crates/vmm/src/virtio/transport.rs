@@ -6,10 +6,11 @@
 //! Source: virtio 1.2 §4.2.2, "MMIO Device Register Layout".
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueT as _};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Queues, VirtioDevice};
@@ -152,6 +153,25 @@ impl<D: VirtioDevice> Transport<D> {
             // See `Interrupt::raise`.
             let _ = kick.write(1);
         }
+    }
+
+    /// What somebody waits for: the driver for the device, or the device for the driver. Nothing when nobody does. For a person.
+    pub(crate) fn standing(&self) -> Option<String> {
+        let registers = self.lock();
+        let waiting = registers.active.iter().enumerate().filter_map(|(number, queue)| {
+            let queue = queue.as_ref()?;
+            let said = queue.avail_idx(registers.memory.as_ref(), Ordering::Relaxed).ok()?;
+            let count = said.0.wrapping_sub(queue.next_avail());
+            (count > 0).then(|| format!("{count} in queue {number}"))
+        });
+        let mut parts: Vec<String> = waiting.collect();
+        if self.interrupt.pending() != 0 {
+            parts.push("an interrupt that was not acknowledged".into());
+        }
+        if registers.needs_reset {
+            parts.push("it has given up".into());
+        }
+        (!parts.is_empty()).then(|| parts.join(", "))
     }
 
     /// Freezes it. When: the machine stands.

@@ -194,6 +194,20 @@ fn a_fork_raises_what_was_pending_again() {
 }
 
 #[test]
+fn what_is_waited_for_is_told() {
+    let mut driver = Driver::new(Entropy);
+    assert_eq!(driver.transport.standing(), None);
+    driver.waiting_request(0, &[], &[3]);
+    driver.offer(0, 0);
+    assert_eq!(driver.transport.standing().as_deref(), Some("2 in queue 0"));
+    driver.transport.serve(0);
+    assert_eq!(driver.transport.standing().as_deref(), Some("an interrupt that was not acknowledged"));
+    driver.write(0x64, 1);
+    driver.request(0, &[b"x"], &[]);
+    assert!(driver.transport.standing().unwrap().ends_with("it has given up"));
+}
+
+#[test]
 fn a_driver_that_gave_up_is_frozen_and_forked_too() {
     for way in WAYS {
         let driver = at(way);
