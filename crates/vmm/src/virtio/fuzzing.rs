@@ -243,7 +243,10 @@ fn queue<D: VirtioDevice>(input: &mut Input<'_>) -> Option<u32> {
 /// An address: in a ring, in a buffer, or anywhere.
 fn place(input: &mut Input<'_>) -> Option<u64> {
     match input.byte()? {
-        0..=79 => Some(u64::from(ring(u32::from(input.byte()? % 4), u32::from(input.byte()? % 3))) + input.number()?),
+        0..=79 => {
+            let begin = u64::from(ring(u32::from(input.byte()? % 4), u32::from(input.byte()? % 3)));
+            Some(begin.wrapping_add(input.number()?))
+        }
         80..=219 => Some(BUFFERS + u64::from(input.half()?)),
         _ => input.number(),
     }
