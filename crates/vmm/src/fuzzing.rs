@@ -72,9 +72,12 @@ mod tests {
     use super::*;
     use crate::virtio::testing::Random;
 
+    /// A name, what is called, and how often.
+    type Target = (&'static str, fn(&[u8]), u32);
+
     #[test]
     fn whatever_is_said_comes_to_an_end() {
-        let targets: [(&str, fn(&[u8]), u32); 8] = [
+        let targets: [Target; 8] = [
             ("block", block, 60),
             ("console", console, 60),
             ("entropy", entropy, 60),
