@@ -114,6 +114,29 @@ in_lab!(no_frame_leaves_a_fork_before_somebody_switches_its_taps_on, lab, {
     lab::until(Duration::from_secs(20), || !received()).await;
 });
 
+in_lab!(frames_go_both_ways_through_a_tap, lab, {
+    if !rustix::process::geteuid().is_root() {
+        return lab::skip("frames_go_both_ways_through_a_tap", "needs root");
+    }
+    let request = lab.request();
+    let mut start = lab.start_request(&request, "frames");
+    let mut interface = proto::gcs::wire::NetworkInterface::new();
+    interface.mac = vec![2, 0, 0, 0, 0, 7];
+    interface.ipv4 = vec![10, 99, 0, 2];
+    interface.ipv4_prefix = 24;
+    start.network.interfaces.push(interface);
+    let vm = UtilityVm::start(start).await.unwrap();
+    let namespace = vm.network_slots().private_namespace().expect("one of its own").try_clone_to_owned().unwrap();
+    lab::in_namespace(&namespace, "ip", &["address", "add", "10.99.0.1/24", "dev", "nic0"]);
+    lab::in_namespace(&namespace, "ip", &["link", "set", "nic0", "up"]);
+    // The guest's kernel answers, with all that it was sent: small, and as large as a frame is.
+    for bytes in ["8", "1472"] {
+        let words = ["ping", "-c", "5", "-A", "-W", "20", "-s", bytes, "10.99.0.2"];
+        let answers = lab::in_namespace(&namespace, "busybox", &words);
+        assert!(answers.contains("5 packets transmitted, 5 packets received"), "{answers}");
+    }
+});
+
 in_lab!(a_dropped_vm_leaves_no_process, lab, {
     let vm = lab.start("dropped").await.unwrap();
     let pid = vm.report().vmm_pids[0];

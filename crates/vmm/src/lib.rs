@@ -21,6 +21,8 @@ mod bus;
 #[cfg(test)]
 mod cases;
 #[cfg(any(test, feature = "fuzzing"))]
+mod fuzz_input;
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod jail;
 mod layout;

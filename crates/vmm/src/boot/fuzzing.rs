@@ -3,7 +3,7 @@
 use std::io::{Seek as _, Write as _};
 
 use super::{Images, acpi, load};
-use crate::fuzzing::Input;
+use crate::fuzz_input::Input;
 use crate::memory::GRANULE;
 use crate::virtio::fuzzing::{file, memory};
 

@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{Behind, Devices};
 use crate::bus::Bus;
-use crate::fuzzing::Input;
+use crate::fuzz_input::Input;
 use crate::layout::{PAGE, VIRTIO};
 use crate::memory::GRANULE;
 use crate::ports::Ports;

@@ -18,7 +18,7 @@ use super::entropy::Entropy;
 use super::network::Network;
 use super::queue::QueueError;
 use super::transport::{Transport, TransportState};
-use crate::fuzzing::Input;
+use crate::fuzz_input::Input;
 use crate::memory::{self, GRANULE, GuestMemory, Writes};
 
 /// Bytes of the guest's memory.
