@@ -133,7 +133,7 @@ pub(super) fn take(
     default: Option<IpAddr>,
     own: &BTreeSet<(Protocol, SocketAddr)>,
 ) -> Result<Vec<TakenPort>, String> {
-    let mut taken = Vec::new();
+    let mut taken: Vec<TakenPort> = Vec::new();
     for port in wanted {
         let addresses = match port.address.or(default) {
             Some(address) => vec![address],
@@ -141,6 +141,8 @@ pub(super) fn take(
         };
         taken.extend(take_one(port, &addresses, target).map_err(|(address, error)| {
             let target = target.of(address.is_ipv4()).map(|ip| SocketAddr::new(ip, port.container_port).to_string());
+            let before = taken.iter().map(|taken| (taken.port.protocol, taken.port.host));
+            let own = own.iter().copied().chain(before);
             explain(port, address, &error, &target.unwrap_or_default(), own)
         })?);
     }
@@ -152,14 +154,14 @@ fn explain(
     address: SocketAddr,
     error: &io::Error,
     target: &str,
-    own: &BTreeSet<(Protocol, SocketAddr)>,
+    mut own: impl Iterator<Item = (Protocol, SocketAddr)>,
 ) -> String {
-    let is_ours = |(protocol, taken): &(Protocol, SocketAddr)| {
+    let is_ours = |(protocol, taken): (Protocol, SocketAddr)| {
         let meets = taken.ip() == address.ip() || taken.ip().is_unspecified() || address.ip().is_unspecified();
-        *protocol == port.protocol && taken.port() == address.port() && taken.is_ipv4() == address.is_ipv4() && meets
+        protocol == port.protocol && taken.port() == address.port() && taken.is_ipv4() == address.is_ipv4() && meets
     };
     match error.kind() {
-        io::ErrorKind::AddrInUse if own.iter().any(is_ours) => {
+        io::ErrorKind::AddrInUse if own.any(is_ours) => {
             format!("Bind for {address} failed: port is already allocated")
         }
         io::ErrorKind::AddrInUse => format!(
@@ -278,6 +280,12 @@ mod tests {
         let own = BTreeSet::from([(Protocol::Tcp, first[0].port.host)]);
         let error = take(&[again], TARGET, None, &own).err().unwrap();
         assert_eq!(error, format!("Bind for 127.0.0.1:{number} failed: port is already allocated"));
+        // In one container, too: the first of the two has it.
+        drop(second);
+        let free = take(&[local(None)], TARGET, None, &BTreeSet::new()).unwrap()[0].port.host.port();
+        let twice = [local(Some(free..=free)), local(Some(free..=free))];
+        let error = take(&twice, TARGET, None, &BTreeSet::new()).err().unwrap();
+        assert_eq!(error, format!("Bind for 127.0.0.1:{free} failed: port is already allocated"));
     }
 
     #[test]

@@ -299,6 +299,36 @@ behind_both_walls! {
         host.docker(&["rm", "-f", &id]).ok();
     }
 
+    /// That one check is ended by its timeout is in `health`.
+    fn f57_many_checks_that_never_end(host) {
+        let default = if host.wall() == Wall::Process { 10 } else { 3 };
+        let count = setting("BULKHEAD_E2E_CHECKS", default);
+        let flags = ["--health-cmd", "yes", "--health-interval", "10ms", "--health-timeout", "2s"];
+        let ids: Vec<String> = (0..count).map(|_| host.run_detached(&flags, &["sleep", "1000"])).collect();
+        let pid = host.engine().pid();
+        let before = procfs::resident_bytes(pid);
+        let failed = |id: &String| host.inspect(id)["State"]["Health"]["FailingStreak"].as_u64() >= Some(1);
+        // While all of them write without end, the engine answers.
+        let mut slowest = Duration::ZERO;
+        let all_failed = eventually(Duration::from_secs(120), || {
+            let asked = std::time::Instant::now();
+            assert_eq!(ask(host, "GET", "/containers/json").json().as_array().map(Vec::len), Some(count));
+            slowest = slowest.max(asked.elapsed());
+            ids.iter().all(failed)
+        });
+        assert!(all_failed && slowest < Duration::from_secs(5), "{all_failed}, {slowest:?}");
+        for id in &ids {
+            let seen = host.inspect(id);
+            let last = &seen["State"]["Health"]["Log"][0]["Output"];
+            assert!(last.as_str().is_some_and(|text| text.len() < 5000), "{} bytes", last.to_string().len());
+            assert!(seen["ExecIDs"].as_array().is_none_or(|ids| ids.len() <= 1), "{}", seen["ExecIDs"]);
+        }
+        let grown = procfs::peak_bytes(pid).saturating_sub(before);
+        assert!(grown < (16 << 20) + (count as u64) * (1 << 20), "the engine grew by {grown} bytes");
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        assert_eq!(host.docker(&[&["rm", "-f"], &ids[..]].concat()).code, 0);
+    }
+
     fn f64_devices_are_those_of_the_host_or_refused(host) {
         let link = host.folder().join("link");
         std::os::unix::fs::symlink("/dev/null", &link).unwrap();

@@ -63,6 +63,7 @@ mod network_faults;
 mod networks;
 mod options;
 mod own_cli;
+mod port_faults;
 mod registry;
 mod restarts;
 mod scratch;

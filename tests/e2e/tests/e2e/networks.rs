@@ -11,15 +11,15 @@ use bulkhead_e2e::api::ApiConnection;
 use bulkhead_e2e::{Said, TestHost, Wall, eventually};
 
 /// A container that serves its host name by HTTP on port 80.
-const SERVER: &[&str] = &["httpd", "-f", "-p", "80", "-h", "/etc"];
+pub(crate) const SERVER: &[&str] = &["httpd", "-f", "-p", "80", "-h", "/etc"];
 
 /// `docker run` without the default of other tests, which is no network.
-fn run(host: &TestHost, options: &[&str], command: &[&str]) -> Said {
+pub(crate) fn run(host: &TestHost, options: &[&str], command: &[&str]) -> Said {
     host.docker(&[&["run", "--isolation", host.wall().word()], options, &["box"], command].concat())
 }
 
 /// Starts a container in the background.
-fn start(host: &TestHost, name: &str, options: &[&str], command: &[&str]) -> String {
+pub(crate) fn start(host: &TestHost, name: &str, options: &[&str], command: &[&str]) -> String {
     run(host, &[&["-d", "--name", name], options].concat(), command).ok()
 }
 
@@ -61,7 +61,7 @@ fn read(address: &str) -> Option<String> {
 }
 
 /// Waits until the host reads this from an address.
-fn wait_read(address: &str, wanted: &str) {
+pub(crate) fn wait_read(address: &str, wanted: &str) {
     let mut last = None;
     let came = eventually(Duration::from_secs(10), || {
         last = read(address);
@@ -71,11 +71,11 @@ fn wait_read(address: &str, wanted: &str) {
 }
 
 /// The number at which a port of a container is published.
-fn port(host: &TestHost, container: &str, port: &str) -> String {
+pub(crate) fn port(host: &TestHost, container: &str, port: &str) -> String {
     host.docker(&["port", container, port]).ok().lines().next().unwrap().rsplit(':').next().unwrap().to_owned()
 }
 
-fn endpoint(host: &TestHost, container: &str, network: &str, field: &str) -> String {
+pub(crate) fn endpoint(host: &TestHost, container: &str, network: &str, field: &str) -> String {
     let value = host.inspect(container)["NetworkSettings"]["Networks"][network][field].clone();
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
@@ -89,7 +89,7 @@ fn bridge(host: &TestHost, network: &str) -> String {
 }
 
 /// The engine's table in the host's firewall, if it is there.
-fn table(host: &TestHost) -> String {
+pub(crate) fn table(host: &TestHost) -> String {
     let name = table_name(host);
     let output = Command::new("/usr/sbin/nft").args(["list", "table", "inet", &name]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -99,7 +99,7 @@ fn table_name(host: &TestHost) -> String {
     format!("bulkhead_{}", bridge(host, "bridge").strip_prefix("bh0-").unwrap())
 }
 
-fn namespaces(host: &TestHost) -> usize {
+pub(crate) fn namespaces(host: &TestHost) -> usize {
     std::fs::read_dir(host.folder().join("run/n")).map_or(0, Iterator::count)
 }
 
