@@ -17,6 +17,7 @@ mod build;
 mod builds;
 mod clock;
 mod config;
+mod connections;
 mod container;
 mod containers;
 mod defaults;

@@ -13,6 +13,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use crate::connections::{Busy, Connections, Place};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::flags::Settings;
@@ -56,7 +58,7 @@ pub async fn run(mut reloader: Reloader) -> anyhow::Result<()> {
         RootLock::acquire(&settings.data_root, "--data-root")?,
         RootLock::acquire(&settings.exec_root, "--exec-root")?,
     );
-    raise_descriptor_limit();
+    let connections = Connections::new(raise_descriptor_limit());
     let sockets = listen::open_all(&flags.hosts, passed, flags.group.as_deref())?;
     let _pidfile = flags.pidfile.as_deref().map(Pidfile::write).transpose()?;
     let mut signals = Signals::listen()?;
@@ -66,7 +68,12 @@ pub async fn run(mut reloader: Reloader) -> anyhow::Result<()> {
     let tracker = TaskTracker::new();
     for socket in &sockets {
         let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
-        tracker.spawn(serve(listener, router(Arc::clone(&engine)), engine.stopping.clone(), tracker.clone()));
+        let server = Server {
+            router: router(Arc::clone(&engine)),
+            connections: Arc::clone(&connections),
+            stopping: engine.stopping.clone(),
+        };
+        tracker.spawn(server.serve(listener, tracker.clone()));
     }
     tracker.close();
     announce(&sockets);
@@ -116,13 +123,15 @@ async fn end(engine: &Arc<Engine>, tracker: &TaskTracker, standby: JoinHandle<()
     }
 }
 
-/// Every container takes some descriptors, every client takes one; the usual soft limit is soon too few.
-fn raise_descriptor_limit() {
+/// Every container takes some descriptors, every client takes two; the usual soft limit is soon too few. How many there are
+/// now; none is without limit.
+fn raise_descriptor_limit() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
+    getrlimit(Resource::Nofile).current
 }
 
 async fn open(settings: Settings) -> anyhow::Result<Arc<Engine>> {
@@ -204,53 +213,82 @@ async fn ping() -> Response {
     (headers, "OK").into_response()
 }
 
-async fn serve(listener: UnixListener, router: Router, stopping: CancellationToken, tracker: TaskTracker) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopping.cancelled() => return,
+/// What serves the clients of one socket.
+#[derive(Clone)]
+struct Server {
+    router: Router,
+    connections: Arc<Connections>,
+    stopping: CancellationToken,
+}
+
+impl Server {
+    async fn serve(self, listener: UnixListener, tracker: TaskTracker) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.stopping.cancelled() => return,
+            };
+            match accepted.map(|(stream, _)| (stream, self.connections.admit())) {
+                Ok((stream, Some(place))) => {
+                    tracker.spawn(self.clone().connection(stream, place));
+                }
+                Ok((_, None)) => tracing::warn!("too many requests are under way: a connection is refused"),
+                // No descriptor is left, most likely; one second is what others need to close some.
+                Err(error) => {
+                    tracing::error!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self, stream: UnixStream, place: Arc<Place>) {
+        let socket = stream.as_fd().try_clone_to_owned().map(Arc::new);
+        let peer = socket.as_ref().ok().map(Peer::of);
+        let service = hyper::service::service_fn(|mut request: hyper::Request<Incoming>| {
+            let (router, busy) = (self.router.clone(), place.busy());
+            request.extensions_mut().extend(peer.clone().map(extension).unwrap_or_default());
+            async move { Ok::<_, Infallible>(hold(busy, answer(router, request.map(Body::new)).await)) }
+        });
+        // A client that has sent its last request may close its half, and still wants the answer.
+        let connection = hyper::server::conn::http1::Builder::new()
+            .half_close(true)
+            // Some hand-made clients look for names of headers as Go writes them.
+            .title_case_headers(true)
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_PATIENCE)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        tokio::pin!(connection);
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = place.unwanted() => {
+                if !place.has_asked() {
+                    tracing::debug!("a connection without a request makes room for another");
+                    return;
+                }
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            () = self.stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         };
-        match accepted {
-            Ok((stream, _)) => {
-                tracker.spawn(connection(stream, router.clone(), stopping.clone()));
-            }
-            // No descriptor is left, most likely; one second is what others need to close some.
-            Err(error) => {
-                tracing::error!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
+        if let Err(error) = served {
+            tracing::debug!(%error, "a connection ended early");
         }
     }
 }
 
-async fn connection(stream: UnixStream, router: Router, stopping: CancellationToken) {
-    let socket = stream.as_fd().try_clone_to_owned().map(Arc::new);
-    let peer = socket.as_ref().ok().map(Peer::of);
-    let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
-        let router = router.clone();
-        request.extensions_mut().extend(peer.clone().map(extension).unwrap_or_default());
-        async move { Ok::<_, Infallible>(answer(router, request.map(Body::new)).await) }
-    });
-    // A client that has sent its last request may close its half, and still wants the answer.
-    let connection = hyper::server::conn::http1::Builder::new()
-        .half_close(true)
-        // Some hand-made clients look for names of headers as Go writes them.
-        .title_case_headers(true)
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    tokio::pin!(connection);
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = stopping.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = served {
-        tracing::debug!(%error, "a connection ended early");
-    }
+/// A request is under way until its answer is written.
+fn hold(busy: Busy, response: Response) -> Response {
+    response.map(|body| {
+        Body::new(body.map_err(move |error| {
+            let _until_dropped = &busy;
+            error
+        }))
+    })
 }
 
 fn extension(peer: Peer) -> axum::http::Extensions {
