@@ -53,6 +53,10 @@ pub async fn optional_json<T: DeserializeOwned>(request: Request) -> ApiResult<O
 /// 400 when it has another form.
 pub fn typed<'de, T: Deserialize<'de>, D: Deserializer<'de>>(document: D) -> ApiResult<T> {
     serde_path_to_error::deserialize(document).map_err(|error| {
+        // Text that breaks off has no place. The words are those of Go's decoder, which clients know.
+        if error.inner().to_string().starts_with("EOF while parsing") {
+            return ApiError::invalid("invalid JSON: unexpected EOF");
+        }
         // Without a path there is nothing to add to the text.
         let place = Some(error.path().to_string()).filter(|path| path != ".").map(|path| path + ": ");
         ApiError::invalid(format!("invalid JSON: {}{}", place.unwrap_or_default(), error.inner()))
@@ -85,7 +89,7 @@ mod tests {
         assert!(optional_json::<Value>(request("", "")).await.unwrap().is_none());
         for (content_type, body, text) in [
             ("text/plain", "{}", "must be 'application/json'"),
-            ("application/json", "{", "invalid JSON"),
+            ("application/json", "{", "invalid JSON: unexpected EOF"),
             ("application/json", "", "got EOF"),
         ] {
             let error = json::<Value>(request(content_type, body)).await.unwrap_err();

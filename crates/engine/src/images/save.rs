@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use image::SaveError;
+use image::{ResolveError, SaveError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{not_resolved, publish};
@@ -46,6 +46,10 @@ fn write(
 ) {
     let saving = match engine.images.saving(names) {
         Ok(saving) => saving,
+        // As it was asked for: dockerd adds no tag here.
+        Err(ResolveError::NotFound { name }) => {
+            return drop(found.send(Err(ApiError::not_found(format!("No such image: {name}")))));
+        }
         Err(error) => return drop(found.send(Err(not_resolved(&error)))),
     };
     if found.send(Ok(())).is_err() {
