@@ -6,11 +6,12 @@
 //!
 //! - process isolation: its own mount namespace, with the root mounted as for a start, or, while the container runs, a copy of
 //!   its shim's mount namespace, where the root is mounted already; then [`container::archive`];
-//! - hyperv isolation, not running: a utility VM with the container's disks, in which the guest mounts them and serves the
+//! - hyperv isolation, not running: for what lies in a volume or a bind, these alone; else a utility VM with the container's disks, in which the guest mounts them and serves the
 //!   operation. (The shim of one that runs relays to its guest, see [`relay`].) The host never reads that disk.
 
 pub mod relay;
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,7 +28,7 @@ use proto::gcs::wire::{self, Empty, MountRootRequest};
 use proto::gcs::{StreamHeader, StreamKind};
 use proto::{ErrorKind, Isolation, Status};
 use rustix::fs::{Mode, OFlags, open};
-use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uvm::{StartRequest, UtilityVm};
 
@@ -55,12 +56,15 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let work = std::env::current_dir().context("no working directory")?;
     let bundle = Bundle::at(flags.bundle.clone().unwrap_or_else(|| work.clone()));
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_ansi(false).with_writer(io::stderr).init();
-    let prepared = prepare(&bundle, flags.live);
+    let prepared = prepare(&bundle, flags);
     let container = match prepared {
         Ok(container) => container,
         Err(status) => return refuse(&socket, status),
     };
     match container.isolation {
+        _ if flags.mounts => {
+            serve(&socket, &socket, |request| Ok((mounts_alone(&work, request)?, ()))).context("the connection broke")
+        }
         Isolation::Process => {
             let trees = HostTrees { container: &container, work: &work, live: flags.live };
             serve(&socket, &socket, |request| trees.open(request)).context("the connection broke")
@@ -91,12 +95,12 @@ fn raise_descriptor_limit() {
 }
 
 /// Reads the bundle and has the mounts in which its paths mean something.
-fn prepare(bundle: &Bundle, live: bool) -> Result<ContainerBundle, Status> {
+fn prepare(bundle: &Bundle, flags: &Flags) -> Result<ContainerBundle, Status> {
     let container = bundle.container().map_err(|error| Status::from_error(error.kind(), &error))?;
     let missing = || Status::new(ErrorKind::FailedPrecondition, "the container is not running any more");
     let container = container.ok_or_else(missing)?;
-    if container.isolation == Isolation::Process {
-        let entered = if live { enter_mounts_of_shim(bundle) } else { Ok(()) };
+    if container.isolation == Isolation::Process || flags.mounts {
+        let entered = if flags.live { enter_mounts_of_shim(bundle) } else { Ok(()) };
         entered.and_then(|()| own_mounts()).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => missing(),
             _ => Status::from_error(ErrorKind::Internal, &error),
@@ -183,6 +187,23 @@ impl HostTrees<'_> {
         };
         Ok((files, mounts))
     }
+}
+
+/// What is mounted in a container whose root only a utility VM may mount, in a root that has nothing else and takes nothing.
+fn mounts_alone(work: &Path, request: &FilesRequest) -> Result<ContainerFiles, Status> {
+    let failed = |error: io::Error| Status::from_error(ErrorKind::Internal, &error);
+    let merged = work.join("root");
+    make_folder(&merged)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("tmpfs", &merged, "tmpfs", flags, None::<&CStr>).map_err(|error| failed(error.into()))?;
+    let mut mounts = Vec::new();
+    for mount in request.mounts() {
+        let mounted = attachment(mount)?;
+        mounted.make_point(&root(&merged)?).map_err(failed)?;
+        mounts.push(mounted);
+    }
+    mount_remount(&merged, flags | MountFlags::RDONLY, "").map_err(|error| failed(error.into()))?;
+    Ok(ContainerFiles { merged: root(&merged)?, upper: None, lower: None, mounts })
 }
 
 /// Clones a bind or a volume of the container. When: with mounts of our own, in which its path means something.

@@ -29,6 +29,8 @@ pub struct Flags {
     pub standby: bool,
     /// The container runs: look at its files where they are mounted.
     pub live: bool,
+    /// Look at what is mounted in the container alone.
+    pub mounts: bool,
     /// More log.
     pub debug: bool,
     /// Print the version.
@@ -92,6 +94,7 @@ impl Flags {
             "debug" => Some(&mut self.debug),
             "standby" => Some(&mut self.standby),
             "live" => Some(&mut self.live),
+            "mounts" => Some(&mut self.mounts),
             "v" | "version" => Some(&mut self.version),
             "info" => Some(&mut self.info),
             _ => None,

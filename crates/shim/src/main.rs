@@ -54,7 +54,7 @@ use crate::flags::Flags;
 
 const NAME: &str = "io.containerd.bulkhead.v2";
 const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID [-bundle DIR] [-standby] [-debug] start|delete|serve
-       containerd-shim-bulkhead-v2 [-bundle DIR] [-live] files
+       containerd-shim-bulkhead-v2 [-bundle DIR] [-live | -mounts] files
        containerd-shim-bulkhead-v2 copy-up
        containerd-shim-bulkhead-v2 template ls|create|rm ID|prune -store DIR -guest-image DIR [-backend auto|kvm|qemukvm|qemutcg]
        containerd-shim-bulkhead-v2 probe -guest-image DIR [-backend auto|kvm|qemukvm|qemutcg]

@@ -56,7 +56,11 @@ impl Attachment {
         Ok(move_mount(self.tree.as_fd(), "", target.as_fd(), "", by_descriptors)?)
     }
 
-    fn make_point(&self, root: &Root) -> io::Result<OwnedFd> {
+    /// Makes what it is mounted on, if it is not there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn make_point(&self, root: &Root) -> io::Result<OwnedFd> {
         if !self.is_folder {
             return root.make_file(&self.destination);
         }

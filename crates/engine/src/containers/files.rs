@@ -61,6 +61,17 @@ enum Sight {
     Mounts,
 }
 
+/// What a `files` process has of a container.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Served {
+    /// The root, where the container's shim has mounted it.
+    Live,
+    /// The root, which it mounts itself.
+    Root,
+    /// What is mounted in it, and no root.
+    Mounts,
+}
+
 /// A `files` process, with its working folder.
 struct Helper {
     child: Child,
@@ -89,7 +100,7 @@ impl Operation {
     }
 
     /// As [`Operation::begin`], for a request that sees what is mounted in the container, which is filled in. Of a hyperv
-    /// container that does not run, those are the files that tell it names.
+    /// container that does not run, those are the files that tell it names, or, for a path in a volume or a bind, these alone.
     ///
     /// # Errors
     /// As [`Operation::begin`]; of a volume that cannot be mounted.
@@ -130,8 +141,16 @@ impl Operation {
     ) -> ApiResult<Self> {
         let (guard, guest) = Self::guard(container, live).await?;
         let (engine, container, live) = (Arc::clone(engine), Arc::clone(container), *live);
+        let mut served = if live { Served::Live } else { Served::Root };
         if sight == Sight::Mounts {
-            request.set_mounts(files_mounts::of(&container, live)?);
+            let alone = (container.isolation == Isolation::Hyperv && !live).then(|| path_of(&request));
+            match alone.flatten().and_then(|path| files_mounts::within(&container, path)) {
+                Some(mounts) => {
+                    served = Served::Mounts;
+                    request.set_mounts(mounts);
+                }
+                None => request.set_mounts(files_mounts::of(&container, live)?),
+            }
         }
         if guest {
             let begun = tokio::task::spawn_blocking(move || {
@@ -142,10 +161,11 @@ impl Operation {
             });
             return begun.await?;
         }
-        let volumes = sight == Sight::Mounts && !live && container.isolation == Isolation::Process;
+        let has_volumes = container.isolation == Isolation::Process || served == Served::Mounts;
+        let volumes = sight == Sight::Mounts && !live && has_volumes;
         let made = tokio::task::spawn_blocking(move || {
             let volumes = volumes.then(|| HeldVolumes::mount(&engine, &container)).transpose()?;
-            Ok::<_, ApiError>((Helper::prepare(&engine, &container, live)?, volumes))
+            Ok::<_, ApiError>((Helper::prepare(&engine, &container, served)?, volumes))
         });
         let (made, volumes) = made.await??;
         let (helper, socket) = Helper::start(made)?;
@@ -292,6 +312,19 @@ impl Drop for HeldVolumes {
     }
 }
 
+/// The path of a request that sees mounts.
+fn path_of(request: &FilesRequest) -> Option<&str> {
+    match request {
+        FilesRequest::Stat { path, .. } | FilesRequest::Read { path, .. } | FilesRequest::Write { path, .. } => {
+            Some(path)
+        }
+        FilesRequest::Place { .. }
+        | FilesRequest::Export
+        | FilesRequest::Changes { .. }
+        | FilesRequest::Layer { .. } => None,
+    }
+}
+
 /// Whether a container's run ends, of which that many have ended before.
 async fn ends(mut progress: watch::Receiver<Progress>, exits: u64) -> bool {
     let ended = progress.wait_for(|now| now.exits != exits || now.removed);
@@ -347,7 +380,7 @@ struct Prepared {
 }
 
 impl Helper {
-    fn prepare(engine: &Engine, container: &Container, live: bool) -> ApiResult<Prepared> {
+    fn prepare(engine: &Engine, container: &Container, served: Served) -> ApiResult<Prepared> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let failed =
             |error: io::Error| ApiError::caused("cannot prepare an operation on the container's files", &error);
@@ -356,7 +389,10 @@ impl Helper {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(&engine.settings.shim);
-        let described = if live {
+        if served == Served::Mounts {
+            command.arg("-mounts");
+        }
+        let described = if served == Served::Live {
             command.arg("-live").arg("-bundle").arg(engine.bundle(&container.id));
             Ok(())
         } else {

@@ -4,7 +4,7 @@
 //! Source: moby, daemon/volumes_unix.go, `setupMounts`; container/container_unix.go, `NetworkMounts`.
 
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use proto::Isolation;
 use proto::files::{FilesMount, FilesSource};
@@ -52,6 +52,30 @@ pub fn of(container: &Container, live: bool) -> ApiResult<Vec<FilesMount>> {
         }
     }
     Ok(mounts)
+}
+
+/// The mounts of a container, with where they are from, if a path lies in one of them. Shape: the path is taken by its letters, as a
+/// container's own links are not known here.
+pub fn within(container: &Container, path: &str) -> Option<Vec<FilesMount>> {
+    let mut plain = PathBuf::from("/");
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(name) => plain.push(name),
+            // The root's parent is the root.
+            Component::ParentDir => drop(plain.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    let record = container.record();
+    let points = || record.mounts.iter().filter(|point| point.kind != MountKind::Tmpfs);
+    points().any(|point| plain.starts_with(&point.destination)).then(|| {
+        let mount = |point: &MountPoint| FilesMount {
+            destination: point.destination.clone(),
+            source: Some(source(point)),
+            text: None,
+        };
+        points().map(mount).collect()
+    })
 }
 
 fn source(point: &MountPoint) -> FilesSource {

@@ -74,12 +74,21 @@ behind_both_walls! {
         let id = host.run_detached(&options, &["sh", "-c", script]);
         host.wait_log(&id, "ready");
         check_mounts(host, &id, "running", &file, &bound);
-        if host.wall() == bulkhead_e2e::Wall::Hyperv {
-            return;
-        }
         assert_eq!(host.docker(&["kill", &id]).code, 0);
         host.wait_state(&id, "exited");
-        check_mounts(host, &id, "stopped", &file, &bound);
+        if host.wall() == bulkhead_e2e::Wall::Hyperv {
+            // The host has the volumes and nothing of the container's own disk, so a link leads to nothing.
+            for (path, content) in [("/vol/file", "content"), ("/bound", "on the host"), ("/part/file", "part")] {
+                assert!(host.docker(&["cp", &format!("{id}:{path}"), "-"]).text().contains(content), "{path}");
+            }
+            let write = |to: &str| host.docker(&["cp", file.to_str().unwrap(), &format!("{id}:{to}")]);
+            write("/vol/stopped").ok();
+            assert_eq!(in_volume(host, "stopped"), "copied");
+            assert_ne!(write("/vol/out/x").code, 0);
+            write("/ro/x").fails_saying(1, &["mounted volume is marked read-only"]);
+        } else {
+            check_mounts(host, &id, "stopped", &file, &bound);
+        }
         let fresh = host.docker(&host.words("create", &["-v", "cp-data:/not/yet"], &["true"])).ok();
         host.docker(&["cp", file.to_str().unwrap(), &format!("{fresh}:/not/yet/fresh")]).ok();
         assert_eq!(in_volume(host, "fresh"), "copied");
