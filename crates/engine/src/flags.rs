@@ -73,8 +73,8 @@ pub struct Flags {
     #[arg(long, value_name = "N", value_parser = standby_vms)]
     pub standby_vms: Option<u32>,
 
-    /// Network namespaces that stand by once a container has started on the default network, linked with it, 0 for none: the
-    /// next container's start does not wait for the kernel to make one
+    /// Network namespaces that stand by for each of the last two networks on which containers were started, linked with it, 0
+    /// for none: the next container's start does not wait for the kernel to make one
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=64))]
     pub standby_networks: u16,
 

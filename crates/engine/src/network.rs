@@ -4,7 +4,7 @@
 //!  record ── NetworkStore ──▶ bridge, firewall          made when first needed, taken away when the engine ends idle
 //!  attach(container) ───────▶ addresses, ports, namespace, veths, routes, names ──▶ Endpoints (in the container's record)
 //!  release(Endpoints) ──────▶ all of that gone: names and ports at once (part), links and addresses soon (clear)
-//!  make_ready ──────────────▶ namespaces with a link on the default bridge, for the next attach
+//!  make_ready ──────────────▶ namespaces with a link on a network that was used of late, for the next attach
 //!  adopt(Endpoints) ────────▶ what a dead engine had in its own memory: ports held, names served, addresses known
 //! ```
 
@@ -319,6 +319,7 @@ impl Networks {
         if network.driver != Driver::Bridge {
             return Ok(());
         }
+        self.ready.forget(network);
         if lock(&self.up).remove(&network.id) {
             self.firewall.remove_network(&network.bridge).map_err(|error| host_error(&error))?;
         }

@@ -51,14 +51,17 @@ impl NameSockets {
     /// # Errors
     /// When the kernel or `nft` refuses.
     pub fn open(namespace: &Namespace) -> Result<Self, NetworkError> {
-        namespace.run(|| {
-            let sockets = Self::bind(SocketAddr::from((ADDRESS, 0)))?;
-            let port = |address: io::Result<SocketAddr>| address.map(|address| address.port());
-            let failed = || NetworkError::kernel("open a name server's socket");
-            let (udp, tcp) = (port(sockets.udp.local_addr()), port(sockets.tcp.local_addr()));
-            redirect_names(ADDRESS, udp.map_err(failed())?, tcp.map_err(failed())?)?;
-            Ok(sockets)
-        })
+        namespace.run(Self::open_here)
+    }
+
+    /// As [`NameSockets::open`], in the namespace in which this thread is.
+    pub(crate) fn open_here() -> Result<Self, NetworkError> {
+        let sockets = Self::bind(SocketAddr::from((ADDRESS, 0)))?;
+        let port = |address: io::Result<SocketAddr>| address.map(|address| address.port());
+        let failed = || NetworkError::kernel("open a name server's socket");
+        let (udp, tcp) = (port(sockets.udp.local_addr()), port(sockets.tcp.local_addr()));
+        redirect_names(ADDRESS, udp.map_err(failed())?, tcp.map_err(failed())?)?;
+        Ok(sockets)
     }
 
     /// Opens them at an address of a namespace in which nobody else has port 53.

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use crate::dns::NameSockets;
 use crate::error::NetworkError;
 use crate::link::{Plug, READY_NAME, is_on, make};
 use crate::namespace::{Namespace, run_in, unbound};
@@ -23,6 +24,8 @@ pub struct ReadyEnd {
     pub isolated: bool,
     /// Its containers have an address of IPv6.
     pub ipv6: bool,
+    /// Its process containers have a name server.
+    pub names: bool,
 }
 
 /// A namespace with a link whose end in it is down and has no address.
@@ -30,6 +33,7 @@ pub struct ReadyEnd {
 pub struct ReadySandbox {
     namespace: File,
     end: ReadyEnd,
+    names: Option<NameSockets>,
 }
 
 impl ReadySandbox {
@@ -53,11 +57,11 @@ impl ReadySandbox {
             ready: false,
         };
         make(&namespace, &plug, READY_NAME)?;
-        run_in(&namespace, || {
+        let names = run_in(&namespace, || {
             set_sysctl(&format!("ipv6/conf/{READY_NAME}/disable_ipv6"), if end.ipv6 { "0" } else { "1" });
-            Ok(())
+            end.names.then(NameSockets::open_here).transpose()
         })?;
-        Ok(Self { namespace, end })
+        Ok(Self { namespace, end, names })
     }
 
     /// What it was made for.
@@ -74,12 +78,13 @@ impl ReadySandbox {
         is_on(&self.end.host_link, &self.end.bridge)
     }
 
-    /// Binds it on `path`, for a container; it is made whole by [`crate::plug`] with [`Plug::ready`].
+    /// Binds it on `path`, for a container; it is made whole by [`crate::plug`] with [`Plug::ready`]. With the sockets of its
+    /// name server, as of a process container.
     ///
     /// # Errors
     /// When the kernel refuses; nothing stays.
-    pub fn bind(self, path: &Path) -> Result<Namespace, NetworkError> {
-        Namespace::bind(&self.namespace, path)
+    pub fn bind(self, path: &Path) -> Result<(Namespace, Option<NameSockets>), NetworkError> {
+        Ok((Namespace::bind(&self.namespace, path)?, self.names))
     }
 }
 
@@ -115,10 +120,11 @@ mod tests {
             mtu: Some(1400),
             isolated: false,
             ipv6: false,
+            names: false,
         };
         let (taken, unused) = (ReadySandbox::new(end("bhv-r1"))?, ReadySandbox::new(end("bhv-r2"))?);
         assert!(taken.is_whole()? && unused.is_whole()?);
-        let space = taken.bind(&folder.join("taken"))?;
+        let (space, _) = taken.bind(&folder.join("taken"))?;
         let wanted = Plug {
             bridge: "bh-r".into(),
             host_link: "bhv-r1".into(),

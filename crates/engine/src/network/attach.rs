@@ -107,15 +107,15 @@ impl Networks {
         let wanted = ports::wanted_ports(request.host, request.config.exposed_ports.as_deref().unwrap_or_default())?;
         // Before anything is made: a port that is taken is the commonest fault.
         let taken = self.take_ports(request, &undo.endpoints, &wanted)?;
-        let (namespace, mut ready) = self.make_namespace(request.id, planned.first())?;
+        let (namespace, mut link, names) = self.make_namespace(request.id, planned.first())?;
         undo.endpoints.sandbox = true;
         for network in &planned {
-            self.plug(&namespace, request, network, &mut undo.endpoints, ready.take())?;
+            self.plug(&namespace, request, network, &mut undo.endpoints, link.take())?;
         }
         self.route(&namespace, request, &undo.endpoints)?;
         let has_names = self.is_named(&undo.endpoints);
         if has_names {
-            self.serve_names(request, &namespace, &undo.endpoints)?;
+            self.serve_names(request, &namespace, &undo.endpoints, names)?;
         }
         let name_server = has_names.then_some(IpAddr::V4(hostnet::dns::ADDRESS));
         files::write_files(request.dir, &self.files_request(request, &undo.endpoints, name_server))?;
@@ -125,14 +125,18 @@ impl Networks {
     }
 
     /// One that waited with a link on the container's first network, whose name is told, or a new one.
-    fn make_namespace(&self, id: &str, first: Option<&Arc<Network>>) -> ApiResult<(Namespace, Option<String>)> {
+    fn make_namespace(
+        &self,
+        id: &str,
+        first: Option<&Arc<Network>>,
+    ) -> ApiResult<(Namespace, Option<String>, Option<NameSockets>)> {
         std::fs::create_dir_all(&self.namespaces)
             .map_err(|error| ApiError::caused("cannot make the folder of namespaces", &error))?;
         let path = self.namespace_path(id);
-        if let Some((namespace, link)) = first.and_then(|network| self.ready.take(network, &path)) {
-            return Ok((namespace, Some(link)));
+        if let Some(taken) = first.and_then(|network| self.ready.take(network, &path)) {
+            return Ok((taken.namespace, Some(taken.link), taken.names));
         }
-        Ok((Namespace::make(&path).map_err(|error| host_error(&error))?, None))
+        Ok((Namespace::make(&path).map_err(|error| host_error(&error))?, None, None))
     }
 
     /// The networks of a container, the one of its mode first: it becomes eth0.
@@ -321,17 +325,19 @@ impl Networks {
         Ok(published)
     }
 
-    /// Starts the name server of a container.
+    /// Starts the name server of a container. Shape: `ready` are the sockets that a process container's namespace has already.
     pub(super) fn serve_names(
         &self,
         request: &AttachRequest<'_>,
         namespace: &Namespace,
         endpoints: &Endpoints,
+        ready: Option<NameSockets>,
     ) -> ApiResult<()> {
         // In a hyperv container's namespace nobody else is.
-        let sockets = match request.isolation {
-            Isolation::Process => NameSockets::open(namespace),
-            Isolation::Hyperv => NameSockets::open_at(namespace, hostnet::dns::ADDRESS),
+        let sockets = match (request.isolation, ready) {
+            (Isolation::Process, Some(ready)) => Ok(ready),
+            (Isolation::Process, None) => NameSockets::open(namespace),
+            (Isolation::Hyperv, _) => NameSockets::open_at(namespace, hostnet::dns::ADDRESS),
         };
         let sockets = sockets.map_err(|error| host_error(&error))?;
         let stop = CancellationToken::new();

@@ -53,7 +53,7 @@ impl Networks {
         let rest = || -> ApiResult<()> {
             let has_server = lock(&self.sandboxes).get(request.id).is_some_and(|sandbox| sandbox.names.is_some());
             if network.has_names() && !has_server {
-                self.serve_names(request, &namespace, endpoints)?;
+                self.serve_names(request, &namespace, endpoints, None)?;
                 let server = Some(IpAddr::V4(hostnet::dns::ADDRESS));
                 let text = files::resolv_conf(&self.files_request(request, endpoints, server));
                 std::fs::write(request.dir.join("resolv.conf"), text)
@@ -178,7 +178,7 @@ impl Networks {
         }
         let namespace = Namespace::at(self.namespace_path(request.id));
         if self.is_named(endpoints)
-            && let Err(error) = self.serve_names(request, &namespace, endpoints)
+            && let Err(error) = self.serve_names(request, &namespace, endpoints, None)
         {
             tracing::error!(id = request.id, "cannot serve a container's names again: {error}");
         }

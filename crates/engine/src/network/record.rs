@@ -136,12 +136,6 @@ impl Network {
         is_predefined(&self.name)
     }
 
-    /// The network of containers that ask for none.
-    #[must_use]
-    pub fn is_default_bridge(&self) -> bool {
-        self.driver == Driver::Bridge && self.is_predefined()
-    }
-
     /// Containers on it find each other by name.
     #[must_use]
     pub fn has_names(&self) -> bool {

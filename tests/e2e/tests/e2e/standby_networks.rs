@@ -13,9 +13,19 @@ fn links(host: &TestHost) -> BTreeSet<String> {
     text.lines().filter_map(|line| line.split(' ').nth(1)?.split('@').next().map(str::to_owned)).collect()
 }
 
+/// What waits is linked a moment before it can be taken.
+fn wait_ready(host: &TestHost, count: usize, why: &str) -> BTreeSet<String> {
+    let links = wait_links(host, count, why);
+    std::thread::sleep(Duration::from_secs(1));
+    links
+}
+
 fn wait_links(host: &TestHost, count: usize, why: &str) -> BTreeSet<String> {
-    eventually(Duration::from_secs(10), || links(host).len() == count);
-    let links = links(host);
+    let mut links = BTreeSet::new();
+    eventually(Duration::from_secs(10), || {
+        links = self::links(host);
+        links.len() == count
+    });
     assert_eq!(links.len(), count, "{why}: {links:?}; the engine's log:\n{}", host.log());
     links
 }
@@ -34,7 +44,7 @@ fn a_start_takes_what_waits(wall: Wall) {
     let Some(mut host) = start(wall, &[]) else { return };
     assert!(links(&host).is_empty(), "nothing waits before there is any container");
     run(&host, &["--name=first"]);
-    let before = wait_links(&host, 3, "one in use, two waiting");
+    let before = wait_ready(&host, 3, "one in use, two waiting");
     run(&host, &["--name=second"]);
     let during = wait_links(&host, 4, "two in use, two waiting");
     assert!(during.is_superset(&before));
@@ -71,6 +81,33 @@ fn a_start_takes_what_waits_process() {
 #[test]
 fn a_start_takes_what_waits_hyperv() {
     a_start_takes_what_waits(Wall::Hyperv);
+}
+
+#[test]
+fn a_network_with_names_has_those_that_know_them() {
+    let Some(host) = start(Wall::Process, &["--standby-networks=1"]) else { return };
+    host.docker(&["network", "create", "shop"]).ok();
+    run(&host, &["--name=first", "--network=shop"]);
+    let before = wait_ready(&host, 2, "one in use, one waiting");
+    run(&host, &["--name=second", "--network=shop"]);
+    wait_links(&host, 3, "two in use, one waiting");
+    for (asks, other) in [("first", "second"), ("second", "first")] {
+        host.docker(&["exec", asks, "nslookup", other]).ok();
+        host.docker(&["exec", asks, "ping", "-c", "1", "-W", "5", other]).ok();
+    }
+    host.docker(&["rm", "-f", "first", "second"]).ok();
+    let waiting = wait_links(&host, 1, "one waits for more");
+    assert!(waiting.is_disjoint(&before), "{waiting:?}, {before:?}");
+    host.docker(&["network", "rm", "shop"]).ok();
+    wait_links(&host, 0, "what waited goes with its network");
+    // Two networks have some, and a third takes them from the first.
+    for name in ["one", "two", "three"] {
+        host.docker(&["network", "create", name]).ok();
+        run(&host, &["--rm", "--name", name, "--network", name]);
+        eventually(Duration::from_secs(5), || links(&host).len() >= 2);
+        host.docker(&["kill", name]).ok();
+    }
+    wait_links(&host, 2, "one each for two networks");
 }
 
 #[test]
