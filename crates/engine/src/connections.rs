@@ -156,7 +156,8 @@ mod tests {
         assert_eq!(unwanted.iter().filter(|unwanted| **unwanted).count(), 1);
         assert!(places[0].has_asked() && places[1].has_asked() && !places[2].has_asked());
         drop((busy, more, places));
-        assert_eq!((connections.table().open, connections.table().idle.len()), (0, 0));
+        let table = connections.table();
+        assert_eq!((table.open, table.idle.len()), (0, 0));
     }
 
     #[test]
