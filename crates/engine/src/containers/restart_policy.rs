@@ -28,6 +28,12 @@ pub fn wants_restart(record: &Record, ended: &Ended) -> bool {
     }
 }
 
+/// Whether any policy may start it again.
+#[must_use]
+pub fn has_policy(record: &Record) -> bool {
+    matches!(record.host["RestartPolicy"]["Name"].as_str(), Some("always" | "unless-stopped" | "on-failure"))
+}
+
 /// Starts it again after a pause, unless a client stops, starts or removes it before. `ran_ns`: how long it ran, nanoseconds.
 pub fn restart_later(engine: &Arc<Engine>, container: &Arc<Container>, ran_ns: i64) {
     let (pause, turn) = container.pauses().next(ran_ns);

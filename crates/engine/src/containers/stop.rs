@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 
 use super::kill::{self, SIGKILL, Sender};
-use super::launch;
+use super::{launch, restart_policy};
 use crate::container::Container;
 use crate::container::record::Phase;
 use crate::engine::Engine;
@@ -48,9 +48,9 @@ impl Patience {
 pub async fn stop(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
     let container = engine.containers.find(&id)?;
     let patience = Patience::read(&query)?;
-    if !cancel_restart(&container).await? {
-        container.running().map_err(|_| ApiError::new(ErrorKind::NotModified, ""))?;
-        end(&engine, &container, patience).await.map_err(|e| e.context(format!("cannot stop container: {id}")))?;
+    let stopped = end_for_good(&engine, &container, patience).await;
+    if !stopped.map_err(|error| error.context(format!("cannot stop container: {id}")))? {
+        return Err(ApiError::new(ErrorKind::NotModified, ""));
     }
     container.emit(&engine.events, "stop", &[]);
     Ok(StatusCode::NO_CONTENT)
@@ -82,6 +82,25 @@ pub async fn restart(State(engine): State<Arc<Engine>>, Path(id): Path<String>, 
     .await?
     .map_err(|error: ApiError| error.context(format!("Cannot restart container {id}")))?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ends the present run, and whatever a restart policy makes of its end meanwhile; false if there was nothing to end.
+async fn end_for_good(engine: &Arc<Engine>, container: &Arc<Container>, patience: Patience) -> ApiResult<bool> {
+    let mut ended = false;
+    loop {
+        if cancel_restart(container).await? {
+            return Ok(true);
+        }
+        if container.running().is_err() {
+            // Its run may have ended just now by itself; what its policy made of that is known once the lifecycle is free.
+            return Ok(cancel_restart(container).await? || ended);
+        }
+        end(engine, container, patience).await?;
+        ended = true;
+        if !restart_policy::has_policy(&container.record()) {
+            return Ok(true);
+        }
+    }
 }
 
 /// A container that is about to be started again is not; true if it was.

@@ -133,3 +133,17 @@ fn a_utility_vm_that_is_late_is_tried_again() {
     assert!(eventually(Duration::from_secs(60), || host.docker(&["logs", &id]).lines() == ["ready", "ready"]));
     host.wait_state(&id, "running");
 }
+
+#[test]
+fn a_stop_is_the_last_word_about_a_container_that_ends_all_the_time() {
+    let Some(host) = TestHost::start(bulkhead_e2e::Wall::Process) else { return };
+    let id = host.run_detached(&["--restart", "always"], &["true"]);
+    for pause in 0..12 {
+        std::thread::sleep(Duration::from_millis(pause * 17));
+        assert_eq!(host.docker(&["stop", "-t", "0", &id]).code, 0);
+        // Longer than the first pause of the policy.
+        std::thread::sleep(Duration::from_millis(250));
+        assert_eq!(host.state(&id).0, "exited", "after {pause} pauses of 17 ms");
+        assert_eq!(host.docker(&["start", &id]).code, 0);
+    }
+}
