@@ -128,7 +128,7 @@ fn what_a_fork_writes_dies_with_it() {
     let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
     let id = host.run_detached(
         &["--privileged"],
-        &["sh", "-c", "echo kept > /file; echo 77 > /proc/sys/vm/swappiness; exec sleep 1000"],
+        &["sh", "-c", "test -e /file || echo kept > /file; echo 77 > /proc/sys/vm/swappiness; exec sleep 1000"],
     );
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(host.docker(&["exec", &id, "cat", "/proc/sys/vm/swappiness"]).ok(), "77");
