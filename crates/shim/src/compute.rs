@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::Mount;
-use containerd_shim_protos::cgroups::metrics::Metrics;
 use oci_spec::runtime::LinuxResources;
 use proto::control::ContainerBundle;
 use proto::network::NetworkUpdate;
 use proto::{ContainerId, ProcessDetails, Status};
 
 use crate::bundle::Bundle;
+use crate::metrics::Usage;
 use crate::standby::Standby;
 use crate::state::Exit;
 use crate::stdio::StdioPaths;
@@ -43,7 +43,7 @@ pub trait ComputeSystem: Send + Sync {
     async fn processes(&self) -> Result<Vec<ProcessDetails>, Status>;
 
     /// What it uses. When: before `delete`.
-    async fn stats(&self) -> Result<Metrics, Status>;
+    async fn stats(&self) -> Result<Usage, Status>;
 
     /// Changes it while it runs. When: before `delete`.
     async fn update(&self, update: Update) -> Result<(), Status>;

@@ -116,6 +116,12 @@ impl Publisher {
         Self { queue, namespace: namespace.to_owned() }
     }
 
+    /// containerd's namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// Puts an event behind those before it; never waits.
     pub fn publish(&self, event: &Event) {
         let Some(queue) = &self.queue else { return };

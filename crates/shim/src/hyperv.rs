@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use containerd_shim_protos::cgroups::metrics::Metrics;
 use oci_spec::runtime::LinuxResources;
 use proto::gcs::wire;
 use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind};
@@ -20,13 +19,14 @@ use uvm::{ExitReason, GuestConnection, GuestError, UtilityVm, VmExit};
 use crate::bundle::Bundle;
 use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, Update};
 use crate::files::relay::FilesRelay;
+use crate::metrics::Usage;
 use crate::network;
 use crate::plan::Plan;
 use crate::shares::Shares;
 use crate::standby::Standby;
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, StdioPaths, Streams};
-use crate::{clock, metrics, terminal};
+use crate::{clock, terminal};
 
 /// How long the guest may take to give its disk back in order.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -105,7 +105,7 @@ impl HypervSystem {
     pub async fn create(input: CreateInput) -> Result<Self, Status> {
         let CreateInput { id, bundle, container, stdio, standby, .. } = input;
         let mut plan = Plan::read(&bundle, container)?;
-        let fifos = Fifos::open(&stdio).map_err(|error| status!(error))?;
+        let fifos = Fifos::open(&stdio).await.map_err(|error| status!(error))?;
         if let Some(namespace) = &plan.foreign_namespace {
             plan.network = network::take_over(namespace.clone()).await?;
         }
@@ -265,7 +265,7 @@ impl ComputeSystem for HypervSystem {
     async fn exec(&self, exec: ExecRequest) -> Result<Arc<dyn Process>, Status> {
         let ExecRequest { process, stdio } = exec;
         let number = self.next_process.fetch_add(1, Ordering::SeqCst);
-        let fifos = Fifos::open(&stdio).map_err(|error| status!(error))?;
+        let fifos = Fifos::open(&stdio).await.map_err(|error| status!(error))?;
         let has_stdin = fifos.has_stdin();
         let streams = open_streams(&self.guest, number, fifos, &stdio).await?;
         let (width, height) = terminal::console_size(&process);
@@ -314,9 +314,9 @@ impl ComputeSystem for HypervSystem {
         Ok(details.collect())
     }
 
-    async fn stats(&self) -> Result<Metrics, Status> {
+    async fn stats(&self) -> Result<Usage, Status> {
         let response = self.guest.stats(&wire::Empty::new()).await.map_err(|error| error.to_status())?;
-        Ok(metrics::of_guest(&response))
+        Ok(Usage::Guest(Box::new(response)))
     }
 
     async fn update(&self, update: Update) -> Result<(), Status> {

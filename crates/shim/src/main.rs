@@ -72,7 +72,11 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let flags = Flags::parse(std::env::args_os().skip(1)).context(USAGE)?;
+    let mut words = std::env::args_os().skip(1).peekable();
+    if words.next_if(|word| word == stdio::LOGGER_WORD).is_some() {
+        return stdio::become_logger(words);
+    }
+    let flags = Flags::parse(words).context(USAGE)?;
     if flags.version {
         return print(format!("{NAME}:\n  Version:  {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
     }

@@ -1,19 +1,68 @@
-//! What a container uses, in containerd's form for cgroup version 1, which every client of the Task API reads.
+//! What a container uses, in containerd's forms: that for cgroup version 1, and that for version 2 ([`v2`]).
 //!
 //! Source: containerd/cgroups cgroup1/stats/metrics.proto.
+
+mod v2;
 
 use container::{MemoryStats, Stats};
 use containerd_shim_protos::cgroups::metrics::{
     BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, MemoryEntry, MemoryOomControl, MemoryStat, Metrics, PidsStat, Throttle,
 };
 use proto::gcs::wire::StatsResponse;
+use protobuf::well_known_types::any::Any;
+
+use crate::events::any;
 
 /// Version 1 says "no limit" by the largest number of whole pages.
 const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
+/// Where cgroups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
+/// Source: `linux/magic.h`.
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
-/// The form for a container on this host.
-#[must_use]
-pub fn of_host(stats: &Stats) -> Metrics {
+/// What was counted, and by whom.
+#[derive(Debug)]
+pub enum Usage {
+    /// A container on this host.
+    Host(Box<Stats>),
+    /// A container in a utility VM, by the guest's kernel.
+    Guest(Box<StatsResponse>),
+}
+
+/// Which form a caller reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Cgroup version 1's, which our engine reads on every host.
+    V1,
+    /// Version 2's.
+    V2,
+}
+
+impl Form {
+    /// What containerd's clients expect on this host, as of its own shims.
+    #[must_use]
+    pub fn of_this_host() -> Self {
+        let unified = rustix::fs::statfs(CGROUPS).is_ok_and(|facts| facts.f_type == CGROUP2_SUPER_MAGIC);
+        if unified { Self::V2 } else { Self::V1 }
+    }
+}
+
+impl Usage {
+    /// The message for a caller.
+    ///
+    /// # Errors
+    /// It cannot be encoded.
+    pub fn to_any(&self, form: Form) -> protobuf::Result<Any> {
+        match (form, self) {
+            (Form::V1, Self::Host(stats)) => any("io.containerd.cgroups.v1.Metrics", &of_host(stats)),
+            (Form::V1, Self::Guest(stats)) => any("io.containerd.cgroups.v1.Metrics", &of_guest(stats)),
+            (Form::V2, Self::Host(stats)) => any("io.containerd.cgroups.v2.Metrics", &v2::of_host(stats)),
+            (Form::V2, Self::Guest(stats)) => any("io.containerd.cgroups.v2.Metrics", &v2::of_guest(stats)),
+        }
+    }
+}
+
+fn of_host(stats: &Stats) -> Metrics {
     let mut processor = cpu(stats.cpu.total_ns, stats.cpu.user_ns, stats.cpu.kernel_ns);
     if let Some(usage) = processor.usage.as_mut() {
         usage.per_cpu.clone_from(&stats.cpu.per_cpu_ns);
@@ -51,17 +100,40 @@ fn memory_of_host(stats: &MemoryStats) -> MemoryStat {
     memory.total_cache = stats.cache_bytes;
     memory.rss = stats.anonymous_bytes;
     memory.total_rss = stats.anonymous_bytes;
+    memory.pg_pg_in = detail("pgpgin");
+    memory.pg_pg_out = detail("pgpgout");
     memory.pg_fault = detail("pgfault");
     memory.pg_maj_fault = detail("pgmajfault");
+    memory.mapped_file = detail("mapped_file");
+    memory.dirty = detail("dirty");
+    memory.writeback = detail("writeback");
+    memory.inactive_anon = detail("inactive_anon");
+    memory.active_anon = detail("active_anon");
+    memory.active_file = detail("active_file");
+    memory.unevictable = detail("unevictable");
+    memory.total_pg_pg_in = detail("total_pgpgin");
+    memory.total_pg_pg_out = detail("total_pgpgout");
+    memory.total_pg_fault = detail("total_pgfault");
+    memory.total_pg_maj_fault = detail("total_pgmajfault");
+    memory.total_mapped_file = detail("total_mapped_file");
+    memory.total_dirty = detail("total_dirty");
+    memory.total_writeback = detail("total_writeback");
+    memory.total_inactive_anon = detail("total_inactive_anon");
+    memory.total_active_anon = detail("total_active_anon");
+    memory.total_active_file = detail("total_active_file");
+    memory.total_unevictable = detail("total_unevictable");
+    let swap_limit = detail("hierarchical_memsw_limit");
+    memory.hierarchical_swap_limit = swap_limit;
     let mut swap = MemoryEntry::new();
-    swap.usage = stats.swap_bytes;
+    // Version 1 counts memory and swap together.
+    swap.usage = stats.usage_bytes + stats.swap_bytes;
+    swap.limit = swap_limit;
     memory.swap = Some(swap).into();
     memory
 }
 
-/// The form for a container in a utility VM: what the guest's kernel counts. Shape: a limit of 0 is none.
-#[must_use]
-pub fn of_guest(stats: &StatsResponse) -> Metrics {
+/// Shape: of what the guest says, a limit of 0 is none.
+fn of_guest(stats: &StatsResponse) -> Metrics {
     let limit = |limit: u64| Some(limit).filter(|&limit| limit != 0);
     let memory_limit = limit(stats.memory_limit_bytes);
     let inactive = stats.memory_inactive_file_bytes;

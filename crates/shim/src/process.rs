@@ -6,14 +6,13 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use container::rootfs::Upper;
 use container::{Container, Helper, Started, Stdio};
-use containerd_shim_protos::cgroups::metrics::Metrics;
 use proto::control::Writable;
 use proto::{ErrorKind, ProcessDetails, Status};
 
 use crate::bundle::{Bundle, BundleError};
 use crate::child::Child;
 use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, Update};
-use crate::metrics;
+use crate::metrics::Usage;
 use crate::rootfs::{Places, Rootfs};
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, Streams};
@@ -63,7 +62,7 @@ impl ProcessSystem {
     /// What is wrong with the bundle, the streams, the mounts, the specification or the command; nothing stays.
     pub async fn create(input: CreateInput) -> Result<Self, Status> {
         let CreateInput { id, bundle, container, stdio, rootfs, helper, standby: _ } = input;
-        let fifos = Fifos::open(&stdio).map_err(|error| status!(error))?;
+        let fifos = Fifos::open(&stdio).await.map_err(|error| status!(error))?;
         let foreign_root = bundle.path().join("rootfs");
         let place = StatePlace { root: bundle.runtime_root(), id: id.to_string() };
         let (streams, direct) = Streaming::prepare(fifos, stdio.terminal)?;
@@ -160,7 +159,7 @@ impl ComputeSystem for ProcessSystem {
 
     async fn exec(&self, exec: ExecRequest) -> Result<Arc<dyn Process>, Status> {
         let ExecRequest { process, stdio } = exec;
-        let fifos = Fifos::open(&stdio).map_err(|error| status!(error))?;
+        let fifos = Fifos::open(&stdio).await.map_err(|error| status!(error))?;
         let (streams, direct) = Streaming::prepare(fifos, stdio.terminal)?;
         let started = self
             .with(move |container| {
@@ -190,9 +189,9 @@ impl ComputeSystem for ProcessSystem {
         self.with(|container| container.processes().map_err(|error| status!(error))).await
     }
 
-    async fn stats(&self) -> Result<Metrics, Status> {
-        self.with(|container| container.stats().map(|stats| metrics::of_host(&stats)).map_err(|error| status!(error)))
-            .await
+    async fn stats(&self) -> Result<Usage, Status> {
+        let usage = |stats| Usage::Host(Box::new(stats));
+        self.with(move |container| container.stats().map(usage).map_err(|error| status!(error))).await
     }
 
     async fn update(&self, update: Update) -> Result<(), Status> {

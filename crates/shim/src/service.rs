@@ -21,12 +21,10 @@ use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use crate::clock;
 use crate::compute::{ExecRequest, Update};
-use crate::events;
+use crate::metrics::Form;
 use crate::shim::Shim;
 use crate::stdio::StdioPaths;
 use crate::task::{Task, TaskError};
-
-const METRICS_TYPE_URL: &str = "io.containerd.cgroups.v1.Metrics";
 
 /// The Task service of one shim.
 pub struct TaskService {
@@ -220,6 +218,7 @@ impl TaskApi for TaskService {
                 stderr: request.stderr,
                 terminal: request.terminal,
                 stdin_end: shim.stdin_end(),
+                owner: shim.owner(&request.id),
             };
             task.add_exec(exec_id, ExecRequest { process: Box::new(process), stdio }).await?;
             Ok(Empty::new())
@@ -230,7 +229,11 @@ impl TaskApi for TaskService {
     async fn resize_pty(&self, _: &TtrpcContext, request: api::ResizePtyRequest) -> ttrpc::Result<Empty> {
         let resized = async {
             let task = self.task(&request.id).await?;
-            task.resize(&request.exec_id, request.width, request.height).await?;
+            match task.resize(&request.exec_id, request.width, request.height).await.map_err(Status::from) {
+                // containerd's clients ask for it once more after the end, and take a refusal for a fault.
+                Err(status) if status.kind == ErrorKind::FailedPrecondition && !self.shim.is_engines() => {}
+                resized => resized?,
+            }
             Ok(Empty::new())
         };
         answer(resized.await)
@@ -274,9 +277,9 @@ impl TaskApi for TaskService {
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
         let stats = async {
             let task = self.task(&request.id).await?;
-            let metrics = task.live_system("measure").await?.stats().await?;
-            let any = events::any(METRICS_TYPE_URL, &metrics);
-            let any = any.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+            let usage = task.live_system("measure").await?.stats().await?;
+            let form = if self.shim.is_engines() { Form::V1 } else { Form::of_this_host() };
+            let any = usage.to_any(form).map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
             Ok(api::StatsResponse { stats: Some(any).into(), ..Default::default() })
         };
         answer(stats.await)

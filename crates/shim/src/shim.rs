@@ -16,7 +16,7 @@ use crate::hyperv::HypervSystem;
 use crate::process::ProcessSystem;
 use crate::standby::Standby;
 use crate::state::Exit;
-use crate::stdio::{StdinEnd, StdioPaths};
+use crate::stdio::{Owner, StdinEnd, StdioPaths};
 use crate::sys;
 use crate::task::Task;
 
@@ -75,6 +75,12 @@ impl Shim {
     #[must_use]
     pub fn stdin_end(&self) -> StdinEnd {
         if self.is_engines() { StdinEnd::Request } else { StdinEnd::Writer }
+    }
+
+    /// Whose output a process's streams carry.
+    #[must_use]
+    pub fn owner(&self, container: &str) -> Owner {
+        Owner { namespace: self.publisher.namespace().to_owned(), container: container.to_owned() }
     }
 
     /// The task of that identifier.
@@ -140,6 +146,7 @@ impl Shim {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
             stdin_end: self.stdin_end(),
+            owner: self.owner(&request.id),
         };
         let isolation = container.as_ref().map_or(Isolation::Process, |container| container.isolation);
         let helper = self.warm_helper.lock().unwrap_or_else(|e| e.into_inner()).take();
@@ -174,7 +181,8 @@ impl Shim {
         Ok(deleted)
     }
 
-    /// Ends the shim when it has no task.
+    /// Ends the shim when it has no task. What happened is told before this returns: who has asked for the end takes a shim for
+    /// dead from then on, and has what is left of it killed.
     ///
     /// With `now` in any case: what runs is killed, and the container is deleted without a thought for its changes. For a
     /// container that is removed when it ends that is the quick way: it needs no Delete before.
@@ -192,13 +200,13 @@ impl Shim {
                 tracing::error!(%error, "the container is left behind");
             }
         }
+        self.publisher.flush().await;
         self.ended.cancel();
     }
 
-    /// Waits for [`Shim::shut_down`], then for the events to be delivered.
+    /// Waits for [`Shim::shut_down`].
     pub async fn ended(&self) {
         self.ended.cancelled().await;
-        self.publisher.flush().await;
     }
 }
 

@@ -9,6 +9,8 @@
 //!
 //! Source: containerd core/runtime/v2/README.md, "IO"; containerd `cmd/containerd-shim-runc-v2/process/io.go`.
 
+mod logger;
+
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -24,6 +26,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::sys;
+
+use logger::{Logger, Program};
+pub use logger::{Owner, WORD as LOGGER_WORD, become_program as become_logger};
 
 /// How long an output without a byte is waited for after its process has ended, because a process that it left behind
 /// still has it open.
@@ -47,6 +52,8 @@ pub struct StdioPaths {
     pub terminal: bool,
     /// What ends the input.
     pub stdin_end: StdinEnd,
+    /// For a logging program.
+    pub owner: Owner,
 }
 
 /// What ends a process's input.
@@ -72,8 +79,16 @@ pub enum StdioError {
         /// What the system says.
         source: io::Error,
     },
-    /// A logger binary or another scheme.
-    #[error("{stream} {uri:?}: only fifos and file:// are supported")]
+    /// A logging program.
+    #[error("cannot start the logging program {uri:?}")]
+    Logger {
+        /// Its URI.
+        uri: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Another scheme.
+    #[error("{stream} {uri:?}: only fifos, file:// and binary:// are supported")]
     Scheme {
         /// stdin, stdout or stderr.
         stream: &'static str,
@@ -87,8 +102,10 @@ impl StdioError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
-            Self::Open { .. } => ErrorKind::Internal,
+            Self::Open { source, .. } | Self::Logger { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                ErrorKind::NotFound
+            }
+            Self::Open { .. } | Self::Logger { .. } => ErrorKind::Internal,
             Self::Scheme { .. } => ErrorKind::NotImplemented,
         }
     }
@@ -116,18 +133,28 @@ pub struct Fifos {
     stdin: Option<Input>,
     stdout: Option<Output>,
     stderr: Option<Output>,
+    logger: Option<Logger>,
 }
 
 impl Fifos {
-    /// Opens what the paths name; never waits for the other side.
+    /// Opens what the paths name; never waits for the other side, but for a logging program to be ready. When: within the
+    /// runtime.
     ///
     /// # Errors
     /// [`StdioError`] for the first that cannot be opened.
-    pub fn open(paths: &StdioPaths) -> Result<Self, StdioError> {
+    pub async fn open(paths: &StdioPaths) -> Result<Self, StdioError> {
         let stdin = open_input(&paths.stdin, paths.stdin_end)?;
+        // One program for both outputs.
+        if let Some(rest) = paths.stdout.strip_prefix("binary://") {
+            let started = Logger::start(&Program::parse(rest), &paths.owner).await;
+            let started = started.map_err(|source| StdioError::Logger { uri: paths.stdout.clone(), source })?;
+            let output = |write| Some(Output { write, hold: None });
+            let stderr = if paths.terminal { None } else { output(started.stderr) };
+            return Ok(Self { stdin, stdout: output(started.stdout), stderr, logger: Some(started.logger) });
+        }
         let stdout = open_output("stdout", &paths.stdout)?;
         let stderr = if paths.terminal { None } else { open_output("stderr", &paths.stderr)? };
-        Ok(Self { stdin, stdout, stderr })
+        Ok(Self { stdin, stdout, stderr, logger: None })
     }
 
     /// True when there is an input.
@@ -141,7 +168,7 @@ impl Fifos {
     /// # Errors
     /// A fifo cannot be watched.
     pub fn into_direct(self) -> io::Result<(DirectStreams, Streams)> {
-        let mut streams = Streams::new();
+        let mut streams = Streams::new(self.logger);
         let stdin = match self.stdin {
             Some(input) => Some(streams.hold_input(input)?),
             None => None,
@@ -165,7 +192,7 @@ impl Fifos {
     /// # Errors
     /// A fifo cannot be watched.
     pub fn copy(self, ends: ProcessEnds) -> io::Result<Streams> {
-        let mut streams = Streams::new();
+        let mut streams = Streams::new(self.logger);
         if let (Some(input), Some(sink)) = (self.stdin, ends.stdin) {
             let read = streams.hold_input(input)?;
             streams.spawn(copy_input(reader(read)?, sink));
@@ -225,11 +252,14 @@ pub struct Streams {
     outputs: Mutex<JoinSet<()>>,
     /// Copying of the input, and what waits for callers that come or go.
     others: Mutex<JoinSet<()>>,
+    /// What reads the outputs, if that is a program of the caller's.
+    _logger: Option<Logger>,
 }
 
 impl Streams {
-    fn new() -> Self {
+    fn new(logger: Option<Logger>) -> Self {
         Self {
+            _logger: logger,
             stdin_hold: Arc::default(),
             output_holds: Arc::default(),
             exited: CancellationToken::new(),

@@ -21,6 +21,7 @@ impl Pipes {
             stderr: make("err"),
             terminal: false,
             stdin_end: StdinEnd::Request,
+            owner: Owner::default(),
         };
         Self { folder, paths }
     }
@@ -43,7 +44,7 @@ async fn read_to_end(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
 #[tokio::test]
 async fn the_input_ends_by_close_and_not_by_a_caller_that_dies() {
     let pipes = Pipes::new();
-    let (direct, streams) = Fifos::open(&pipes.paths).unwrap().into_direct().unwrap();
+    let (direct, streams) = Fifos::open(&pipes.paths).await.unwrap().into_direct().unwrap();
     let mut caller = pipes.caller_writes("in");
     caller.write_all(b"first").await.unwrap();
     drop(caller);
@@ -62,7 +63,7 @@ async fn the_input_ends_by_close_and_not_by_a_caller_that_dies() {
 async fn with_a_foreign_containerd_the_input_ends_when_its_writer_closes() {
     let mut pipes = Pipes::new();
     pipes.paths.stdin_end = StdinEnd::Writer;
-    let (direct, _streams) = Fifos::open(&pipes.paths).unwrap().into_direct().unwrap();
+    let (direct, _streams) = Fifos::open(&pipes.paths).await.unwrap().into_direct().unwrap();
     let mut process = reader(direct.stdin.unwrap()).unwrap();
     let early = tokio::time::timeout(Duration::from_millis(100), process.read(&mut [0; 1])).await;
     assert!(early.is_err(), "a writer that has not come yet is no end of file");
@@ -75,7 +76,7 @@ async fn with_a_foreign_containerd_the_input_ends_when_its_writer_closes() {
 #[tokio::test]
 async fn output_waits_in_the_fifo_for_a_caller_that_comes_late() {
     let pipes = Pipes::new();
-    let (direct, streams) = Fifos::open(&pipes.paths).unwrap().into_direct().unwrap();
+    let (direct, streams) = Fifos::open(&pipes.paths).await.unwrap().into_direct().unwrap();
     let mut out = std::fs::File::from(direct.stdout.unwrap());
     std::io::Write::write_all(&mut out, b"nobody reads yet").unwrap();
     drop((out, direct.stderr));
@@ -89,7 +90,7 @@ async fn copying_is_byte_for_byte_and_complete_waits_for_a_slow_caller() {
     let pipes = Pipes::new();
     let (mut process_out, source) = tokio::io::duplex(1024);
     let ends = ProcessEnds { stdout: Some(Box::pin(source)), ..ProcessEnds::default() };
-    let streams = Fifos::open(&pipes.paths).unwrap().copy(ends).unwrap();
+    let streams = Fifos::open(&pipes.paths).await.unwrap().copy(ends).unwrap();
     let bytes: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.to_le_bytes()).collect();
     let sent = bytes.clone();
     let writing = tokio::spawn(async move { process_out.write_all(&sent).await.unwrap() });
@@ -110,7 +111,7 @@ async fn an_output_that_is_left_open_is_waited_for_two_seconds() {
     let pipes = Pipes::new();
     let (mut left_behind, source) = tokio::io::duplex(1024);
     let ends = ProcessEnds { stdout: Some(Box::pin(source)), ..ProcessEnds::default() };
-    let streams = Fifos::open(&pipes.paths).unwrap().copy(ends).unwrap();
+    let streams = Fifos::open(&pipes.paths).await.unwrap().copy(ends).unwrap();
     left_behind.write_all(b"last words").await.unwrap();
     let begin = Instant::now();
     let caller = pipes.caller_reads("out");
@@ -124,7 +125,7 @@ async fn the_end_of_the_input_reaches_the_process() {
     let pipes = Pipes::new();
     let (sink, process_in) = tokio::io::duplex(64);
     let ends = ProcessEnds { stdin: Some(Box::pin(sink)), ..ProcessEnds::default() };
-    let streams = Fifos::open(&pipes.paths).unwrap().copy(ends).unwrap();
+    let streams = Fifos::open(&pipes.paths).await.unwrap().copy(ends).unwrap();
     let mut caller = pipes.caller_writes("in");
     caller.write_all(b"typed").await.unwrap();
     drop(caller);
@@ -132,23 +133,25 @@ async fn the_end_of_the_input_reaches_the_process() {
     assert_eq!(read_to_end(process_in).await, b"typed");
 }
 
-#[test]
-fn what_is_no_fifo_is_told_apart() {
+#[tokio::test]
+async fn what_is_no_fifo_is_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("log");
     let paths = |stdout: String| StdioPaths { stdout, ..StdioPaths::default() };
-    let fifos = Fifos::open(&paths(format!("file://{}", file.display()))).unwrap();
+    let fifos = Fifos::open(&paths(format!("file://{}", file.display()))).await.unwrap();
     assert!(Path::new(&file).exists() && !fifos.has_stdin());
-    let error = Fifos::open(&paths("binary:///usr/bin/logger".into())).unwrap_err();
+    let error = Fifos::open(&paths("syslog://host".into())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotImplemented);
-    let error = Fifos::open(&paths(folder.path().join("none").to_str().unwrap().into())).unwrap_err();
+    let error = Fifos::open(&paths("binary:///nosuch?x=y".into())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let error = Fifos::open(&paths(folder.path().join("none").to_str().unwrap().into())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
 #[tokio::test]
 async fn every_late_caller_sees_the_end() {
     let pipes = Pipes::new();
-    let (direct, streams) = Fifos::open(&pipes.paths).unwrap().into_direct().unwrap();
+    let (direct, streams) = Fifos::open(&pipes.paths).await.unwrap().into_direct().unwrap();
     drop(direct);
     streams.complete().await;
     for _ in 0..3 {

@@ -3,11 +3,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use containerd_shim_protos::cgroups::metrics::Metrics;
 use tokio::sync::Notify;
 
 use super::*;
 use crate::compute::Update;
+use crate::metrics::Usage;
 
 /// A process that ends when it is told to.
 struct FakeProcess {
@@ -96,8 +96,8 @@ impl ComputeSystem for FakeSystem {
     async fn processes(&self) -> Result<Vec<ProcessDetails>, Status> {
         Ok(Vec::new())
     }
-    async fn stats(&self) -> Result<Metrics, Status> {
-        Ok(Metrics::default())
+    async fn stats(&self) -> Result<Usage, Status> {
+        Ok(Usage::Host(Box::default()))
     }
     async fn update(&self, _: Update) -> Result<(), Status> {
         Ok(())

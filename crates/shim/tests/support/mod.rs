@@ -60,7 +60,7 @@ pub fn guest_image() -> Option<PathBuf> {
 }
 
 /// A folder tree with busybox.
-fn busybox_root(folder: &Path) {
+pub fn busybox_root(folder: &Path) {
     for name in ["bin", "proc", "sys", "dev", "etc", "tmp", "root", "run"] {
         fs::create_dir_all(folder.join(name)).unwrap();
     }
@@ -74,7 +74,7 @@ fn busybox_root(folder: &Path) {
     fs::write(folder.join("etc/notexec"), "no program\n").unwrap();
 }
 
-fn run(command: &mut Command) {
+pub fn run(command: &mut Command) {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

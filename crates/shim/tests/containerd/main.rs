@@ -1,0 +1,9 @@
+//! The shim under a plain containerd, beside runc's own.
+#![allow(clippy::unwrap_used, reason = "this is test code, which clippy knows only of functions marked as tests")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod crashes;
+mod daemon;
+mod side_by_side;
