@@ -2,7 +2,8 @@
 //!
 //! A client that connects and says nothing, or never ends the head of its request, holds a place. So that such clients cannot keep
 //! the others out, one more connection than may be open takes the place of the one that has been without a request for
-//! longest. Connections with a request under way are never closed; if all have one, the new connection is.
+//! longest. Connections with a request under way, and those that carry a process' streams, are never closed; if all are such,
+//! the new one is refused.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

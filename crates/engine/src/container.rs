@@ -77,6 +77,8 @@ pub struct Container {
     /// Shared by operations that need what runs of it: its mounts until they have entered them, its utility VM to their end. Its
     /// end waits for them a while.
     pub in_use: Arc<tokio::sync::RwLock<()>>,
+    /// Its end waits for `in_use`.
+    pub awaited: watch::Sender<bool>,
     /// Attached clients.
     pub streams: Arc<Streams>,
     /// Its log, unless its driver is `none`.
@@ -117,6 +119,7 @@ impl Container {
             lifecycle: tokio::sync::Mutex::default(),
             files: Arc::default(),
             in_use: Arc::default(),
+            awaited: watch::Sender::new(false),
             streams: Arc::default(),
             log: log.map(|options| Arc::new(Log::new(log_path, options))),
             record: Mutex::new(record),

@@ -42,6 +42,7 @@ mod peer;
 mod query;
 mod reader;
 mod recovery;
+mod refusal;
 mod reload;
 mod server;
 mod spec;

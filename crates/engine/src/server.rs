@@ -1,7 +1,6 @@
 //! The HTTP server: opens the engine, serves every socket, stops on a signal and leaves the containers running.
 
 use std::convert::Infallible;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +12,6 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
@@ -23,15 +21,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use crate::connections::{Busy, Connections, Place};
+use crate::connections::{Connections, Place};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::flags::Settings;
 use crate::leftover::Leftover;
 use crate::listen::{self, Socket};
 use crate::lock::RootLock;
-use crate::peer::Peer;
+use crate::peer::{self, Peer};
 use crate::query::Query;
+use crate::refusal::Refusal;
 use crate::reload::Reloader;
 use crate::version::{self, ApiVersion};
 use crate::{build, containers, events, images, missing, networks, notify, recovery, sys, system, volumes};
@@ -65,12 +64,14 @@ pub async fn run(mut reloader: Reloader) -> anyhow::Result<()> {
     let engine = open(settings).await?;
     recovery::recover(&engine).await.context("cannot take up the containers of the last run")?;
     let standby = containers::keep_standby(&engine);
+    let refusal = Refusal::new();
     let tracker = TaskTracker::new();
     for socket in &sockets {
         let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
         let server = Server {
             router: router(Arc::clone(&engine)),
             connections: Arc::clone(&connections),
+            refusal: refusal.clone(),
             stopping: engine.stopping.clone(),
         };
         tracker.spawn(server.serve(listener, tracker.clone()));
@@ -218,11 +219,13 @@ async fn ping() -> Response {
 struct Server {
     router: Router,
     connections: Arc<Connections>,
+    refusal: Refusal,
     stopping: CancellationToken,
 }
 
 impl Server {
     async fn serve(self, listener: UnixListener, tracker: TaskTracker) {
+        let mut full = false;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -230,9 +233,15 @@ impl Server {
             };
             match accepted.map(|(stream, _)| (stream, self.connections.admit())) {
                 Ok((stream, Some(place))) => {
+                    full = false;
                     tracker.spawn(self.clone().connection(stream, place));
                 }
-                Ok((_, None)) => tracing::warn!("too many requests are under way: a connection is refused"),
+                Ok((stream, None)) => {
+                    if !std::mem::replace(&mut full, true) {
+                        tracing::warn!("too many connections are in use: others are refused");
+                    }
+                    self.refusal.tell(stream);
+                }
                 // No descriptor is left, most likely; one second is what others need to close some.
                 Err(error) => {
                     tracing::error!(%error, "cannot accept a connection");
@@ -243,12 +252,30 @@ impl Server {
     }
 
     async fn connection(self, stream: UnixStream, place: Arc<Place>) {
-        let socket = stream.as_fd().try_clone_to_owned().map(Arc::new);
-        let peer = socket.as_ref().ok().map(Peer::of);
+        let peer = Peer::default();
+        let hang_up = peer::hang_up(&stream);
+        let watching = async {
+            hang_up.await;
+            // What is under way notices itself.
+            peer.gone.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = self.converse(stream, &place, &peer) => {}
+            () = watching => {}
+        }
+    }
+
+    /// Answers one request after another.
+    async fn converse(&self, stream: UnixStream, place: &Arc<Place>, peer: &Peer) {
         let service = hyper::service::service_fn(|mut request: hyper::Request<Incoming>| {
-            let (router, busy) = (self.router.clone(), place.busy());
-            request.extensions_mut().extend(peer.clone().map(extension).unwrap_or_default());
-            async move { Ok::<_, Infallible>(hold(busy, answer(router, request.map(Body::new)).await)) }
+            let (router, busy, peer) = (self.router.clone(), place.busy(), peer.clone());
+            request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(Arc::clone(place));
+            async move {
+                let response = answer(router, request.map(Body::new)).await;
+                Ok::<_, Infallible>(response.map(|body| peer.hold(body, busy)))
+            }
         });
         // A client that has sent its last request may close its half, and still wants the answer.
         let connection = hyper::server::conn::http1::Builder::new()
@@ -279,22 +306,6 @@ impl Server {
             tracing::debug!(%error, "a connection ended early");
         }
     }
-}
-
-/// A request is under way until its answer is written.
-fn hold(busy: Busy, response: Response) -> Response {
-    response.map(|body| {
-        Body::new(body.map_err(move |error| {
-            let _until_dropped = &busy;
-            error
-        }))
-    })
-}
-
-fn extension(peer: Peer) -> axum::http::Extensions {
-    let mut extensions = axum::http::Extensions::new();
-    extensions.insert(peer);
-    extensions
 }
 
 /// Splits the version off the path, lets the router answer, and puts the headers on that every response carries.

@@ -146,13 +146,13 @@ fn pointers<'a>(strings: impl Iterator<Item = &'a CString>) -> Vec<*mut c_char> 
     strings.map(|text| text.as_ptr().cast_mut()).chain(std::iter::once(ptr::null_mut())).collect()
 }
 
-/// Lets a task wait until a descriptor is readable.
+/// Lets a task wait until something is the case with a descriptor.
 ///
 /// # Errors
 /// What registering it says.
-pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn awaitable(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and the `AsyncFd` owns it until then.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 /// Takes the sockets that a service manager passed. Shape: as many as `LISTEN_FDS` says, when `LISTEN_PID` is this

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-const DAY: i64 = 86_400;
+use chrono::DateTime;
 
 /// A point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -33,75 +33,23 @@ impl Timestamp {
         }
     }
 
-    /// `2026-11-22T19:56:01.5Z`: in UTC, with as many fractional digits as are needed.
+    /// `2026-11-22T19:56:01.5Z`: in UTC, with as many fractional digits as are needed. The epoch, if it is no date.
     pub fn to_rfc3339(self) -> String {
-        let (year, month, day) = civil_from_days(self.seconds.div_euclid(DAY));
-        let second = self.seconds.rem_euclid(DAY);
-        let fraction = match format!("{:09}", self.nanoseconds).trim_end_matches('0') {
+        let date = DateTime::from_timestamp(self.seconds, self.nanoseconds).unwrap_or(DateTime::UNIX_EPOCH);
+        let fraction = match format!("{:09}", date.timestamp_subsec_nanos()).trim_end_matches('0') {
             "" => String::new(),
             digits => format!(".{digits}"),
         };
-        format!(
-            "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}{fraction}Z",
-            second / 3600,
-            second / 60 % 60,
-            second % 60
-        )
+        format!("{}{fraction}Z", date.format("%Y-%m-%dT%H:%M:%S"))
     }
 
     /// Reads RFC 3339 text; `None` if it is none.
     pub fn from_rfc3339(text: &str) -> Option<Self> {
-        let (date, rest) = text.split_once(['T', 't', ' '])?;
-        let mut date = date.splitn(3, '-').map(parse_digits);
-        let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-        let zone_at = rest.find(['Z', 'z', '+', '-'])?;
-        let (clock, zone) = rest.split_at(zone_at);
-        let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
-        let mut clock = clock.splitn(3, ':').map(parse_digits);
-        let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-        let in_range = (1..=12).contains(&month) && (1..=31).contains(&day) && hour < 24 && minute < 60 && second <= 60;
-        let digits: String = fraction.chars().chain(std::iter::repeat('0')).take(9).collect();
-        let nanoseconds = u32::try_from(parse_digits(&digits)?).ok()?;
-        let seconds = days_from_civil(year, month, day) * DAY + hour * 3600 + minute * 60 + second - offset(zone)?;
-        in_range.then_some(Self { seconds, nanoseconds })
+        let date = DateTime::parse_from_rfc3339(text).ok()?;
+        // A leap second's have a thousand million more.
+        let nanoseconds = date.timestamp_subsec_nanos().min(999_999_999);
+        Some(Self { seconds: date.timestamp(), nanoseconds })
     }
-}
-
-fn parse_digits(text: &str) -> Option<i64> {
-    let digits_only = (1..=9).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
-    digits_only.then(|| text.parse().ok())?
-}
-
-/// Seconds east of UTC for `Z`, `+02:00`, `-07:30`.
-fn offset(zone: &str) -> Option<i64> {
-    if zone.eq_ignore_ascii_case("z") {
-        return Some(0);
-    }
-    let (hours, minutes) = zone.get(1..)?.split_once(':')?;
-    let seconds = parse_digits(hours)? * 3600 + parse_digits(minutes)? * 60;
-    Some(if zone.starts_with('-') { -seconds } else { seconds })
-}
-
-/// Days since 1970-01-01 of a date of the proleptic Gregorian calendar. Source: H. Hinnant, "chrono-Compatible Low-Level
-/// Date Algorithms" (eras of 400 years that begin in March, so that the leap day is a year's last).
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    era * 146_097 + day_of_era - 719_468
-}
-
-/// The inverse of [`days_from_civil`].
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (year, month, day_of_year - (153 * shifted_month + 2) / 5 + 1)
 }
 
 #[cfg(test)]

@@ -3,20 +3,21 @@
 //!
 //! Source: moby `daemon/pkg/oci/defaults.go`.
 
-/// Files and folders that show the host, or its hardware: hidden, where the kernel has them.
+/// Files and folders that show the host, or its hardware: hidden, where the kernel has them. In the order in which `docker inspect`
+/// shows them.
 pub const MASKED_PATHS: [&str; 12] = [
-    "/proc/acpi",
     "/proc/asound",
+    "/proc/acpi",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
     "/proc/timer_list",
     "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
+    "/proc/sched_debug",
+    "/proc/scsi",
     "/sys/firmware",
+    "/sys/devices/virtual/powercap",
 ];
 
 /// Files and folders by which the kernel can be changed: cannot be written to.

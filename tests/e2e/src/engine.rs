@@ -26,6 +26,8 @@ pub(crate) struct EngineSettings {
     /// Further flags, and the PATH it is to have.
     pub flags: Vec<String>,
     pub path: Option<String>,
+    /// How many descriptors it may have.
+    pub descriptors: Option<u64>,
     /// The network namespace to run in, unless it is the machine's.
     pub network: Option<PathBuf>,
     /// The point at which it kills itself, if it is to.
@@ -59,8 +61,11 @@ impl EngineSettings {
         if let Some(path) = &self.path {
             command.env("PATH", path);
         }
+        if let Some(count) = self.descriptors {
+            command = through("prlimit", &format!("--nofile={count}:{count}"), &command);
+        }
         match &self.network {
-            Some(network) => within(network, &command),
+            Some(network) => through("nsenter", &format!("--net={}", network.display()), &command),
             None => command,
         }
     }
@@ -131,10 +136,10 @@ impl EngineSettings {
     }
 }
 
-/// The same command in a network namespace; nsenter(1) executes it in place.
-fn within(network: &Path, inner: &Command) -> Command {
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", network.display())).arg("--").arg(inner.get_program()).args(inner.get_args());
+/// The same command through a program that executes it in place.
+fn through(program: &str, argument: &str, inner: &Command) -> Command {
+    let mut command = Command::new(program);
+    command.arg(argument).arg("--").arg(inner.get_program()).args(inner.get_args());
     command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
 }

@@ -1,6 +1,7 @@
 //! A machine with one engine of its own.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -49,6 +50,8 @@ pub struct HostOptions {
     pub flags: Vec<String>,
     /// `PATH` of the engine.
     pub path: Option<String>,
+    /// How many descriptors the engine may have.
+    pub descriptors: Option<u64>,
     /// A template store of its own, instead of the one that all tests of a build share.
     pub own_templates: bool,
     /// Data root somewhere else, such as on a small file system.
@@ -146,6 +149,7 @@ impl TestHost {
             marker: ("BULKHEAD_E2E_HOST".to_owned(), name),
             flags: options.flags.clone(),
             path: options.path.clone(),
+            descriptors: options.descriptors,
             network: network.as_ref().map(HostNetwork::path),
             failpoint: None,
         };
@@ -289,6 +293,17 @@ impl TestHost {
     #[must_use]
     pub fn log(&self) -> String {
         tail(&self.settings.log)
+    }
+
+    /// The lines of the engine's log that contain a text, from its beginning.
+    ///
+    /// # Panics
+    /// When the log cannot be read.
+    #[must_use]
+    pub fn logged(&self, text: &str) -> Vec<String> {
+        let log = BufReader::new(File::open(&self.settings.log).expect("a log")).split(b'\n');
+        let lines = log.map(|line| String::from_utf8_lossy(&line.expect("a log")).into_owned());
+        lines.filter(|line| line.contains(text)).collect()
     }
 
     /// Live processes of the engine and its containers, as the host sees them.

@@ -123,6 +123,15 @@ pub fn has_every_capability() -> bool {
     number(bounding, 16) == u64::MAX >> (63 - last.min(63))
 }
 
+/// How many descriptors a process has open.
+///
+/// # Panics
+/// When it has ended.
+#[must_use]
+pub fn descriptors(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count()
+}
+
 /// Memory of a process that is in RAM, in bytes; 0 when it has gone.
 #[must_use]
 pub fn resident_bytes(pid: i32) -> u64 {

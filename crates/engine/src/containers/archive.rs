@@ -6,6 +6,8 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use proto::ErrorKind;
 use proto::files::{FilesRequest, FrameReceiver, PathStat};
 use serde_json::json;
@@ -134,9 +136,15 @@ pub(super) fn stream<R: std::io::Read>(
             Ok(0) => break operation.finish(),
             Ok(count) => {
                 piece.truncate(count);
-                if pieces.blocking_send(Ok(piece.into())).is_err() {
+                match pass_on(&operation, pieces, piece.into()) {
+                    Taken::Yes => {}
                     // The client is gone: the operation is broken off.
-                    return;
+                    Taken::ByNobody => return,
+                    // What is told below waits for the client, but holds nothing of the container.
+                    Taken::TooLate => {
+                        drop((operation, receiver));
+                        break Err(ApiError::internal("the container has ended, and the client took nothing"));
+                    }
                 }
             }
             Err(error) => break Err(error),
@@ -147,6 +155,23 @@ pub(super) fn stream<R: std::io::Read>(
         // A body that ends in an error is no whole one for the client.
         let _ = pieces.blocking_send(Err(std::io::Error::other(error)));
     }
+}
+
+/// What became of a piece.
+enum Taken {
+    Yes,
+    ByNobody,
+    TooLate,
+}
+
+fn pass_on(operation: &Operation, pieces: &mpsc::Sender<std::io::Result<Bytes>>, piece: Bytes) -> Taken {
+    tokio::runtime::Handle::current().block_on(async {
+        tokio::select! {
+            biased;
+            sent = pieces.send(Ok(piece)) => if sent.is_ok() { Taken::Yes } else { Taken::ByNobody },
+            () = operation.is_in_the_way() => Taken::TooLate,
+        }
+    })
 }
 
 /// The body of a stream.
@@ -166,33 +191,6 @@ fn encode(stat: &PathStat) -> ApiResult<HeaderValue> {
         "mtime": Timestamp(i64::try_from(modified).unwrap_or(0)).to_string(),
         "linkTarget": stat.link_target,
     });
-    HeaderValue::from_str(&base64(value.to_string().as_bytes()))
+    HeaderValue::from_str(&STANDARD.encode(value.to_string()))
         .map_err(|error| ApiError::caused("cannot tell what is at the path", &error))
-}
-
-/// Base64 with padding. Source: RFC 4648 §4.
-fn base64(bytes: &[u8]) -> String {
-    const SIGNS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let part = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
-        let bits = part(0) << 16 | part(1) << 8 | part(2);
-        for index in 0..4 {
-            let sign = SIGNS[usize::try_from(bits >> (18 - 6 * index) & 63).unwrap_or(0)];
-            text.push(if index <= group.len() { char::from(sign) } else { '=' });
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_is_as_specified() {
-        for (text, expected) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
-            assert_eq!(base64(text.as_bytes()), expected);
-        }
-    }
 }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 
 use super::attach::{Asked, Client};
+use crate::connections::Place;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::query::Query;
@@ -29,6 +30,7 @@ const MAX_MESSAGE_BYTES: usize = 1 << 20;
 pub async fn attach(
     State(engine): State<Arc<Engine>>,
     Path(id): Path<String>,
+    Extension(place): Extension<Arc<Place>>,
     query: Query,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> ApiResult<Response> {
@@ -39,7 +41,11 @@ pub async fn attach(
     let asked = Asked::read(&container, &query, !names_some)?;
     let (client, attachment, input) = Client::attach(engine, container, asked, Framing::Raw).await?;
     let upgrade = upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_MESSAGE_BYTES);
-    Ok(upgrade.on_upgrade(move |socket| carry(socket, client, attachment, input)))
+    let busy = place.busy();
+    Ok(upgrade.on_upgrade(async move |socket| {
+        let _until_it_ends = busy;
+        carry(socket, client, attachment, input).await;
+    }))
 }
 
 async fn carry(socket: WebSocket, client: Client, attachment: Option<Attachment>, input: Option<Input>) {

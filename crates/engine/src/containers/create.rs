@@ -250,9 +250,10 @@ pub fn write_network_files(dir: &Path, config: &ContainerConfig, host: &HostConf
     network::write_files(dir, &request)
 }
 
-/// Notes which paths are hidden or read-only, as Docker does, unless the client has said so itself.
+/// Notes which paths are hidden or read-only, as Docker does, unless the client has said so itself, or they cannot be: a
+/// privileged container has none.
 fn show_paths(host: &mut Value, spec: &Spec) {
-    let Some(linux) = spec.linux() else { return };
+    let Some(linux) = spec.linux().as_ref().filter(|_| host["Privileged"] != true) else { return };
     for (name, paths) in [("MaskedPaths", linux.masked_paths()), ("ReadonlyPaths", linux.readonly_paths())] {
         if host[name].is_null() {
             host[name] = json!(paths);

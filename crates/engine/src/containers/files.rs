@@ -37,6 +37,8 @@ const END: Duration = Duration::from_secs(30);
 
 /// How long the end of a container may take that has begun.
 const ENDING: Duration = Duration::from_secs(5);
+/// How long a client may take nothing while an end waits for it.
+const STALLED: Duration = Duration::from_secs(1);
 /// How often an operation begins again whose container ends or starts meanwhile.
 const MOST_TRIES: u32 = 3;
 
@@ -45,8 +47,8 @@ enum Guard {
     /// The container runs: others may look at its files, too.
     Shared {
         _files: OwnedRwLockReadGuard<()>,
-        /// As long as its shim or its utility VM is needed.
-        in_use: Option<OwnedRwLockReadGuard<()>>,
+        /// As long as its shim or its utility VM is needed; and whether its end waits for that.
+        in_use: Option<(OwnedRwLockReadGuard<()>, watch::Receiver<bool>)>,
     },
     /// It does not: its changes are mounted for this one.
     Alone { _files: OwnedRwLockWriteGuard<()> },
@@ -189,7 +191,7 @@ impl Operation {
         if !*live {
             return Ok((Guard::Alone { _files: files.write_owned().await }, false));
         }
-        let in_use = Some(Arc::clone(&container.in_use).read_owned().await);
+        let in_use = Some((Arc::clone(&container.in_use).read_owned().await, container.awaited.subscribe()));
         let guard = Guard::Shared { _files: files.read_owned().await, in_use };
         if container.isolation == Isolation::Process {
             return Ok((guard, false));
@@ -263,6 +265,17 @@ impl Operation {
         })
     }
 
+    /// Returns once the container's end has waited for a client's next piece for too long. Never for an operation that no end waits for.
+    pub async fn is_in_the_way(&self) {
+        if let Some(Guard::Shared { in_use: Some((_, awaited)), .. }) = &self.guard
+            && awaited.clone().wait_for(|awaited| *awaited).await.is_ok()
+        {
+            tokio::time::sleep(STALLED).await;
+            return;
+        }
+        std::future::pending().await
+    }
+
     /// Waits until everything is in order again: a container's disk can be used by the next one who wants it.
     ///
     /// # Errors
@@ -333,9 +346,11 @@ async fn ends(mut progress: watch::Receiver<Progress>, exits: u64) -> bool {
 
 /// Waits a while for the operations that need what runs of a container: when this returns, it may go.
 pub async fn no_longer_used(container: &Container) {
+    container.awaited.send_replace(true);
     if tokio::time::timeout(ENDING, container.in_use.write()).await.is_err() {
         tracing::warn!(id = %container.id, "an operation on the files of a container that has ended is broken off");
     }
+    container.awaited.send_replace(false);
 }
 
 /// What the other side has said, as an error for the client.

@@ -10,7 +10,7 @@ use proto::Isolation;
 use proto::files::{FilesMount, FilesSource};
 
 use crate::container::mount_point::{Below, MountKind, MountPoint};
-use crate::container::record::Phase;
+use crate::container::record::{Phase, Record};
 use crate::container::{Container, kept};
 use crate::error::{ApiError, ApiResult};
 use crate::spec::NETWORK_FILES;
@@ -28,11 +28,7 @@ pub fn of(container: &Container, live: bool) -> ApiResult<Vec<FilesMount>> {
     let guest = container.isolation == Isolation::Hyperv;
     let mut mounts = Vec::new();
     if !guest || live {
-        mounts.extend(record.mounts.iter().filter(|point| point.kind != MountKind::Tmpfs).map(|point| FilesMount {
-            destination: point.destination.clone(),
-            source: (!guest).then(|| source(point)),
-            text: None,
-        }));
+        mounts.extend(shown(&record).map(|point| mount(point, !guest)));
     }
     // One that has never run does not have them yet.
     if matches!(record.phase, Phase::Created { .. }) {
@@ -67,24 +63,22 @@ pub fn within(container: &Container, path: &str) -> Option<Vec<FilesMount>> {
         }
     }
     let record = container.record();
-    let points = || record.mounts.iter().filter(|point| point.kind != MountKind::Tmpfs);
-    points().any(|point| plain.starts_with(&point.destination)).then(|| {
-        let mount = |point: &MountPoint| FilesMount {
-            destination: point.destination.clone(),
-            source: Some(source(point)),
-            text: None,
-        };
-        points().map(mount).collect()
-    })
+    let lies_in_one = shown(&record).any(|point| plain.starts_with(&point.destination));
+    lies_in_one.then(|| shown(&record).map(|point| mount(point, true)).collect())
 }
 
-fn source(point: &MountPoint) -> FilesSource {
-    FilesSource {
+fn shown(record: &Record) -> impl Iterator<Item = &MountPoint> {
+    record.mounts.iter().filter(|point| point.kind != MountKind::Tmpfs)
+}
+
+fn mount(point: &MountPoint, with_source: bool) -> FilesMount {
+    let source = with_source.then(|| FilesSource {
         path: point.source.clone(),
         part: point.subpath.clone(),
         read_only: !point.writable,
         recursive: point.below != Below::Absent,
-    }
+    });
+    FilesMount { destination: point.destination.clone(), source, text: None }
 }
 
 fn text(path: &Path) -> ApiResult<Option<String>> {

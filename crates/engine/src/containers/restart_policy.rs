@@ -11,27 +11,50 @@ use crate::container::record::{Ended, Phase, Record};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 
+/// When a container is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Policy {
+    No,
+    Always,
+    UnlessStopped,
+    /// `most`: how often in a row; none is without end.
+    OnFailure {
+        most: Option<u64>,
+    },
+}
+
+impl Policy {
+    /// A container's; what [`validate`] has let through.
+    fn of(record: &Record) -> Self {
+        let policy = &record.host["RestartPolicy"];
+        match policy["Name"].as_str() {
+            Some("always") => Self::Always,
+            Some("unless-stopped") => Self::UnlessStopped,
+            Some("on-failure") => {
+                Self::OnFailure { most: policy["MaximumRetryCount"].as_u64().filter(|most| *most > 0) }
+            }
+            _ => Self::No,
+        }
+    }
+}
+
 /// Whether the policy says to start it again after this end.
 #[must_use]
 pub fn wants_restart(record: &Record, ended: &Ended) -> bool {
-    let policy = &record.host["RestartPolicy"];
     if record.stopped_by_client {
         return false;
     }
-    match policy["Name"].as_str() {
-        Some("always" | "unless-stopped") => true,
-        Some("on-failure") => {
-            let most = policy["MaximumRetryCount"].as_u64().unwrap_or(0);
-            ended.code != 0 && (most == 0 || u64::from(record.restarts) < most)
-        }
-        _ => false,
+    match Policy::of(record) {
+        Policy::No => false,
+        Policy::Always | Policy::UnlessStopped => true,
+        Policy::OnFailure { most } => ended.code != 0 && most.is_none_or(|most| u64::from(record.restarts) < most),
     }
 }
 
 /// Whether any policy may start it again.
 #[must_use]
 pub fn has_policy(record: &Record) -> bool {
-    matches!(record.host["RestartPolicy"]["Name"].as_str(), Some("always" | "unless-stopped" | "on-failure"))
+    Policy::of(record) != Policy::No
 }
 
 /// Starts it again after a pause, unless a client stops, starts or removes it before. `ran_ns`: how long it ran, nanoseconds.
@@ -114,14 +137,14 @@ pub fn validate(policy: &Value) -> ApiResult<()> {
 pub fn apply_at_start(engine: &Arc<Engine>, container: &Arc<Container>) {
     let again = {
         let record = container.record();
-        match (&record.phase, record.host["RestartPolicy"]["Name"].as_str()) {
+        match (&record.phase, Policy::of(&record)) {
             (Phase::Created { .. } | Phase::Running { .. }, _) => None,
-            (Phase::Exited(ended) | Phase::Restarting(ended), Some("always")) => Some(ended.clone()),
-            (Phase::Exited(ended) | Phase::Restarting(ended), Some("unless-stopped")) => {
+            (Phase::Exited(ended) | Phase::Restarting(ended), Policy::Always) => Some(ended.clone()),
+            (Phase::Exited(ended) | Phase::Restarting(ended), Policy::UnlessStopped) => {
                 (!record.stopped_by_client).then(|| ended.clone())
             }
-            (Phase::Restarting(ended), _) => Some(ended.clone()),
-            (Phase::Exited(_), _) => None,
+            (Phase::Restarting(ended), Policy::OnFailure { .. } | Policy::No) => Some(ended.clone()),
+            (Phase::Exited(_), Policy::OnFailure { .. } | Policy::No) => None,
         }
     };
     if let Some(ended) = again {

@@ -89,7 +89,7 @@ pub fn reap(pid: u32) {
 /// It is no child of the engine, or was reaped.
 pub async fn reaped(pid: u32) -> io::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
-    let pidfd = sys::readable(pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
+    let pidfd = sys::awaitable(pidfd_open(pid, PidfdFlags::NONBLOCK)?, tokio::io::Interest::READABLE)?;
     let _ready = pidfd.readable().await?;
     waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
     Ok(())

@@ -101,5 +101,5 @@ fn open_receiver(path: &PathBuf) -> io::Result<AsyncFd<OwnedFd>> {
     if let Err(error) = rustix::pipe::fcntl_setpipe_size(&fd, CAPACITY) {
         tracing::debug!(%error, "a fifo keeps its small buffer");
     }
-    sys::readable(fd)
+    sys::awaitable(fd, tokio::io::Interest::READABLE)
 }

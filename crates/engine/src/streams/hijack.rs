@@ -19,7 +19,9 @@ use tokio::sync::mpsc;
 use super::input::Typing;
 use super::mux::Framing;
 use super::{Attachment, Streams};
+use crate::connections::{Busy, Place};
 use crate::output::{Chunk, Source};
+use crate::peer;
 
 /// A connection taken out of HTTP.
 pub struct Connection {
@@ -51,6 +53,8 @@ pub enum SessionEnd {
 /// A request that is to be taken out of HTTP.
 pub struct Hijack {
     upgrade: OnUpgrade,
+    /// The connection keeps its place among the clients' for as long as the session lasts.
+    busy: Option<Busy>,
 }
 
 impl Hijack {
@@ -58,7 +62,9 @@ impl Hijack {
     #[must_use]
     pub fn of(request: &mut Request) -> Option<Self> {
         let asked = request.headers().contains_key(header::UPGRADE);
-        request.extensions_mut().remove::<OnUpgrade>().filter(|_| asked).map(|upgrade| Self { upgrade })
+        let upgrade = request.extensions_mut().remove::<OnUpgrade>().filter(|_| asked)?;
+        let busy = request.extensions().get::<Arc<Place>>().map(Place::busy);
+        Some(Self { upgrade, busy })
     }
 
     /// Answers, and runs `session` on the connection.
@@ -70,8 +76,9 @@ impl Hijack {
     where
         F: Future<Output = ()> + Send,
     {
-        let upgrade = self.upgrade;
+        let Self { upgrade, busy } = self;
         tokio::spawn(async move {
+            let _until_it_ends = busy;
             match upgrade.await.map_err(|error| error.to_string()).and_then(Connection::take) {
                 Ok(connection) => session(connection).await,
                 Err(error) => tracing::warn!(error, "a client left before its connection was taken over"),
@@ -99,22 +106,23 @@ impl Connection {
     pub async fn carry(self, mut attachment: Attachment, framing: Framing, input: Option<Input>) -> SessionEnd {
         let Self { reader, mut writer, early } = self;
         let streams = Arc::clone(attachment.streams());
+        let hang_up = peer::hang_up(reader.as_ref());
         let read = async {
-            match input {
-                Some(input) => read_input(reader, early, &streams, input).await,
-                None => std::future::pending().await,
+            if let Some(input) = input
+                && read_input(reader, early, &streams, input).await == InputEnd::Detached
+            {
+                return SessionEnd::Detached;
             }
+            // Its input has ended; its output goes on, unless nobody is there to take it.
+            hang_up.await;
+            SessionEnd::Gone
         };
         tokio::pin!(read);
         let mut write = Box::pin(write_output(&mut writer, &mut attachment.output, framing));
         let complete = |written: io::Result<()>| if written.is_ok() { SessionEnd::Complete } else { SessionEnd::Gone };
         let end = tokio::select! {
             written = write.as_mut() => complete(written),
-            ended = read.as_mut() => match ended {
-                // Its input has ended; its output goes on.
-                InputEnd::Ended => complete(write.as_mut().await),
-                InputEnd::Detached => SessionEnd::Detached,
-            },
+            ended = read.as_mut() => ended,
         };
         drop(write);
         if let Err(error) = writer.shutdown().await {

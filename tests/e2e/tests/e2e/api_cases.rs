@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use bulkhead_e2e::api::{Answer, ApiConnection, head};
-use bulkhead_e2e::{TestHost, Wall, eventually, procfs, setting};
+use bulkhead_e2e::{HostOptions, TestHost, Wall, eventually, procfs, setting};
 use serde_json::{Value, json};
 
 fn connect(host: &TestHost) -> ApiConnection {
@@ -163,6 +163,55 @@ fn f49_idle_connections_take_little() {
     let grown = procfs::resident_bytes(pid).saturating_sub(before);
     assert!(grown < (count as u64) * (64 << 10) + (8 << 20), "{grown} bytes for {count} connections");
     drop(held);
+}
+
+/// Clients that are attached keep their places, and are counted: those who come when all places are in use are told so.
+#[test]
+fn f49_attached_clients_fill_places_and_keep_them() {
+    // A quarter of them is for connections.
+    let options = HostOptions { descriptors: Some(320), ..HostOptions::default() };
+    let Some(host) = TestHost::start_own_with(Wall::Process, &options) else { return };
+    let id = host.run_detached(&["-i"], &["cat"]);
+    let attach = || {
+        let mut connection = connect(&host);
+        let answer = connection.upgrade(&format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1"), b"").unwrap();
+        assert_eq!(answer.status, 101, "{}", answer.message());
+        connection
+    };
+    // Those who are gone hold nothing, though there is nothing to be sent to them: soon others are answered.
+    for (method, path) in [
+        ("GET", "/events".to_owned()),
+        ("POST", format!("/containers/{id}/wait")),
+        ("GET", format!("/containers/{id}/logs?follow=1&stdout=1")),
+        ("POST", format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1")),
+    ] {
+        let mut request = head(method, &path, "", None);
+        request.splice(request.len() - 2.., *b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
+        let begun = || matches!(connect(&host).exchange(&request, true), Ok(answer) if answer.status < 300);
+        assert!((0..100).all(|_| eventually(Duration::from_secs(10), begun)), "{path}");
+    }
+    let mut attached: Vec<ApiConnection> = (0..40).map(|_| attach()).collect();
+    // Those who say nothing make room for one another.
+    let silent: Vec<ApiConnection> = (0..200).map(|_| connect(&host)).collect();
+    assert_eq!(ask(&host, "GET", "/_ping").body, b"OK");
+    attached.extend((0..40).map(|_| attach()));
+    let refused = ask(&host, "GET", "/_ping");
+    assert_eq!((refused.status, refused.message().as_str()), (503, "too many connections are in use: try again later"));
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert!(!host.logged("too many connections are in use").is_empty());
+    // Nobody who is attached has lost anything.
+    attached[0].send(b"all\n").unwrap();
+    for connection in &mut attached {
+        assert_eq!(connection.read_for(12).unwrap(), framed_line("all\n"));
+    }
+    drop((attached, silent));
+    assert!(eventually(Duration::from_secs(10), || ask(&host, "GET", "/_ping").status == 200));
+}
+
+/// A line of standard output, with its header.
+fn framed_line(line: &str) -> Vec<u8> {
+    let length = u8::try_from(line.len()).unwrap();
+    [&[1, 0, 0, 0, 0, 0, 0, length], line.as_bytes()].concat()
 }
 
 behind_both_walls! {

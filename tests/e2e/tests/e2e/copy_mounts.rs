@@ -1,10 +1,13 @@
 //! `docker cp` and what is mounted in a container: volumes, binds, and the files that tell it names.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use bulkhead_e2e::TestHost;
 use bulkhead_e2e::archive::Tar;
+use bulkhead_e2e::{TestHost, Wall, api};
 
 /// A file that is copied in.
 fn new_file(host: &TestHost) -> PathBuf {
@@ -60,6 +63,18 @@ fn check_mounts(host: &TestHost, id: &str, state: &str, file: &Path, bound: &Pat
     assert!(tree.contains("mark") && !tree.contains("vol/sub"), "{state}: export has a mount's content");
 }
 
+/// Reads what is left of an answer in chunks. Whether it has its last one.
+fn ends_in_order(connection: &mut UnixStream) -> bool {
+    let (mut rest, mut piece) = (Vec::new(), vec![0; 64 << 10]);
+    while !rest.ends_with(b"\r\n0\r\n\r\n") {
+        match connection.read(&mut piece).unwrap() {
+            0 => return false,
+            count => rest.extend_from_slice(&piece[..count]),
+        }
+    }
+    true
+}
+
 behind_both_walls! {
     fn what_is_mounted_is_copied_and_stays_read_only(host) {
         let (bound, file) = (host.folder().join("bound"), new_file(host));
@@ -76,7 +91,7 @@ behind_both_walls! {
         check_mounts(host, &id, "running", &file, &bound);
         assert_eq!(host.docker(&["kill", &id]).code, 0);
         host.wait_state(&id, "exited");
-        if host.wall() == bulkhead_e2e::Wall::Hyperv {
+        if host.wall() == Wall::Hyperv {
             // The host has the volumes and nothing of the container's own disk, so a link leads to nothing.
             for (path, content) in [("/vol/file", "content"), ("/bound", "on the host"), ("/part/file", "part")] {
                 assert!(host.docker(&["cp", &format!("{id}:{path}"), "-"]).text().contains(content), "{path}");
@@ -130,9 +145,42 @@ behind_both_walls! {
         assert!(host.docker(&["cp", &format!("{fresh}:/etc/hosts"), "-"]).text().contains("copied"));
     }
 
+    /// A client that takes nothing of what it asked for holds up no end, and one that is slow gets all of it.
+    fn an_end_waits_for_slow_readers_and_not_for_deaf_ones(host) {
+        let id = host.run_detached(&[], &["sh", "-c", "head -c 3000000 /dev/urandom > /big; echo ready; exec sleep 1000"]);
+        host.wait_log(&id, "ready");
+        let ask = || {
+            let mut connection = UnixStream::connect(host.socket()).unwrap();
+            connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let path = format!("/v1.44/containers/{id}/archive?path=/big");
+            connection.write_all(&api::head("GET", &path, "", None)).unwrap();
+            connection.read_exact(&mut [0; 512]).unwrap();
+            connection
+        };
+        let mut slow = ask();
+        let mut deaf = ask();
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                let mut told = vec![0; 3_000_000];
+                for part in told.chunks_mut(150_000) {
+                    slow.read_exact(part).unwrap();
+                    std::thread::sleep(Duration::from_millis(80));
+                }
+                ends_in_order(&mut slow)
+            });
+            assert_eq!(host.docker(&["kill", &id]).code, 0);
+            host.wait_state(&id, "exited");
+            assert!(reading.join().unwrap(), "the slow reader was cut off");
+        });
+        assert_eq!(host.logged("that has ended is broken off"), Vec::<String>::new());
+        // What a utility VM had is gone with it, and the client is told; a process container's is still there.
+        assert_eq!(ends_in_order(&mut deaf), host.wall() == Wall::Process);
+        assert_eq!(host.docker(&["rm", &id]).code, 0);
+    }
+
     /// Whoever looks at a container's files while it ends sees them, either way.
     fn files_are_there_while_a_container_ends(host) {
-        let rounds = if host.wall() == bulkhead_e2e::Wall::Hyperv { 2 } else { 12 };
+        let rounds = if host.wall() == Wall::Hyperv { 2 } else { 12 };
         for round in 0..rounds {
             let id = host.run_detached(&[], &["sh", "-c", "echo content > /mark; echo ready; exec sleep 1000"]);
             host.wait_log(&id, "ready");

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bulkhead_e2e::api::{self, Answer, ApiConnection};
-use bulkhead_e2e::{HostOptions, TestHost, Wall, procfs, setting};
+use bulkhead_e2e::{HostOptions, TestHost, Wall, eventually, procfs, setting};
 use fastrand::Rng;
 
 use self::schema::{OPERATIONS, Operation};
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(300);
 /// What the engine may grow by, in bytes.
 const GROWTH: u64 = 256 << 20;
+/// Descriptors that the engine may have more once all is cleared away: namespaces stand by.
+const MORE_DESCRIPTORS: usize = 64;
 /// Requests of one client between two clearings.
 const BETWEEN_CLEARINGS: usize = 500;
 
@@ -43,6 +45,7 @@ fn altered_requests_harm_nobody() {
     host.docker(&["tag", "box", schema::KEPT_IMAGE]).ok();
     let pid = host.engine().pid();
     let before = procfs::resident_bytes(pid);
+    let opened = procfs::descriptors(pid);
     let (done, findings) = (AtomicUsize::new(0), Mutex::new(Findings::default()));
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
@@ -63,8 +66,7 @@ fn altered_requests_harm_nobody() {
         println!("{count:6} times {what}");
     }
     assert_eq!(findings.wrong, Vec::<String>::new());
-    let log = host.log();
-    let panics: Vec<&str> = log.lines().filter(|line| line.contains("panicked")).collect();
+    let panics = host.logged("panicked");
     assert!(panics.is_empty(), "the engine panicked: {panics:?}");
     assert!(peak.saturating_sub(before) < GROWTH, "the engine grew from {before} to {peak} bytes");
     assert_eq!(host.engine().has_ended(), None);
@@ -73,6 +75,8 @@ fn altered_requests_harm_nobody() {
     // What was made can be taken away, and what ran runs.
     assert_eq!(host.state(&steady).0, "running");
     Client::new(host.socket(), 0).clear().unwrap();
+    let few = || procfs::descriptors(pid) < opened + MORE_DESCRIPTORS;
+    assert!(eventually(PATIENCE, few), "{opened} descriptors before, {} after", procfs::descriptors(pid));
     let run = ["run", "--rm", "--network", "none", schema::KEPT_IMAGE, "echo", "fine"];
     assert_eq!(host.docker(&run).ok(), "fine");
 }
