@@ -25,6 +25,7 @@ enum DeviceType {
     Network,
     Block,
     Console,
+    Balloon,
 }
 
 impl DeviceType {
@@ -33,6 +34,7 @@ impl DeviceType {
             Self::Network => 1,
             Self::Block => 2,
             Self::Console => 3,
+            Self::Balloon => 5,
         }
     }
 
@@ -41,6 +43,7 @@ impl DeviceType {
             Self::Network => "virtio_net",
             Self::Block => "virtio_blk",
             Self::Console => "virtio_console",
+            Self::Balloon => "virtio_balloon",
         }
     }
 }
@@ -111,6 +114,16 @@ pub fn bind_network() -> Result<Vec<String>> {
         names.push(link.to_string_lossy().into_owned());
     }
     Ok(names)
+}
+
+/// True when the machine has a balloon.
+pub fn has_balloon() -> io::Result<bool> {
+    Ok(!devices_of(DeviceType::Balloon)?.is_empty())
+}
+
+/// Binds the balloon: its driver reports free memory from then on.
+pub fn bind_balloon() -> io::Result<()> {
+    devices_of(DeviceType::Balloon)?.iter().try_for_each(|device| bind(device, DeviceType::Balloon))
 }
 
 /// The device file of the port with this name; waits for the kernel to announce it, since the host describes ports by

@@ -15,6 +15,7 @@ mod bundle;
 mod compute;
 mod devices;
 mod early_boot;
+mod free_memory;
 mod identity;
 mod kernel_log;
 mod machine;
@@ -52,6 +53,7 @@ fn run() -> anyhow::Result<()> {
     runtime.block_on(async {
         let ready = service::Ready::prepare(machine, network).await?;
         let port = port.at_freeze_point().await.context("the port broke at the freeze point")?;
+        tokio::spawn(free_memory::report());
         ready.serve(port).await
     })
 }

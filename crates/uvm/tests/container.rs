@@ -292,3 +292,34 @@ async fn a_standby_of_another_size_is_not_adopted() {
     assert!(matches!(vm.adopt(start).await.unwrap_err(), UvmError::Unfit));
     lab::until(Duration::from_secs(5), || !lab::alive(pid)).await;
 }
+
+/// Private memory of a process, KiB. Source: proc_pid_smaps(5).
+fn private_kib(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let lines = text.lines().filter(|line| line.starts_with("Private_"));
+    lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn memory_that_a_container_frees_goes_back_to_the_host() {
+    // QEMU's forks report nothing: docs/design/0018-own-vmm.md says why.
+    if !lab::is_own_vmm() {
+        return;
+    }
+    let Some(lab) = open("memory_that_a_container_frees_goes_back_to_the_host") else { return };
+    let vm = start(&lab, "frees", 1).await;
+    let header = StreamHeader { kind: StreamKind::Stdout, process: INIT_PROCESS };
+    let mut out = vm.guest().open_stream(header).await.unwrap();
+    let script = "busybox dd if=/dev/zero of=/tmp/big bs=1048576 count=128 2>/dev/null; echo used; busybox sleep 2; \
+                  busybox rm /tmp/big; echo free; busybox sleep 100000";
+    create(&vm, &spec(script, &[])).await;
+    let mut word = [0; 5];
+    out.read_exact(&mut word).await.unwrap();
+    assert_eq!(&word, b"used\n");
+    let pid = vm.report().vmm_pids[0];
+    let used = private_kib(pid);
+    assert!(used > 128 << 10, "{used} KiB");
+    out.read_exact(&mut word).await.unwrap();
+    assert_eq!(&word, b"free\n");
+    lab::until(Duration::from_secs(60), || private_kib(pid) < used - (100 << 10)).await;
+}

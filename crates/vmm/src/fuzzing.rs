@@ -5,7 +5,7 @@
 
 pub use crate::boot::fuzzing::loader;
 pub use crate::machine::fuzzing::{bus, state};
-pub use crate::virtio::fuzzing::{block, console, entropy, network};
+pub use crate::virtio::fuzzing::{balloon, block, console, entropy, network};
 
 use crate::protocol::{Reply, Request};
 
@@ -32,7 +32,8 @@ mod tests {
 
     #[test]
     fn whatever_is_said_comes_to_an_end() {
-        let targets: [Target; 8] = [
+        let targets: [Target; 9] = [
+            ("balloon", balloon, 60),
             ("block", block, 60),
             ("console", console, 60),
             ("entropy", entropy, 60),

@@ -3,6 +3,7 @@
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2.
 
+pub(crate) mod balloon;
 pub(crate) mod block;
 pub(crate) mod buffers;
 pub(crate) mod console;

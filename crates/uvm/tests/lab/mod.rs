@@ -39,6 +39,11 @@ fn backend() -> BackendChoice {
     }
 }
 
+/// True when our own VMM runs them.
+pub fn is_own_vmm() -> bool {
+    backend() == BackendChoice::Kvm
+}
+
 /// What must execute the utility VMs of this run.
 pub fn expected_accelerator() -> String {
     std::env::var("BULKHEAD_TEST_ACCELERATOR").unwrap_or_else(|_| "tcg".to_owned())

@@ -1,5 +1,5 @@
 //! The machine's virtio devices. Their numbers, pages and interrupts follow from the machine's size: the console, the disk
-//! slots in order, the network slots in order, entropy.
+//! slots in order, the network slots in order, entropy, the balloon.
 
 use std::fs::File;
 use std::io;
@@ -16,6 +16,7 @@ use crate::layout::{virtio_gsi, virtio_page};
 use crate::memory::GuestMemory;
 use crate::protocol::MachineSpec;
 use crate::state::{DevicesState, StateError};
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::block::disk::{Disk, DiskError};
 use crate::virtio::console::Console;
@@ -24,6 +25,9 @@ use crate::virtio::entropy::Entropy;
 use crate::virtio::event_loop::EventLoop;
 use crate::virtio::network::Network;
 use crate::virtio::transport::{QUEUE_NOTIFY, Transport, UnfitState};
+
+/// Devices that are no slots: console, entropy, balloon.
+const OTHERS: u32 = 3;
 
 /// What is behind the devices of a new machine.
 #[derive(Debug)]
@@ -42,6 +46,7 @@ pub(super) struct Devices {
     blocks: Vec<Arc<Transport<Block>>>,
     networks: Vec<Arc<Transport<Network>>>,
     entropy: Arc<Transport<Entropy>>,
+    balloon: Arc<Transport<Balloon>>,
     disk_bytes: u64,
 }
 
@@ -49,7 +54,7 @@ impl Devices {
     /// New devices with nothing behind them but the port.
     pub(super) fn new(spec: &MachineSpec, memory: &Arc<GuestMemory>, behind: Behind) -> Result<Self, MachineError> {
         let Behind { port, taps } = behind;
-        let count = spec.disk_slots.saturating_add(spec.network_slots).saturating_add(2);
+        let count = spec.disk_slots.saturating_add(spec.network_slots).saturating_add(OTHERS);
         if usize::try_from(count - 1).ok().and_then(virtio_gsi).is_none() {
             return Err(MachineError::Size { what: "devices", count });
         }
@@ -65,12 +70,13 @@ impl Devices {
         });
         let networks = networks.collect::<Result<_, _>>()?;
         let (console, entropy) = (device(Console::new(port), memory)?, device(Entropy, memory)?);
-        Ok(Self { console, socket, blocks, networks, entropy, disk_bytes: spec.disk_bytes })
+        let balloon = device(Balloon, memory)?;
+        Ok(Self { console, socket, blocks, networks, entropy, balloon, disk_bytes: spec.disk_bytes })
     }
 
     /// Number of devices.
     pub(super) fn count(&self) -> usize {
-        self.blocks.len() + self.networks.len() + 2
+        self.blocks.len() + self.networks.len() + OTHERS as usize
     }
 
     /// Their registers, page by page.
@@ -79,6 +85,7 @@ impl Devices {
         pages.extend(self.blocks.iter().map(|block| Arc::clone(block) as _));
         pages.extend(self.networks.iter().map(|network| Arc::clone(network) as _));
         pages.push(Arc::clone(&self.entropy) as _);
+        pages.push(Arc::clone(&self.balloon) as _);
         pages
     }
 
@@ -89,7 +96,8 @@ impl Devices {
         connect(vm, next(), &self.console)?;
         self.blocks.iter().try_for_each(|block| connect(vm, next(), block))?;
         self.networks.iter().try_for_each(|network| connect(vm, next(), network))?;
-        connect(vm, next(), &self.entropy)
+        connect(vm, next(), &self.entropy)?;
+        connect(vm, next(), &self.balloon)
     }
 
     /// One thread for each disk, whose reads may take long, and for each network; one for all others.
@@ -97,6 +105,7 @@ impl Devices {
         let mut quick = EventLoop::new()?;
         quick.serve(&self.console)?;
         quick.serve(&self.entropy)?;
+        quick.serve(&self.balloon)?;
         let console = Arc::clone(&self.console);
         let ready = move || console.turn(Console::socket_ready);
         // Edges suffice: whoever meets the socket's end looks again when there is something new on either side.
@@ -132,6 +141,7 @@ impl Devices {
         self.blocks.iter().for_each(|block| block.set_running(running));
         self.networks.iter().for_each(|network| network.set_running(running));
         self.entropy.set_running(running);
+        self.balloon.set_running(running);
     }
 
     /// Has every device look into its queues, as its thread would.
@@ -141,6 +151,7 @@ impl Devices {
         self.blocks.iter().for_each(|block| block.serve(0));
         self.networks.iter().for_each(|network| (0..2).for_each(|queue| network.serve(queue)));
         self.entropy.serve(0);
+        (0..3).for_each(|queue| self.balloon.serve(queue));
     }
 
     /// Puts disks behind all slots.
@@ -169,7 +180,11 @@ impl Devices {
     pub(super) fn stand(&self) -> impl Iterator<Item = String> {
         let blocks = self.blocks.iter().enumerate().map(|(slot, block)| (format!("disk {slot}"), block.standing()));
         let networks = self.networks.iter().enumerate().map(|(slot, one)| (format!("network {slot}"), one.standing()));
-        let others = [("console".into(), self.console.standing()), ("entropy".into(), self.entropy.standing())];
+        let others = [
+            ("console".into(), self.console.standing()),
+            ("entropy".into(), self.entropy.standing()),
+            ("balloon".into(), self.balloon.standing()),
+        ];
         let all = others.into_iter().chain(blocks).chain(networks);
         all.filter_map(|(name, standing)| Some(format!("{name}: {}", standing?)))
     }
@@ -179,6 +194,7 @@ impl Devices {
         DevicesState {
             console: self.console.save(),
             entropy: self.entropy.save(),
+            balloon: self.balloon.save(),
             blocks: self.blocks.iter().map(|block| block.save()).collect(),
             networks: self.networks.iter().map(|network| network.save()).collect(),
         }
@@ -186,13 +202,14 @@ impl Devices {
 
     /// Becomes what was frozen.
     pub(super) fn restore(&self, state: DevicesState) -> Result<(), MachineError> {
-        let DevicesState { console, entropy, blocks, networks } = state;
+        let DevicesState { console, entropy, balloon, blocks, networks } = state;
         if blocks.len() != self.blocks.len() || networks.len() != self.networks.len() {
             return Err(StateError::OtherMachine("the number of devices").into());
         }
         let unfit = |error: UnfitState| MachineError::State(StateError::Device(error.to_string()));
         self.console.restore(console).map_err(unfit)?;
         self.entropy.restore(entropy).map_err(unfit)?;
+        self.balloon.restore(balloon).map_err(unfit)?;
         for (block, state) in self.blocks.iter().zip(blocks) {
             block.restore(state).map_err(unfit)?;
         }

@@ -10,6 +10,7 @@ use vm_memory::{GuestMemory as _, Permissions, ReadVolatile, VolatileMemoryError
 
 use super::queue::QueueError;
 use crate::memory::GuestMemory;
+use crate::sys;
 
 /// A request of the guest.
 #[derive(Debug)]
@@ -192,6 +193,15 @@ impl<'a> Buffers<'a> {
         while rest > 0 && !self.is_empty() {
             rest -= self.write(&ZEROES[..rest.min(ZEROES.len())]);
         }
+    }
+
+    /// Takes the pages that lie wholly in them back from the guest: what they hold is gone.
+    pub(crate) fn take_back(&mut self) {
+        for slice in self.slices.drain(..) {
+            // What cannot be taken stays, as it would without this.
+            let _ = sys::take_back(&slice);
+        }
+        self.bytes = 0;
     }
 
     /// The first piece, at most `most` bytes of it; none when that is nothing.

@@ -10,6 +10,7 @@ use rustix::fs::MemfdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vm_memory::{Bytes as _, GuestAddress};
 
+use super::balloon::Balloon;
 use super::block::Block;
 use super::block::disk::Disk;
 use super::console::Console;
@@ -63,6 +64,11 @@ pub fn console(data: &[u8]) {
         let _ = host.read(&mut [0; 4096]);
     };
     run(Console::new(guest.into()), data, Console::socket_ready, talk);
+}
+
+/// The balloon.
+pub fn balloon(data: &[u8]) {
+    run(Balloon, data, |_, _| Ok(()), |_| {});
 }
 
 /// The entropy device.
