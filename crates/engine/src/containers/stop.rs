@@ -134,7 +134,7 @@ async fn end_patiently(
 ) -> ApiResult<()> {
     let signal = patience.signal.map_or_else(|| kill::stop_signal(container), Ok)?;
     match kill::send(engine, container, signal, sender).await {
-        Err(error) if error.kind == ErrorKind::Conflict => return Ok(()),
+        Err(error) if error.kind == ErrorKind::Conflict => return see_end(container).await,
         other => other?,
     }
     if wait_for_end(container, patience.duration(container)).await {
@@ -149,13 +149,19 @@ async fn end_patiently(
 /// 500 when it does not end.
 pub async fn force(engine: &Arc<Engine>, container: &Arc<Container>, sender: Sender) -> ApiResult<()> {
     match kill::send(engine, container, SIGKILL, sender).await {
-        Err(error) if error.kind == ErrorKind::Conflict => return Ok(()),
+        Err(error) if error.kind == ErrorKind::Conflict => return see_end(container).await,
         other => other?,
     }
     if wait_for_end(container, Some(KILLED)).await {
         return Ok(());
     }
     Err(ApiError::internal(format!("tried to kill container {}, but did not receive an exit event", container.id)))
+}
+
+/// What has no process any more still counts as running until everything of its end is done, under the lifecycle.
+async fn see_end(container: &Container) -> ApiResult<()> {
+    drop(container.lifecycle.lock().await);
+    Ok(())
 }
 
 /// Waits for the end of the present run; false when it takes longer than `patience` (absent: forever).

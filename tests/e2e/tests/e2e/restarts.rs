@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bulkhead_e2e::api::ApiConnection;
 use bulkhead_e2e::{TestHost, eventually};
 
 fn restarts(host: &TestHost, id: &str) -> u64 {
@@ -145,5 +146,28 @@ fn a_stop_is_the_last_word_about_a_container_that_ends_all_the_time() {
         std::thread::sleep(Duration::from_millis(250));
         assert_eq!(host.state(&id).0, "exited", "after {pause} pauses of 17 ms");
         assert_eq!(host.docker(&["start", &id]).code, 0);
+    }
+}
+
+behind_both_walls! {
+    /// A container that ends by itself at the moment when its time is up has ended when that is answered.
+    fn what_was_stopped_is_not_shown_as_running(host) {
+        let stop = |number: usize| {
+            let script = format!("trap 'sleep 0.{number}; exit 0' TERM; echo ready; while :; do sleep 0.02; done");
+            let id = host.run_detached(&[], &["sh", "-c", &script]);
+            host.wait_log(&id, "ready");
+            let mut connection = ApiConnection::open(host.socket()).unwrap();
+            assert_eq!(connection.request("POST", &format!("/containers/{id}/stop?t=1"), None).unwrap().status, 204);
+            let state = connection.request("GET", &format!("/containers/{id}/json"), None).unwrap().json();
+            assert_eq!(state["State"]["Status"], "exited", "{number} hundredths after the signal");
+        };
+        // The end of a utility VM takes longer.
+        let (first, step) = if host.wall() == bulkhead_e2e::Wall::Hyperv { (70, 10) } else { (88, 2) };
+        let stop = &stop;
+        std::thread::scope(|scope| {
+            for number in (first..100).step_by(step) {
+                scope.spawn(move || stop(number));
+            }
+        });
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest, Sha256};
-use tar::EntryType;
+use tar::{EntryType, Header};
 
 use super::{Context, Kind, Node};
 
@@ -17,6 +18,11 @@ const MAX_ENTRIES: usize = 500_000;
 const MAX_NAME_BYTES: usize = 64 << 20;
 /// Bytes of one path.
 const MAX_PATH_BYTES: usize = 4095;
+
+/// Fields of an entry's header. Source: POSIX, pax, "ustar Interchange Format".
+const MODE: Range<usize> = 100..108;
+const UID: Range<usize> = 108..116;
+const GID: Range<usize> = 116..124;
 
 /// A stream that is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -113,12 +119,11 @@ impl Context {
         let link = entry.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default();
         self.take_names(plain.len() + link.len() + 32)?;
         let header = entry.header();
-        let number = |number: io::Result<u64>| number.map_err(SpoolError::Stream);
         let mut node = Node {
             kind: Kind::Folder,
-            mode: header.mode().map_err(SpoolError::Stream)? & 0o7777,
-            uid: number(header.uid())?,
-            gid: number(header.gid())?,
+            mode: number(header, MODE, header.mode())? & 0o7777,
+            uid: number(header, UID, header.uid())?,
+            gid: number(header, GID, header.gid())?,
             modified: header.mtime().unwrap_or(0),
             xattrs: Vec::new(),
         };
@@ -208,6 +213,14 @@ impl Context {
             }
         }
         Ok(found)
+    }
+}
+
+/// A field of a header, read; one that nobody has filled in is zero, as with Go.
+fn number<N: Default>(header: &Header, field: Range<usize>, read: io::Result<N>) -> Result<N, SpoolError> {
+    match read {
+        Err(_) if header.as_bytes()[field].iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(N::default()),
+        other => other.map_err(SpoolError::Stream),
     }
 }
 
