@@ -13,7 +13,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARIES := bulkheadd bulkhead containerd-shim-bulkhead-v2 bulkhead-vmm
 PACKAGES := -p bulkhead-engine -p bulkhead-shim -p bulkhead-cli -p bulkhead-vmm
 
-.PHONY: help demo test build boot bench conformance lab lab-test fuzz-smoke lint arch install uninstall deb deb-check machine-check setup-deb setup-build setup-run setup-test \
+.PHONY: help demo test build boot bench bench-kvm conformance lab lab-test lab-bench fuzz-smoke lint arch install uninstall deb deb-check machine-check setup-deb setup-build setup-run setup-test \
         setup-bench setup-conformance setup-lab
 
 help:                  ## this list
@@ -34,6 +34,9 @@ boot: setup-build setup-run   ## the guest image only
 bench: build setup-bench   ## beside Docker and runc on this machine; prints ratios
 	$(CARGO) run --release -p bulkhead-bench -- $(BENCH_ARGS)
 
+bench-kvm: build setup-bench   ## our own VMM beside QEMU on this machine's KVM: needs hardware virtualization
+	$(CARGO) run --release -p bulkhead-bench -- --kvm $(BENCH_ARGS)
+
 conformance: setup-build setup-run setup-test setup-conformance boot   ## the suites of Docker's SDKs, beside dockerd
 	$(CARGO) xtask conformance $(CONFORMANCE_ARGS)
 
@@ -42,6 +45,9 @@ lab: setup-build setup-run setup-lab boot   ## a shell on an emulated machine wi
 
 lab-test: setup-build setup-run setup-lab boot   ## the tests that need such a machine, in it
 	$(CARGO) xtask lab --test $(LAB_ARGS)
+
+lab-bench: setup-build setup-run setup-lab boot   ## the same as bench-kvm on an emulated machine: only ratios mean anything
+	$(CARGO) xtask lab --bench
 
 fuzz-smoke: setup-build   ## a minute of libFuzzer for everything in our own VMM that reads what a guest says
 	scripts/fuzz $(or $(FUZZ_SECONDS),60)

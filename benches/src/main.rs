@@ -1,9 +1,10 @@
 //! Measures Bulkhead beside Docker and runc, in turn, in one run on one machine, and prints ratios.
 //!
 //! Never a test: nothing here fails because a machine is slow. `README.md` beside this folder's `Cargo.toml` says how to read it.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod footprint;
+mod kvm;
 mod lazy;
 mod load;
 mod network;
@@ -45,6 +46,9 @@ struct Arguments {
     /// Start this many containers at once, then a hundred execs a second, and nothing else.
     #[arg(long, value_name = "CONTAINERS")]
     storm: Option<usize>,
+    /// Measure our own VMM on this machine's KVM beside QEMU's, the bare minimum and process containers, and nothing else.
+    #[arg(long)]
+    kvm: bool,
     /// Measure throughput and round trips of containers' networks, and nothing else.
     #[arg(long)]
     network: bool,
@@ -67,6 +71,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if arguments.only_lazy {
         return lazy::measure(&start("--standby-vms=0")?, arguments.rounds);
+    }
+    if arguments.kvm {
+        return kvm::measure(arguments.rounds);
     }
     if arguments.load {
         let host = start("--standby-vms=0")?;

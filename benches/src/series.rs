@@ -5,6 +5,7 @@ use std::time::Duration;
 use comfy_table::{Table, presets};
 
 /// What one side took, round by round.
+#[derive(Clone)]
 pub struct Series {
     /// What was run.
     pub name: String,

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use self::builds::Builds;
+use self::builds::{Builds, Wanted};
 use self::machine::{Machine, Seat};
 use self::payload::Payload;
 use crate::{boot, workspace};
@@ -38,6 +38,9 @@ pub struct LabArgs {
     /// The tests that fit a check of every change
     #[arg(long, requires = "test")]
     quick: bool,
+    /// Measure our own VMM beside QEMU in it, in so many rounds
+    #[arg(long, value_name = "ROUNDS", num_args = 0..=1, default_missing_value = "5", conflicts_with_all = ["command", "test"])]
+    bench: Option<u32>,
     /// Only suites whose name holds this word
     #[arg(long, value_name = "WORD", requires = "test")]
     only: Option<String>,
@@ -66,16 +69,19 @@ pub fn run(args: &LabArgs) -> Result<()> {
     let target = std::path::absolute(workspace::target_dir()).context("cannot tell where the target folder is")?;
     let cache = target.join("lab");
     fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    let builds = Builds::make(&target, !args.no_build, args.test)?;
+    let wanted = Wanted { binaries: !args.no_build, tests: args.test, bench: args.bench.is_some() };
+    let builds = Builds::make(&target, wanted)?;
     let environment = suites::Environment { root: &workspace::root(), target: &target };
     let job = if args.test {
         let chosen = suites::choose(args.quick, args.only.as_deref());
         ensure!(!chosen.is_empty(), "no suite has that word in its name: {}", suites::names().join(", "));
         suites::job(&environment, &builds, &chosen)?
+    } else if let Some(rounds) = args.bench {
+        suites::bench(&environment, rounds)
     } else {
         suites::shell(&environment, &args.command)
     };
-    let seat = if args.test || !args.command.is_empty() { Seat::Log } else { Seat::Terminal };
+    let seat = if args.test || args.bench.is_some() || !args.command.is_empty() { Seat::Log } else { Seat::Terminal };
     let began = Instant::now();
     let code = in_machine(&cache, &target, &builds, &job, (seat, Duration::from_secs(args.limit)))?;
     println!("the lab took {} s", began.elapsed().as_secs());

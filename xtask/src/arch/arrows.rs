@@ -24,7 +24,7 @@ const ALLOWED: &[(&str, u8, &[&str])] = &[
     ("engine", 3, &["image", "network", "proto"]),
     ("cli", 3, &["proto"]),
     ("e2e", 4, &["proto"]),
-    ("bench", 5, &["proto", "container", "e2e"]),
+    ("bench", 5, &["proto", "container", "vmm", "uvm", "e2e"]),
     ("xtask", 5, &["proto", "e2e"]),
 ];
 

@@ -19,6 +19,20 @@ const TESTS: [(&str, &str); 5] = [
 ];
 const GUEST_IMAGE: [&str; 3] = ["boot/vmlinux", "boot/initramfs.cpio", "boot/manifest.json"];
 
+/// Where the benchmark's program is in the target folder.
+pub const BENCH: &str = "release/bulkhead-bench";
+
+/// What is built for a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// The binaries, and the benchmark; else both are taken as they are.
+    pub binaries: bool,
+    /// The tests' programs.
+    pub tests: bool,
+    /// The benchmark.
+    pub bench: bool,
+}
+
 /// One test program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct TestProgram {
@@ -35,26 +49,28 @@ pub struct Builds {
 }
 
 impl Builds {
-    /// Builds the binaries unless they are to be taken as they are, and the tests if they are to run, in the release profile.
+    /// Builds what is wanted in the release profile.
     ///
     /// # Errors
     /// When cargo fails, or there is no guest image.
-    pub fn make(target: &Path, with_binaries: bool, with_tests: bool) -> Result<Self> {
+    pub fn make(target: &Path, wanted: Wanted) -> Result<Self> {
         let guest_image = GUEST_IMAGE.map(|name| target.join(name));
         ensure!(
             guest_image.iter().all(|file| file.exists()),
             "there is no guest image in {}: make boot",
             target.display()
         );
-        if with_binaries {
+        if wanted.binaries {
             let mut build = workspace::cargo();
             build.args(["build", "--release"]).args(BINARIES.iter().flat_map(|package| ["-p", package]));
+            build.args(if wanted.bench { &["-p", "bulkhead-bench"][..] } else { &[] });
             workspace::run_checked(&mut build)?;
         }
         let names = ["bulkheadd", "bulkhead", "containerd-shim-bulkhead-v2", "bulkhead-vmm"];
         let mut files: Vec<PathBuf> = names.map(|name| target.join("release").join(name)).into();
         files.extend(guest_image);
-        let tests = if with_tests { test_programs()? } else { Vec::new() };
+        files.extend(wanted.bench.then(|| target.join(BENCH)));
+        let tests = if wanted.tests { test_programs()? } else { Vec::new() };
         Ok(Self { files, tests })
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::builds::Builds;
+use super::builds::{BENCH, Builds};
 
 /// One test program with some of its tests.
 #[derive(Debug, Clone, Copy)]
@@ -165,6 +165,14 @@ pub fn job(environment: &Environment, builds: &Builds, suites: &[Suite]) -> Resu
     }
     script.push_str("report\n");
     Ok(script)
+}
+
+/// The script that measures our own VMM, in so many rounds. Programs are loaded at the same addresses each time: an emulator finds
+/// translated code again by its address, and would charge every new process for the translation of all it runs.
+pub fn bench(environment: &Environment, rounds: u32) -> String {
+    let program = quoted(&environment.target.join(BENCH).display().to_string());
+    let fixed = "echo 0 > /proc/sys/kernel/randomize_va_space\n";
+    format!("{}{fixed}exec {program} --kvm --rounds {rounds}\n", prologue(environment))
 }
 
 /// The script for a person, or for one command.

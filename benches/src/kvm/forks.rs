@@ -1,0 +1,93 @@
+//! The true guest, forked by each backend: from the request to the acknowledged personalization.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use proto::control::{BackendChoice, UtilityVmRequest};
+use uvm::{StartRequest, UtilityVm};
+
+use crate::series::{Series, print};
+
+/// A slow machine's guest may take this long.
+const PERSONALIZE_LIMIT_MS: u64 = 60_000;
+
+struct Side {
+    backend: BackendChoice,
+    /// From the request to the answer.
+    fork: Series,
+    /// Processor time of the VMM's process, the guest's included, up to the answer.
+    work: Series,
+}
+
+/// Forks on each backend in turn; the first round makes the templates, and does not count.
+pub fn measure(rounds: usize) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir().context("cannot make a folder")?;
+    for name in ["scratch", "layer"] {
+        File::create(folder.path().join(name))?.set_len(1 << 20)?;
+    }
+    let side = |backend, name: &str| Side {
+        backend,
+        fork: Series::new(format!("{name}, to the answer")),
+        work: Series::new(format!("{name}, processor time")),
+    };
+    let mut sides = [side(BackendChoice::Kvm, "own vmm"), side(BackendChoice::QemuKvm, "qemu, accel=kvm")];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    for round in 0..=rounds {
+        for side in &mut sides {
+            let (fork, work) = runtime.block_on(fork(folder.path(), side.backend, round))?;
+            if round > 0 {
+                side.fork.push(fork);
+                side.work.push(work);
+            }
+        }
+    }
+    let [own, qemu] = sides;
+    print(&[own.fork, qemu.fork.clone()], &[&qemu.fork]);
+    println!("\n(at most 0.7x is asked for)\n");
+    print(&[own.work, qemu.work.clone()], &[&qemu.work]);
+    Ok(())
+}
+
+async fn fork(folder: &Path, backend: BackendChoice, round: usize) -> anyhow::Result<(Duration, Duration)> {
+    let vm = UtilityVmRequest {
+        template_store: folder.join("templates"),
+        guest_image: guest_image()?,
+        backend,
+        memory_bytes: None,
+        cpus_milli: None,
+        boundary_required: false,
+        machine_id: "0f".repeat(16),
+        personalize_timeout_ms: PERSONALIZE_LIMIT_MS,
+    };
+    let request = StartRequest {
+        vm: &vm,
+        scratch: folder.join("scratch"),
+        layers: vec![folder.join("layer")],
+        run_dir: folder.join(format!("run{round}")),
+        hostname: "bench".to_owned(),
+        domainname: String::new(),
+        cgroup: None,
+        rehearsal: false,
+        namespace: None,
+        network: proto::gcs::wire::Network::new(),
+    };
+    let vm = UtilityVm::start(request).await.with_context(|| format!("cannot start a utility VM on {backend:?}"))?;
+    let report = vm.report();
+    let work = super::memory::processor_time(*report.vmm_pids.first().context("a VMM has a process")?)?;
+    let fork = Duration::from_micros(report.fork_us);
+    vm.kill();
+    vm.wait().await;
+    Ok((fork, work))
+}
+
+/// Where the tests find it, too.
+fn guest_image() -> anyhow::Result<PathBuf> {
+    if let Some(named) = std::env::var_os("BULKHEAD_GUEST_IMAGE") {
+        return Ok(named.into());
+    }
+    let own = fs::canonicalize("/proc/self/exe").context("cannot find this program")?;
+    let target = own.ancestors().nth(2).context("this program is in no target folder")?;
+    Ok(target.join("boot"))
+}
