@@ -25,6 +25,8 @@ mod console_text;
 mod counter;
 mod digest;
 mod disk;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod guest_image;
 mod hypervisor;
 mod key;
