@@ -61,6 +61,7 @@ pub use host_end::stop_all;
 pub use intermediate::Intermediate;
 pub use kill::parse_signal;
 pub use launch::Run;
+pub use list::with_sizes;
 pub use mounting::{plain_binds, unknown_mount_type};
 pub use networking::adopt as adopt_networks;
 pub use remove::{collect_image, discard_with_volumes, uses_of};

@@ -160,10 +160,11 @@ type Line = Result<Bytes, std::convert::Infallible>;
 impl Listener {
     fn lines(self, bus: &EventBus, since: Option<Timestamp>) -> impl futures_util::Stream<Item = Line> + use<> {
         let (past, live) = bus.subscribe();
-        // Without `since` and with an `until` in the past there is nothing; with `since` the past comes first.
+        // Whoever asks for a time, be it its end alone, gets the past first.
+        let begin = since.or(self.until.map(|_| Timestamp(0)));
         let past: VecDeque<_> = past
             .into_iter()
-            .filter(|event| since.is_some_and(|since| event.at >= since) && self.wants(event))
+            .filter(|event| begin.is_some_and(|begin| event.at >= begin) && self.wants(event))
             .collect();
         futures_util::stream::unfold((self, past, live), |(listener, mut past, mut live)| async move {
             if let Some(event) = past.pop_front() {

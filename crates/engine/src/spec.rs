@@ -121,6 +121,15 @@ pub enum SpecError {
     /// Known, and not there yet.
     #[error("{0}")]
     NotAvailable(String),
+    /// A device that cannot be given.
+    #[error("error gathering device information while adding custom device {path:?}")]
+    CustomDevice {
+        /// As it was asked for.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// A device or a file of the host that cannot be used.
     #[error("cannot use {}", path.display())]
     Device {
@@ -145,6 +154,7 @@ impl SpecError {
             | Self::Mount(_)
             | Self::Namespace(_)
             | Self::Security(_)
+            | Self::CustomDevice { .. }
             | Self::Device { .. } => ErrorKind::InvalidArgument,
         }
     }

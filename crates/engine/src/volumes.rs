@@ -4,7 +4,6 @@ mod endpoints;
 mod prune;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -13,7 +12,7 @@ use image::failpoint;
 
 use crate::container::Container;
 use crate::container::mount_point::{MountKind, MountPoint};
-use crate::disk_use::disk_bytes;
+use crate::disk_use::content_bytes;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::volume::Volume;
@@ -143,8 +142,5 @@ pub fn usage(engine: &Engine) -> Vec<serde_json::Value> {
 
 /// Bytes that a volume's content takes.
 fn size(volume: &Volume) -> u64 {
-    let children: Vec<PathBuf> = std::fs::read_dir(volume.data())
-        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
-        .unwrap_or_default();
-    disk_bytes(&children)
+    content_bytes(&volume.data())
 }

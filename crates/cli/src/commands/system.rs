@@ -35,6 +35,7 @@ const CONTAINERS: [Column; 6] = [
     ("Status", "STATUS"),
     ("Names", "NAMES"),
 ];
+const VOLUMES: [Column; 3] = [("Name", "VOLUME NAME"), ("Links", "LINKS"), ("Size", "SIZE")];
 const FINDINGS: [Column; 5] =
     [("Kind", "KIND"), ("Subject", "SUBJECT"), ("Fault", "FAULT"), ("Images", "IMAGES"), ("Remedy", "REMEDY")];
 
@@ -47,9 +48,16 @@ pub(super) async fn df(client: &Client, args: &DfArgs) -> CliResult<()> {
         print(Columns { shown: &IMAGES, hidden: &[] }, &images, Style { format: None, quiet: None })?;
         say("\nContainers space usage:\n")?;
         let containers: Vec<Row> = list(&usage, "Containers").iter().map(container).collect();
-        return print(Columns { shown: &CONTAINERS, hidden: &[] }, &containers, Style { format: None, quiet: None });
+        print(Columns { shown: &CONTAINERS, hidden: &[] }, &containers, Style { format: None, quiet: None })?;
+        say("\nLocal Volumes space usage:\n")?;
+        let volumes: Vec<Row> = list(&usage, "Volumes").iter().map(volume).collect();
+        return print(Columns { shown: &VOLUMES, hidden: &[] }, &volumes, Style { format: None, quiet: None });
     }
-    let rows = [kind("Images", image_totals(&usage)), kind("Containers", container_totals(&usage))];
+    let rows = [
+        kind("Images", image_totals(&usage)),
+        kind("Containers", container_totals(&usage)),
+        kind("Local Volumes", volume_totals(&usage)),
+    ];
     print(Columns { shown: &KINDS, hidden: &[] }, &rows, Style { format: args.format.as_deref(), quiet: None })
 }
 
@@ -69,8 +77,21 @@ fn container_totals(usage: &Value) -> Totals {
     let containers = list(usage, "Containers");
     let runs = |container: &&Value| matches!(text(container, "State"), "running" | "paused" | "restarting");
     let (total, active) = (containers.len(), containers.iter().filter(runs).count());
-    let bytes = |containers: &mut dyn Iterator<Item = &Value>| containers.map(|one| number(one, "SizeRw")).sum();
-    (total, active, bytes(&mut containers.iter()), bytes(&mut containers.iter().filter(|one| !runs(one))))
+    let bytes = |one: &Value| number(one, "SizeRw");
+    (total, active, sum(containers.iter().map(bytes)), sum(containers.iter().filter(|one| !runs(one)).map(bytes)))
+}
+
+fn volume_totals(usage: &Value) -> Totals {
+    let volumes = list(usage, "Volumes");
+    let used = |volume: &&Value| number(&volume["UsageData"], "RefCount") > 0.0;
+    let bytes = |volume: &Value| number(&volume["UsageData"], "Size");
+    let (total, active) = (volumes.len(), volumes.iter().filter(used).count());
+    (total, active, sum(volumes.iter().map(bytes)), sum(volumes.iter().filter(|one| !used(one)).map(bytes)))
+}
+
+/// Rust's own sum of no numbers is minus zero.
+fn sum(numbers: impl Iterator<Item = f64>) -> f64 {
+    numbers.fold(0.0, |sum, number| sum + number)
 }
 
 fn kind(name: &str, (count, active, bytes, free): Totals) -> Row {
@@ -107,6 +128,14 @@ fn container(container: &Value) -> Row {
         .set("Size", decimal_size(number(container, "SizeRw")))
         .set("Status", text(container, "Status"))
         .set("Names", container["Names"][0].as_str().unwrap_or_default().trim_start_matches('/'));
+    row
+}
+
+fn volume(volume: &Value) -> Row {
+    let mut row = Row::default();
+    row.set("Name", text(volume, "Name"))
+        .set("Links", volume["UsageData"]["RefCount"].clone())
+        .set("Size", decimal_size(number(&volume["UsageData"], "Size")));
     row
 }
 
@@ -177,9 +206,12 @@ mod tests {
         let usage = json!({
             "LayersSize": 120, "Images": [image(1), image(0)],
             "Containers": [{"State": "running", "SizeRw": 5}, {"State": "exited", "SizeRw": 7}],
+            "Volumes": [{"UsageData": {"RefCount": 2, "Size": 3}}, {"UsageData": {"RefCount": 0, "Size": 4}}],
         });
         assert_eq!(image_totals(&usage), (2, 1, 120.0, 110.0));
         assert_eq!(container_totals(&usage), (2, 1, 12.0, 7.0));
+        assert_eq!(volume_totals(&usage), (2, 1, 7.0, 4.0));
+        assert_eq!(decimal_size(container_totals(&json!({})).2), "0B");
         assert!(format!("{:?}", kind("Images", image_totals(&usage))).contains("110B (91%)"));
     }
 

@@ -6,6 +6,7 @@ use bollard::models::{ContainerConfig, HostConfig, RestartPolicyNameEnum};
 use proto::Isolation;
 use serde_json::{Map, Value, json};
 
+use super::kill;
 use super::restart_policy;
 use crate::body;
 use crate::defaults::ContainerDefaults;
@@ -60,6 +61,9 @@ impl Requested {
         check_mount_types(&requested.host)?;
         let typed = requested.typed_host()?;
         check(&typed)?;
+        if let Some(signal) = requested.config["StopSignal"].as_str().filter(|signal| !signal.is_empty()) {
+            kill::parse_signal(signal)?;
+        }
         let (endpoints, warnings) = network::decide(&requested, &typed, networking)?;
         requested.endpoints = endpoints;
         requested.warnings = warnings;

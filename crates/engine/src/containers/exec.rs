@@ -35,7 +35,7 @@ pub async fn create(
     let container = engine.containers.find(&id)?;
     container.running()?;
     if container.record().phase.is_paused() {
-        return Err(ApiError::conflict(format!("container {id} is paused, unpause the container before exec")));
+        return Err(ApiError::conflict(format!("Container {id} is paused, unpause the container before exec")));
     }
     let exec_id = hex::encode(names::random::<32>()?);
     let exec = Exec::new(exec_id.clone(), config);

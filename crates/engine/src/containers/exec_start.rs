@@ -55,7 +55,7 @@ pub async fn start(
     let running = container.running()?;
     if container.record().phase.is_paused() {
         return Err(ApiError::conflict(format!(
-            "container {} is paused, unpause the container before exec",
+            "Container {} is paused, unpause the container before exec",
             container.id
         )));
     }
@@ -184,7 +184,7 @@ impl Starter {
                 let code = if fault { launch::fault_code(&error) } else { launch::NOT_STARTED };
                 self.exec.ended(code);
                 self.exec.streams.close_stdin();
-                let message = format!("OCI runtime exec failed: exec failed: {}: unknown", error.message);
+                let message = format!("OCI runtime exec failed: exec failed: {}", error.message);
                 if fault { Err(ApiError::invalid(message)) } else { Err(error) }
             }
         }

@@ -57,10 +57,9 @@ fn realtime(name: &str) -> Option<u32> {
 /// 404; 400 for an unknown signal; 409 when it does not run.
 pub async fn kill(State(engine): State<Arc<Engine>>, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
     let container = engine.containers.find(&id)?;
-    let signal = query.get("signal").map_or(Ok(SIGKILL), parse_signal)?;
-    send(&engine, &container, signal, Sender::Client)
-        .await
-        .map_err(|error| error.context(format!("cannot kill container: {id}")))?;
+    let failed = |error: ApiError| error.context(format!("cannot kill container: {id}"));
+    let signal = query.get("signal").map_or(Ok(SIGKILL), parse_signal).map_err(failed)?;
+    send(&engine, &container, signal, Sender::Client).await.map_err(failed)?;
     if signal == SIGKILL {
         stop::wait_for_end(&container, Some(stop::KILLED)).await;
     }

@@ -194,7 +194,7 @@ pub fn is_command_fault(error: &ApiError) -> bool {
 /// Puts an error into Docker's words: a command's fault with its phrase, everything else without any such phrase.
 fn explain(error: &ApiError) -> ApiError {
     if is_command_fault(error) {
-        let text = format!("failed to create task for container: {}: unknown", error.message);
+        let text = format!("failed to create task for container: {}", error.message);
         return ApiError::invalid(text);
     }
     let mut message = error.message.clone();

@@ -64,6 +64,22 @@ pub async fn list(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<
     Ok(Json(Value::Array(shown)))
 }
 
+/// All containers with the room that they take. When: in a thread that may wait.
+///
+/// # Errors
+/// A configuration cannot be read.
+pub fn with_sizes(engine: &Engine) -> ApiResult<Vec<Value>> {
+    let all = engine.containers.all();
+    let describe = |container: &Arc<Container>| {
+        let mut line = show(engine, &all, container)?;
+        let writable = size::writable_bytes_now(container);
+        line["SizeRw"] = json!(writable);
+        line["SizeRootFs"] = json!(writable + size::image_bytes(engine, container));
+        Ok(line)
+    };
+    all.iter().map(describe).collect()
+}
+
 fn show(engine: &Engine, all: &[Arc<Container>], container: &Container) -> ApiResult<Value> {
     let record = container.record().clone();
     let (config, host) = (container.config()?, container.host()?);

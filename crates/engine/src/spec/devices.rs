@@ -78,7 +78,14 @@ impl Devices {
         if !on_host.is_absolute() || !inside.is_absolute() {
             return Err(SpecError::Security(format!("bad device specification: {}", on_host.display())));
         }
-        let failed = |source| SpecError::Device { path: on_host.clone(), source };
+        let failed = |source: io::Error| SpecError::CustomDevice {
+            path: on_host.clone(),
+            source: match source.kind() {
+                // In Go's words, by which docker's CLI knows its exit code.
+                io::ErrorKind::NotFound => io::Error::other("no such file or directory"),
+                _ => source,
+            },
+        };
         let metadata = std::fs::metadata(&on_host).map_err(failed)?;
         if !metadata.is_dir() {
             let node = node(&inside, &metadata).ok_or_else(|| {
@@ -208,8 +215,11 @@ mod tests {
         let node = &devices.nodes[0];
         assert_eq!((node.major(), node.minor(), node.path().to_str()), (1, 3, Some("/dev/given")));
         assert_eq!(devices.rules.last().unwrap().access().as_deref(), Some("r"));
-        assert!(matches!(decide(&mapping("/dev/nope", "r"), Isolation::Process), Err(SpecError::Device { .. })));
-        assert!(matches!(decide(&mapping("/etc/passwd", "r"), Isolation::Process), Err(SpecError::Device { .. })));
+        assert!(matches!(decide(&mapping("/dev/nope", "r"), Isolation::Process), Err(SpecError::CustomDevice { .. })));
+        assert!(matches!(
+            decide(&mapping("/etc/passwd", "r"), Isolation::Process),
+            Err(SpecError::CustomDevice { .. })
+        ));
         assert!(decide(&mapping("/dev/null", "rx"), Isolation::Process).is_err());
         assert!(matches!(decide(&mapping("/dev/null", "r"), Isolation::Hyperv), Err(SpecError::NotAvailable(_))));
     }

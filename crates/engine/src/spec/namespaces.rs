@@ -54,7 +54,10 @@ fn mode(what: &str, mode: Option<&str>, own: &[&str], isolation: Isolation) -> R
         word if word.starts_with("container:") => {
             Err(SpecError::NotAvailable(format!("--{what}={word}: joining another container is not there yet")))
         }
-        word => Err(SpecError::Namespace(format!("invalid {what} mode: {word}"))),
+        word => {
+            let what = if what == "userns" { what.to_owned() } else { what.to_ascii_uppercase() };
+            Err(SpecError::Namespace(format!("invalid {what} mode: {word}")))
+        }
     }
 }
 
@@ -117,7 +120,7 @@ mod tests {
         ));
         assert_eq!(
             shared(|h| h.ipc_mode = Some("odd".into()), Isolation::Process).unwrap_err().to_string(),
-            "invalid ipc mode: odd"
+            "invalid IPC mode: odd"
         );
     }
 

@@ -6,12 +6,10 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 
-use crate::container::mount_point::MountPoint;
-use crate::disk_use::disk_bytes;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::query::Query;
-use crate::{images, volumes};
+use crate::{containers, images, volumes};
 
 /// Images, containers and their changes, or those that `type` names. There are no build caches yet.
 pub(super) async fn usage(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<Json<Value>> {
@@ -27,7 +25,7 @@ pub(super) async fn usage(State(engine): State<Arc<Engine>>, query: Query) -> Ap
             usage["Images"] = json!(images::entries(&engine));
         }
         if wants("container") {
-            usage["Containers"] = json!(containers(&engine));
+            usage["Containers"] = json!(containers::with_sizes(&engine)?);
         }
         if wants("volume") {
             usage["Volumes"] = json!(volumes::usage(&engine));
@@ -36,37 +34,10 @@ pub(super) async fn usage(State(engine): State<Arc<Engine>>, query: Query) -> Ap
             usage["BuildCache"] = json!([]);
             usage["BuilderSize"] = json!(0);
         }
-        usage
+        Ok::<_, ApiError>(usage)
     });
-    Ok(Json(measured.await?))
+    Ok(Json(measured.await??))
 }
 
 /// What `type` may name. Source: Docker Engine API v1.42, "Get data usage information".
 const KINDS: [&str; 4] = ["container", "image", "volume", "build-cache"];
-
-fn containers(engine: &Engine) -> Vec<Value> {
-    let describe = |container: &Arc<crate::container::Container>| {
-        let record = container.record().clone();
-        let folder = engine.containers_dir().join(record.id.as_str());
-        let image_bytes = engine.images.image(&record.image_id).map_or(0, |image| image.size_bytes);
-        let own = disk_bytes(&[folder.join("upper"), folder.join("scratch.img")]);
-        json!({
-            "Id": record.id,
-            "Names": [format!("/{}", record.name)],
-            "Image": record.image,
-            "ImageID": record.image_id,
-            "Command": record.command().join(" "),
-            "Created": record.created.seconds(),
-            "State": record.phase.word(),
-            "Status": record.phase.word(),
-            "SizeRw": own,
-            "SizeRootFs": own + image_bytes,
-            "Ports": [],
-            "Labels": record.config["Labels"],
-            "HostConfig": {"NetworkMode": record.host_text("NetworkMode")},
-            "NetworkSettings": {"Networks": {}},
-            "Mounts": record.mounts.iter().map(MountPoint::view).collect::<Vec<_>>(),
-        })
-    };
-    engine.containers.all().iter().map(describe).collect()
-}

@@ -154,7 +154,7 @@ fn not_there(registries: &RegistrySettings) -> Value {
     let networks: Vec<&str> = ["127.0.0.0/8", "::1/128"].into_iter().chain(named).collect();
     json!({
         "SystemStatus": null,
-        "Plugins": {"Volume": [], "Network": [], "Authorization": null, "Log": ["json-file", "local"]},
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": ["json-file", "local"]},
         "RegistryConfig": {
             "AllowNondistributableArtifactsCIDRs": [], "AllowNondistributableArtifactsHostnames": [],
             "InsecureRegistryCIDRs": networks, "IndexConfigs": indexes(registries), "Mirrors": registries.mirrors,

@@ -1,6 +1,7 @@
 //! Requests that are nearly right, in great number: nothing panics, hangs, grows without end, or answers what no client knows.
 //!
-//! `BULKHEAD_E2E_FUZZ` is the number of requests, `BULKHEAD_E2E_SEED` begins another sequence.
+//! `BULKHEAD_E2E_FUZZ` is the number of requests, `BULKHEAD_E2E_CLIENTS` that of clients at once, `BULKHEAD_E2E_SEED` begins another
+//! sequence.
 
 mod alter;
 mod schema;
@@ -18,8 +19,6 @@ use fastrand::Rng;
 
 use self::schema::{OPERATIONS, Operation};
 
-/// Clients at once.
-const CLIENTS: usize = 4;
 /// How long an operation that does not wait for anything may take, on a machine that others load.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long one that may wait is waited for.
@@ -39,6 +38,7 @@ fn altered_requests_harm_nobody() {
         return;
     };
     let requests = setting("BULKHEAD_E2E_FUZZ", 4000);
+    let clients = setting("BULKHEAD_E2E_CLIENTS", 4);
     let seed = setting("BULKHEAD_E2E_SEED", 1) as u64;
     let steady = host.run_detached(&["--name", "steady"], &["sleep", "100000"]);
     // `box` is removed and moved to and fro.
@@ -48,7 +48,7 @@ fn altered_requests_harm_nobody() {
     let opened = procfs::descriptors(pid);
     let (done, findings) = (AtomicUsize::new(0), Mutex::new(Findings::default()));
     std::thread::scope(|scope| {
-        for client in 0..CLIENTS {
+        for client in 0..clients {
             let mut client = Client::new(host.socket(), seed * 1000 + client as u64);
             let (done, findings) = (&done, &findings);
             scope.spawn(move || {
