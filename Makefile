@@ -77,6 +77,7 @@ install:               ## what `make build` made, to DESTDIR/PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/bulkhead $(DESTDIR)$(UNITS) $(DESTDIR)$(SYSUSERS) $(DESTDIR)$(MAN)/man1 \
 	  $(DESTDIR)$(MAN)/man8 $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR) $(DESTDIR)$(SYSCONFDIR)/bulkhead
 	install -m 755 $(BINARIES:%=$(TARGET)/release/%) $(DESTDIR)$(PREFIX)/bin/
+	ln -sf containerd-shim-bulkhead-v2 $(DESTDIR)$(PREFIX)/bin/containerd-shim-bulkhead-hyperv-v2
 	install -m 644 $(TARGET)/boot/vmlinux $(TARGET)/boot/initramfs.cpio $(TARGET)/boot/manifest.json $(DESTDIR)$(PREFIX)/lib/bulkhead/
 	sed 's|@BINDIR@|$(PREFIX)/bin|' packaging/bulkhead.service.in > $(DESTDIR)$(UNITS)/bulkhead.service
 	install -m 644 packaging/bulkhead.socket $(DESTDIR)$(UNITS)/
@@ -90,7 +91,7 @@ install:               ## what `make build` made, to DESTDIR/PREFIX
 	  $(TARGET)/release/bulkheadd --config /dev/null --print config > $(DESTDIR)$(SYSCONFDIR)/bulkhead/bulkheadd.toml
 
 uninstall:             ## takes away what install put there, but for the configuration
-	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(UNITS)/bulkhead.service $(DESTDIR)$(UNITS)/bulkhead.socket
+	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(PREFIX)/bin/containerd-shim-bulkhead-hyperv-v2 $(DESTDIR)$(UNITS)/bulkhead.service $(DESTDIR)$(UNITS)/bulkhead.socket
 	rm -f $(DESTDIR)$(SYSUSERS)/bulkhead.conf $(DESTDIR)$(MAN)/man8/bulkheadd.8 $(DESTDIR)$(MAN)/man1/bulkhead.1 $(DESTDIR)$(MAN)/man1/bulkhead-*.1
 	rm -f $(DESTDIR)$(BASHDIR)/bulkhead $(DESTDIR)$(ZSHDIR)/_bulkhead $(DESTDIR)$(FISHDIR)/bulkhead.fish
 	rm -rf $(DESTDIR)$(PREFIX)/lib/bulkhead

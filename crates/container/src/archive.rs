@@ -28,7 +28,7 @@ pub use crate::rootpath::Root;
 pub use copy::copy_folder;
 pub use error::ArchiveError;
 pub use mounts::Attachment;
-pub use serve::{ContainerFiles, serve};
+pub use serve::{ContainerFiles, pack_layer, serve};
 
 #[cfg(test)]
 mod tests;

@@ -71,5 +71,5 @@ pub use store::{
 };
 pub use tar::TarError;
 pub use tree::EntryFault;
-pub use worker::{Converter, Jail, JailError, serve_if_converter};
+pub use worker::{Converter, Jail, JailError, convert_layer, serve_if_converter};
 pub use worker_fault::WorkerFault;

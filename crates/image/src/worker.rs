@@ -64,6 +64,15 @@ impl Converter {
     }
 }
 
+/// Converts one layer outside of a store. Shape: `tar` is the layer's stream, `output` is empty and open for reading and writing;
+/// gives the layer's diffID. Nothing is synced.
+///
+/// # Errors
+/// As the variants of [`LayerError`] say; `output` then holds rubbish.
+pub fn convert_layer(converter: Converter, tar: impl Read, output: &File) -> Result<Digest, LayerError> {
+    converter.run(tar, output, &Limits::default()).map(|converted| converted.diff_id)
+}
+
 fn convert_outside(mut input: impl Read, output: &File, limits: &Limits) -> Result<Converted, LayerError> {
     let mut head = Vec::with_capacity(HEAD_BYTES);
     input.by_ref().take(HEAD_BYTES as u64).read_to_end(&mut head).map_err(LayerError::from_read)?;

@@ -2,7 +2,7 @@
 //!
 //! A bundle is a folder with OCI's `config.json` and, when the engine made it, [`ContainerBundle::FILE_NAME`]. The shim
 //! writes [`UtilityVmReport::FILE_NAME`] into it once a utility VM runs. A bundle without our file is a foreign
-//! containerd's: process isolation, root file system from the Create request.
+//! containerd's: root file system from the Create request, isolation from the runtime's options; for hyperv the shim then writes our file.
 
 use std::path::PathBuf;
 

@@ -159,6 +159,14 @@ impl Bundle {
         self.read_json(ContainerBundle::FILE_NAME)
     }
 
+    /// Writes what [`Bundle::container`] answers.
+    ///
+    /// # Errors
+    /// [`BundleError`] when it cannot be written.
+    pub fn write_container(&self, container: &ContainerBundle) -> Result<(), BundleError> {
+        self.write_json(ContainerBundle::FILE_NAME, container)
+    }
+
     /// How the container ended, if that was recorded.
     ///
     /// # Errors

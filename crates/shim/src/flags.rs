@@ -6,6 +6,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use proto::Isolation;
+
 /// What was typed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Flags {
@@ -25,6 +27,8 @@ pub struct Flags {
     pub guest_image: Option<PathBuf>,
     /// `auto`, `kvm`, `qemukvm` or `qemutcg`.
     pub backend: Option<String>,
+    /// The wall that the runtime's name asks for.
+    pub isolation: Option<Isolation>,
     /// Have a utility VM ready before there is a container.
     pub standby: bool,
     /// The container runs: look at its files where they are mounted.
@@ -50,6 +54,9 @@ pub enum FlagError {
     /// A flag that needs a value came last.
     #[error("flag -{0} needs a value")]
     NoValue(String),
+    /// No isolation of that name.
+    #[error("{0:?} is no isolation")]
+    Isolation(String),
     /// Not UTF-8, where text is needed.
     #[error("argument {0:?} is not UTF-8")]
     NotText(OsString),
@@ -108,6 +115,7 @@ impl Flags {
             "address" => self.address = Some(value),
             "publish-binary" => self.publish_binary = Some(value),
             "bundle" => self.bundle = Some(value.into()),
+            "isolation" => self.isolation = Some(value.parse().map_err(|_| FlagError::Isolation(value))?),
             "store" => self.store = Some(value.into()),
             "guest-image" => self.guest_image = Some(value.into()),
             "backend" => self.backend = Some(value),

@@ -21,6 +21,7 @@ mod crash;
 mod events;
 mod files;
 mod flags;
+mod foreign;
 mod hyperv;
 mod metrics;
 mod network;
@@ -42,6 +43,7 @@ mod task;
 mod templates;
 mod terminal;
 mod turns;
+mod unique;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -53,7 +55,7 @@ use protobuf::Message;
 use crate::flags::Flags;
 
 const NAME: &str = "io.containerd.bulkhead.v2";
-const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID [-bundle DIR] [-standby] [-debug] start|delete|serve
+const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID [-bundle DIR] [-isolation process|hyperv] [-standby] [-debug] start|delete|serve
        containerd-shim-bulkhead-v2 [-bundle DIR] [-live | -mounts] files
        containerd-shim-bulkhead-v2 copy-up
        containerd-shim-bulkhead-v2 template ls|create|rm ID|prune -store DIR -guest-image DIR [-backend auto|kvm|qemukvm|qemutcg]
@@ -62,6 +64,7 @@ const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID
 
 fn main() -> ExitCode {
     container::serve_if_helper();
+    image::serve_if_converter();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -70,7 +70,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         if flags.standby {
             return serve_standby(flags, bundle, listener, caller).await;
         }
-        let shim = Shim::new(bundle, publisher(flags), ready);
+        let shim = Shim::new(bundle, publisher(flags), ready, flags.isolation);
         serve(flags, &shim, listener, abandoned(&shim)).await
     });
     runtime.shutdown_background();
@@ -159,7 +159,7 @@ async fn serve_standby(
         _ = caller.readable() => return Ok(()),
     };
     let ready = Ready { helper: None, standby: Some(standby) };
-    let shim = Shim::new(bundle, publisher(flags), ready);
+    let shim = Shim::new(bundle, publisher(flags), ready, None);
     serve(flags, &shim, listener, bereft(&shim, &caller)).await
 }
 

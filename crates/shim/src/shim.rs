@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex as SyncMutex};
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as message;
+use proto::control::ContainerBundle;
 use proto::{ContainerId, ErrorKind, Isolation, Status};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bundle::Bundle;
 use crate::compute::{Changes, ComputeSystem, CreateInput};
 use crate::events::{Event, Publisher};
+use crate::foreign::{self, Foreign, Options};
 use crate::hyperv::HypervSystem;
 use crate::process::ProcessSystem;
 use crate::standby::Standby;
@@ -27,6 +29,8 @@ pub struct Shim {
     /// Spawned before the first request, so that Create does not pay for its exec.
     warm_helper: SyncMutex<Option<container::Helper>>,
     standby: SyncMutex<Option<Standby>>,
+    /// The wall that the runtime's name asks a foreign containerd's containers to have.
+    isolation: Option<Isolation>,
     /// Our engine wrote the bundle. Known with the Create request: the engine may still write while this process starts.
     is_engines: AtomicBool,
     task: Mutex<Slot>,
@@ -53,12 +57,13 @@ enum Slot {
 impl Shim {
     /// A shim without a task. When: within the runtime.
     #[must_use]
-    pub fn new(bundle: Bundle, publisher: Publisher, ready: Ready) -> Arc<Self> {
+    pub fn new(bundle: Bundle, publisher: Publisher, ready: Ready, isolation: Option<Isolation>) -> Arc<Self> {
         Arc::new(Self {
             bundle,
             publisher,
             warm_helper: SyncMutex::new(ready.helper),
             standby: SyncMutex::new(ready.standby),
+            isolation,
             is_engines: AtomicBool::new(false),
             task: Mutex::new(Slot::Empty),
             ended: CancellationToken::new(),
@@ -148,6 +153,10 @@ impl Shim {
             stdin_end: self.stdin_end(),
             owner: self.owner(&request.id),
         };
+        let container = match container {
+            Some(container) => Some(container),
+            None => self.prepare_foreign(&bundle, &id, &request).await?,
+        };
         let isolation = container.as_ref().map_or(Isolation::Process, |container| container.isolation);
         let helper = self.warm_helper.lock().unwrap_or_else(|e| e.into_inner()).take();
         let standby = self.standby.lock().unwrap_or_else(|e| e.into_inner()).take();
@@ -169,6 +178,28 @@ impl Shim {
         let task = Task::new(id, bundle, system, stdio, self.publisher.clone());
         sys::trim_heap();
         Ok((task, pid))
+    }
+
+    /// What our engine would say of a foreign containerd's container; `None` for process isolation, which needs no more than
+    /// the bundle has.
+    async fn prepare_foreign(
+        &self,
+        bundle: &Bundle,
+        id: &ContainerId,
+        request: &CreateTaskRequest,
+    ) -> Result<Option<ContainerBundle>, Status> {
+        let options = Options::read(request.options.as_ref())?;
+        let spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
+        if options.isolation(self.isolation, &spec)? == Isolation::Process {
+            return Ok(None);
+        }
+        let (bundle, id, namespace) = (bundle.clone(), id.to_string(), self.publisher.namespace().to_owned());
+        let mounts = request.rootfs.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            foreign::prepare(&bundle, &Foreign { namespace: &namespace, id: &id, mounts: &mounts, options: &options })
+        });
+        let prepared = prepared.await.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+        prepared.map(Some)
     }
 
     /// Gives the container back and forgets it.

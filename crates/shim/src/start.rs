@@ -2,9 +2,7 @@
 //!
 //! Source: containerd core/runtime/v2/README.md, "start".
 
-use std::collections::hash_map::RandomState;
 use std::fs;
-use std::hash::{BuildHasher, Hasher};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -14,8 +12,10 @@ use anyhow::Context;
 
 use crate::bundle::Bundle;
 use crate::flags::Flags;
+use crate::foreign::isolation_by_name;
 use crate::serve::LISTENER_FD;
 use crate::sys;
+use crate::unique::unique_name;
 
 /// Short, since a socket's path has 107 bytes and a bundle's path may need more.
 const SOCKETS: &str = "/run/bulkhead/s";
@@ -54,6 +54,10 @@ fn spawn(flags: &Flags, id: &str, listener: &UnixListener) -> anyhow::Result<()>
     if let Some(namespace) = &flags.namespace {
         command.args(["-namespace", namespace]);
     }
+    // The program's own name is lost when a link to it is followed.
+    if let Some(isolation) = std::env::args_os().next().and_then(|program| isolation_by_name(program.as_ref())) {
+        command.args(["-isolation", isolation.as_str()]);
+    }
     if flags.debug {
         command.arg("-debug");
     }
@@ -74,12 +78,6 @@ fn answer(address: &str, newest_known: Option<&str>) -> String {
     }
 }
 
-/// 32 hexadecimal digits from the hash keys that std draws from the kernel's generator.
-fn unique_name() -> String {
-    let draw = || RandomState::new().build_hasher().finish();
-    format!("{:016x}{:016x}", draw(), u64::from(std::process::id()) ^ draw())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,11 +90,5 @@ mod tests {
         assert_eq!((json["version"].as_u64(), json["address"].as_str()), (Some(2), Some("unix:///s")));
         let json: serde_json::Value = serde_json::from_str(&answer("unix:///s", Some("9"))).unwrap();
         assert_eq!((json["version"].as_u64(), json["protocol"].as_str()), (Some(3), Some("ttrpc")));
-    }
-
-    #[test]
-    fn names_are_unique() {
-        let names: std::collections::HashSet<_> = (0..1000).map(|_| unique_name()).collect();
-        assert_eq!(names.len(), 1000);
     }
 }

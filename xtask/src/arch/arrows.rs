@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, u8, &[&str])] = &[
     ("vmm", 1, &["jail", "proto"]),
     ("uvm", 2, &["vmm", "proto"]),
     ("guest", 3, &["container", "network", "proto"]),
-    ("shim", 3, &["uvm", "container", "network", "proto"]),
+    ("shim", 3, &["uvm", "container", "image", "network", "proto"]),
     ("engine", 3, &["image", "network", "proto"]),
     ("cli", 3, &["proto"]),
     ("e2e", 4, &["proto"]),

@@ -19,6 +19,9 @@ use super::path::{Place, Wanted};
 use super::unpack::{Placing, Rules, place, unpack};
 use crate::rootpath::Root;
 
+/// Gathered before it is written to a pipe.
+const STREAM_BYTES: usize = 64 << 10;
+
 /// A container's trees, open.
 pub struct ContainerFiles {
     /// The whole, as the container sees it.
@@ -131,18 +134,23 @@ fn tree(tree: Option<&Root>) -> Result<&Root, ArchiveError> {
     tree.ok_or_else(|| ArchiveError::Confine(io::Error::other("the container's changes are not at hand")))
 }
 
-fn pack_root<W: Write>(
-    root: &Root,
-    path: &[u8],
-    view: View<'_>,
-    sender: &mut FrameSender<W>,
-) -> Result<(), ArchiveError> {
+/// Writes a folder as the layer of an image that overlayfs has noted in it. When: in a thread that ends with it, since the thread
+/// is confined to the folder.
+///
+/// # Errors
+/// The folder cannot be read; nobody takes what is written.
+pub fn pack_layer(folder: &Root, to: impl Write) -> Result<(), ArchiveError> {
+    confine(folder.folder())?;
+    pack_root(folder, b"./", View::Layer(&Own::new(&[])), &mut io::BufWriter::with_capacity(STREAM_BYTES, to))
+}
+
+fn pack_root(root: &Root, path: &[u8], view: View<'_>, sender: &mut impl Write) -> Result<(), ArchiveError> {
     let folder: OwnedFd = root
         .resolve(std::path::Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)
         .map_err(ArchiveError::at("open", b"/"))?;
     let mut packer = Packer::new(sender, view);
     packer.folder(folder.as_fd(), path)?;
-    packer.tar.finish().map(drop).map_err(ArchiveError::Stream)
+    packer.tar.finish().and_then(|sender| sender.flush()).map_err(ArchiveError::Stream)
 }
 
 fn read<W: Write>(place: Place, base: &str, sender: &mut FrameSender<W>) -> Result<(), ArchiveError> {

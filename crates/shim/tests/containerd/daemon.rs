@@ -11,8 +11,11 @@ use crate::support::{SHIM, busybox_root, run, skip, text};
 /// The image that every test uses.
 pub const IMAGE: &str = "docker.io/library/busybox:test";
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Where its containers' cgroups are, as of every containerd: one folder for a namespace.
-pub const NAMESPACE: &str = "bulkhead-ctr-test";
+
+/// containerd's namespace, and the name of its containers' cgroups on the host, so one for each test's process.
+pub fn namespace() -> String {
+    format!("bulkhead-ctr-{}", std::process::id())
+}
 
 /// Why it cannot run here, told loudly.
 pub fn can_run() -> bool {
@@ -93,30 +96,37 @@ impl Containerd {
         }
     }
 
+    /// Two layers: busybox, and one that adds a file and takes another away.
     fn load_image(&self) {
-        busybox_root(&self.path("rootfs"));
-        let (layer, archive) = (self.path("layer.tar"), self.path("image"));
-        run(Command::new("tar").arg("-C").arg(self.path("rootfs")).arg("-cf").arg(&layer).arg("."));
+        let (lower, upper, archive) = (self.path("rootfs"), self.path("upper"), self.path("image"));
+        busybox_root(&lower);
+        fs::write(lower.join("etc/gone"), "").unwrap();
+        fs::create_dir_all(upper.join("etc")).unwrap();
+        fs::write(upper.join("etc/second"), "second\n").unwrap();
+        fs::write(upper.join("etc/.wh.gone"), "").unwrap();
         fs::create_dir(&archive).unwrap();
-        let sum = Command::new("sha256sum").arg(&layer).output().unwrap().stdout;
-        let sum = String::from_utf8_lossy(&sum[..64]).into_owned();
-        fs::rename(&layer, archive.join("layer.tar")).unwrap();
+        let layer = |folder: &Path, name: &str| {
+            let file = archive.join(name);
+            run(Command::new("tar").arg("-C").arg(folder).arg("-cf").arg(&file).arg("."));
+            let sum = Command::new("sha256sum").arg(&file).output().unwrap().stdout;
+            format!("\"sha256:{}\"", String::from_utf8_lossy(&sum[..64]))
+        };
+        let sums = [layer(&lower, "0.tar"), layer(&upper, "1.tar")].join(",");
         let config = format!(
             r#"{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["sh"]}},
-                "rootfs":{{"type":"layers","diff_ids":["sha256:{sum}"]}}}}"#
+                "rootfs":{{"type":"layers","diff_ids":[{sums}]}}}}"#
         );
         fs::write(archive.join("config.json"), config).unwrap();
-        let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{IMAGE}"],"Layers":["layer.tar"]}}]"#);
+        let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{IMAGE}"],"Layers":["0.tar","1.tar"]}}]"#);
         fs::write(archive.join("manifest.json"), manifest).unwrap();
         let tar = self.path("image.tar");
         run(Command::new("tar").arg("-C").arg(&archive).arg("-cf").arg(&tar).arg("."));
         self.ctr(&["images", "import", &text(&tar)]).ok();
-        self.ctr(&["snapshots", "--snapshotter", "native", "ls"]).ok();
     }
 
     pub fn ctr_command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("ctr");
-        command.args(["-a", &text(&self.path("sock")), "-n", NAMESPACE]).args(words).stdin(Stdio::null());
+        command.args(["-a", &text(&self.path("sock")), "-n", &namespace()]).args(words).stdin(Stdio::null());
         command
     }
 
@@ -182,7 +192,7 @@ impl Containerd {
     }
 
     pub fn bundle(&self, id: &str) -> PathBuf {
-        self.path("state/io.containerd.runtime.v2.task").join(NAMESPACE).join(id)
+        self.path("state/io.containerd.runtime.v2.task").join(namespace()).join(id)
     }
 
     pub fn log(&self) -> String {
@@ -211,13 +221,13 @@ impl Containerd {
         left.extend(bundle.exists().then(|| text(&bundle)));
         let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
         for hierarchy in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
-            let folder = hierarchy.join(NAMESPACE).join(id);
+            let folder = hierarchy.join(namespace()).join(id);
             left.extend(folder.exists().then(|| text(&folder)));
         }
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.contains("shim") && command.contains(NAMESPACE) && command.contains(&format!("-id {id} ")) {
+            if command.contains("shim") && command.contains(&namespace()) && command.contains(&format!("-id {id} ")) {
                 left.push(command);
             }
         }
@@ -238,11 +248,11 @@ fn spawn(folder: &Path) -> Child {
 impl Drop for Containerd {
     fn drop(&mut self) {
         // What a failed test has left runs: as containerd does for shims that it lost.
-        let shims = self.path("state/io.containerd.runtime.v2.task").join(NAMESPACE);
+        let shims = self.path("state/io.containerd.runtime.v2.task").join(namespace());
         for bundle in fs::read_dir(shims).into_iter().flatten().flatten() {
             let id = bundle.file_name().to_string_lossy().into_owned();
             let _ = Command::new(SHIM)
-                .args(["-namespace", NAMESPACE, "-id", &id, "delete"])
+                .args(["-namespace", &namespace(), "-id", &id, "delete"])
                 .current_dir(bundle.path())
                 .output();
         }

@@ -6,4 +6,5 @@ mod support;
 
 mod crashes;
 mod daemon;
+mod isolation;
 mod side_by_side;
