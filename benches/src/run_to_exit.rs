@@ -44,19 +44,13 @@ pub fn measure(
     Ok(())
 }
 
-/// Our own VMM's containers beside process containers, and beside QEMU's on the same KVM; without a network, which the lab has not.
-pub fn measure_on_kvm(
-    host: &TestHost,
-    without_standby: &TestHost,
-    qemu: &TestHost,
-    rounds: usize,
-) -> anyhow::Result<()> {
+/// Our own VMM's containers beside process containers; without a network, which the lab has not.
+pub fn measure_on_kvm(host: &TestHost, without_standby: &TestHost, rounds: usize) -> anyhow::Result<()> {
     let (process, hyperv) = (["--isolation=process", "--network=none"], ["--isolation=hyperv", "--network=none"]);
     let mut sides: Vec<Side<'_>> = vec![
         ours(host, "process", &process),
         ours(host, "hyperv, a VM standing by", &hyperv),
         ours(without_standby, "hyperv, forked", &hyperv),
-        ours(qemu, "hyperv, forked by qemu", &hyperv),
     ];
     time(&mut sides, host, rounds)?;
     let series: Vec<Series> = sides.into_iter().map(|(series, _)| series).collect();
