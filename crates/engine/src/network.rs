@@ -25,7 +25,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
-use hostnet::{Firewall, Namespace};
+use hostnet::{Firewall, GuardInWaiting, Namespace};
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,7 @@ pub use attach::AttachRequest;
 pub use files::{FilesRequest, write_files};
 pub use links::{Link, parse_link};
 pub use ports::wanted_ports;
+pub use ready::let_go;
 pub use store::{Member, NetworkStore};
 
 /// What the engine's memory has of a container's network while it runs.
@@ -50,6 +51,8 @@ struct Sandbox {
     /// Ends the name server.
     names: Option<CancellationToken>,
     ports: Vec<PublishedPort>,
+    /// A utility VM's guard that is still at work.
+    guard: Option<GuardInWaiting>,
 }
 
 impl Sandbox {
@@ -319,9 +322,16 @@ impl Networks {
         if network.driver != Driver::Bridge {
             return Ok(());
         }
+        let was_up = lock(&self.up).remove(&network.id);
+        // Nothing is made for it any more by now.
         self.ready.forget(network);
-        if lock(&self.up).remove(&network.id) {
+        if was_up {
             self.firewall.remove_network(&network.bridge).map_err(|error| host_error(&error))?;
+        }
+        // Nobody is on the network: what is left of links with it is of a utility VM that stands by.
+        let left = hostnet::links_on(&network.bridge).map_err(|error| host_error(&error))?;
+        for link in left.iter().filter(|link| ready::is_host_link(link)) {
+            hostnet::unplug(link).map_err(|error| host_error(&error))?;
         }
         // A bridge that somebody else made stays.
         let ours = hostnet::links_with_alias(&self.alias()).map_err(|error| host_error(&error))?;

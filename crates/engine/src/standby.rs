@@ -111,6 +111,21 @@ impl<V: Vm> Standby<V> {
         }
     }
 
+    /// Takes back what was taken and not used; whoever finds the place filled or closed keeps it.
+    ///
+    /// # Errors
+    /// The VM, for which there is no place.
+    pub fn put_back(&self, vm: V) -> Result<(), V> {
+        let mut slot = self.slot();
+        match &*slot {
+            Slot::Empty => {
+                *slot = Slot::Ready(vm);
+                Ok(())
+            }
+            Slot::Preparing | Slot::Ready(_) | Slot::Closed => Err(vm),
+        }
+    }
+
     /// `ready`, `preparing`, `none` or `off`.
     #[must_use]
     pub fn word(&self) -> &'static str {

@@ -4,9 +4,10 @@
 //! ```text
 //!   template                    Personalize, ConfigureNetwork
 //!   eth0..eth3, bound  ──▶ "spare" namespace ◀──────────▶ the guest's namespace, which is the container's
+//!                                                         Renew: what the rehearsal had is parked there, off
 //! ```
 //!
-//! Binding a network device takes an emulated fork a tenth of a second, moving one to another namespace next to nothing.
+//! Binding a network device takes an emulated fork a tenth of a second, moving one to another namespace a hundredth.
 
 mod netlink;
 
@@ -18,9 +19,9 @@ use std::path::PathBuf;
 
 use nix::sched::CloneFlags;
 use proto::ErrorKind;
-use proto::gcs::wire::{self, NetworkInterface};
+use proto::gcs::wire::{self, NetworkInterface, NetworkRoute};
 
-use netlink::{Batch, LinkChange, Refused, Route, Socket};
+use netlink::{Batch, LinkChange, Refused, Route, RouteTo, Socket};
 
 /// Where the container's name server is: on the other side of an interface, though the address is one of the loopback
 /// device's. Source: docs/design/0014-networks.md.
@@ -68,6 +69,8 @@ pub struct Network {
     spare: Socket,
     spare_namespace: File,
     now: wire::Network,
+    /// Links that are in the guest's namespace, off and without an address, and what they had last.
+    parked: Vec<NetworkInterface>,
 }
 
 impl Network {
@@ -87,7 +90,8 @@ impl Network {
         })?;
         let home = Socket::open()?;
         let home_namespace = File::open("/proc/self/ns/net")?;
-        let this = Self { names, home, home_namespace, spare, spare_namespace, now: wire::Network::new() };
+        let now = wire::Network::new();
+        let this = Self { names, home, home_namespace, spare, spare_namespace, now, parked: Vec::new() };
         let mut batch = Batch::default();
         this.names.iter().for_each(|name| this.put_away(&mut batch, name));
         this.home.carry_out(&batch).map_err(|refused| io::Error::other(format!("{refused}: {}", refused.source)))?;
@@ -105,46 +109,78 @@ impl Network {
     /// `Invalid` before anything was changed. Otherwise the network is neither the old nor the new one.
     pub fn make(&mut self, wanted: &wire::Network) -> Result<(), NetworkError> {
         check(wanted, self.names.len())?;
-        let has =
+        let parked = std::mem::take(&mut self.parked);
+        let has = |network: &[NetworkInterface], slot: u32| network.iter().any(|other| other.slot == slot);
+        let stays =
             |network: &wire::Network, one: &NetworkInterface| network.interfaces.iter().any(|other| same(one, other));
-        let leaving: Vec<_> = self.now.interfaces.iter().filter(|old| !has(wanted, old)).collect();
-        let coming: Vec<_> = wanted.interfaces.iter().filter(|new| !has(&self.now, new)).collect();
+        let leaving = self.now.interfaces.iter().filter(|old| !stays(wanted, old));
+        let leaving = leaving.chain(parked.iter().filter(|old| !has(&wanted.interfaces, old.slot)));
+        let coming: Vec<_> = wanted.interfaces.iter().filter(|new| !stays(&self.now, new)).collect();
+        self.forget_gateways(wanted);
         let mut batch = Batch::default();
-        for gateway in [&self.now.gateway4, &self.now.gateway6] {
-            let stays = [&wanted.gateway4, &wanted.gateway6].contains(&gateway);
-            batch_default(&mut batch, gateway.as_slice(), !stays, Batch::remove_route);
-        }
-        // A route may have gone with whatever the container did to its interface.
-        if let Err(refused) = self.home.carry_out(&batch) {
-            tracing::info!("{refused}: {}", refused.source);
-        }
-        let mut batch = Batch::default();
-        leaving.iter().for_each(|old| self.put_away(&mut batch, self.name(old)));
+        leaving.for_each(|old| self.put_away(&mut batch, self.name(old)));
         self.home.carry_out(&batch)?;
         let mut batch = Batch::default();
-        for new in &coming {
-            let change = LinkChange {
-                mac: Some(&new.mac),
-                mtu: Some(new.mtu).filter(|&mtu| mtu != 0),
-                namespace: Some(self.home_namespace.as_fd()),
-                up: false,
-            };
+        for new in coming.iter().filter(|new| !has(&parked, new.slot)) {
+            let change = LinkChange { namespace: Some(self.home_namespace.as_fd()), ..change_for(new) };
             batch.change_link("bring an interface", self.name(new), &change);
         }
         self.spare.carry_out(&batch)?;
         let mut batch = Batch::default();
         for new in &coming {
-            self.furnish(&mut batch, new)?;
+            self.furnish(&mut batch, new, parked.iter().find(|old| old.slot == new.slot))?;
         }
         for named in wanted.interfaces.iter().filter(|interface| interface.names) {
-            self.lead_to_names(&mut batch, named)?;
+            self.lead_to_names(&mut batch, named, &parked)?;
         }
         for gateway in [&wanted.gateway4, &wanted.gateway6] {
             batch_default(&mut batch, gateway.as_slice(), true, Batch::add_route);
         }
+        self.add_routes(&mut batch, wanted)?;
         self.home.carry_out(&batch)?;
         self.now = wanted.clone();
         Ok(())
+    }
+
+    /// Takes the network away, but leaves its links where they are, switched off: whoever is next probably has the same.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn park(&mut self) -> Result<(), NetworkError> {
+        self.forget_gateways(&wire::Network::new());
+        let mut batch = Batch::default();
+        for old in &self.now.interfaces {
+            let index = self.index_of(self.name(old))?;
+            for (address, prefix) in addresses(old) {
+                batch.remove_address(index, address, prefix);
+            }
+            batch.change_link(
+                "switch an interface off",
+                self.name(old),
+                &LinkChange { up: Some(false), ..<_>::default() },
+            );
+        }
+        self.home.carry_out(&batch)?;
+        self.parked = std::mem::take(&mut self.now).interfaces;
+        Ok(())
+    }
+
+    fn forget_gateways(&self, wanted: &wire::Network) {
+        let mut batch = Batch::default();
+        for gateway in [&self.now.gateway4, &self.now.gateway6] {
+            let stays = [&wanted.gateway4, &wanted.gateway6].contains(&gateway);
+            batch_default(&mut batch, gateway.as_slice(), !stays, Batch::remove_route);
+        }
+        for route in self.now.routes.iter().filter(|route| !wanted.routes.contains(route)) {
+            match self.route(route) {
+                Ok(route) => batch.remove_route(route),
+                Err(refused) => tracing::info!("{refused}: {}", refused.source),
+            }
+        }
+        // A route may have gone with whatever the container did to its interface.
+        if let Err(refused) = self.home.carry_out(&batch) {
+            tracing::info!("{refused}: {}", refused.source);
+        }
     }
 
     fn name(&self, interface: &NetworkInterface) -> &str {
@@ -152,40 +188,88 @@ impl Network {
         self.names.get(slot).map_or("", String::as_str)
     }
 
-    /// Settings at once, since they must be there when the link is switched on; the rest into the batch.
-    fn furnish(&self, batch: &mut Batch, new: &NetworkInterface) -> Result<(), NetworkError> {
+    /// Settings at once, since they must be there when the link is switched on; the rest into the batch. Shape: `parked` is
+    /// what the link had when it was parked, if it was.
+    fn furnish(
+        &self,
+        batch: &mut Batch,
+        new: &NetworkInterface,
+        parked: Option<&NetworkInterface>,
+    ) -> Result<(), NetworkError> {
         let name = self.name(new);
         let index = self.index_of(name)?;
-        let (v4, v6) = (address(&new.ipv4), address(&new.ipv6));
-        if v6.is_some() {
-            // Its addresses are given by the host, and no router of the network tells it others.
-            for setting in ["accept_dad", "accept_ra"] {
-                set(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), "0")?;
+        let has_v6 = |interface: &NetworkInterface| !interface.ipv6.is_empty();
+        match (has_v6(new), parked.map(has_v6)) {
+            (wanted, Some(is)) if wanted == is => {}
+            (false, _) => set(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")?,
+            (true, was) => {
+                // Its addresses are given by the host, and no router of the network tells it others.
+                for setting in ["accept_dad", "accept_ra"] {
+                    set(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), "0")?;
+                }
+                if was.is_some() {
+                    set(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "0")?;
+                }
             }
-        } else {
-            set(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")?;
         }
-        batch.change_link("switch an interface on", name, &LinkChange { up: true, ..LinkChange::default() });
-        for (address, prefix) in [(v4, new.ipv4_prefix), (v6, new.ipv6_prefix)] {
-            if let Some(address) = address {
-                // Checked to be at most 128.
-                batch.add_address(index, address, u8::try_from(prefix).unwrap_or(u8::MAX));
-            }
+        let change = if parked.is_some() { change_for(new) } else { LinkChange::default() };
+        batch.change_link("switch an interface on", name, &LinkChange { up: Some(true), ..change });
+        for (address, prefix) in addresses(new) {
+            batch.add_address(index, address, prefix);
         }
         Ok(())
     }
 
     /// Questions to the name server leave by this interface, whichever they left by before.
-    fn lead_to_names(&self, batch: &mut Batch, interface: &NetworkInterface) -> Result<(), NetworkError> {
+    fn lead_to_names(
+        &self,
+        batch: &mut Batch,
+        interface: &NetworkInterface,
+        parked: &[NetworkInterface],
+    ) -> Result<(), NetworkError> {
         let name = self.name(interface);
-        set(format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")?;
+        if !parked.iter().any(|old| old.slot == interface.slot && old.names) {
+            set(format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")?;
+        }
         batch.add_route(Route::OnLink(NAME_SERVER, self.index_of(name)?));
         Ok(())
+    }
+
+    /// The neighbours' first: a gateway may be one of them.
+    fn add_routes(&self, batch: &mut Batch, wanted: &wire::Network) -> Result<(), Refused> {
+        let (far, near): (Vec<_>, Vec<_>) = wanted.routes.iter().partition(|route| !route.gateway.is_empty());
+        for route in near.into_iter().chain(far) {
+            batch.add_route(self.route(route)?);
+        }
+        Ok(())
+    }
+
+    fn route(&self, route: &NetworkRoute) -> Result<Route, Refused> {
+        let slot = usize::try_from(route.slot).unwrap_or(usize::MAX);
+        Ok(Route::To(RouteTo {
+            // Checked to be an address.
+            to: (address(&route.to).unwrap_or(NAME_SERVER), u8::try_from(route.prefix).unwrap_or(u8::MAX)),
+            link: self.index_of(self.names.get(slot).map_or("", String::as_str))?,
+            gateway: address(&route.gateway),
+            on_link: route.on_link,
+            metric: route.metric,
+        }))
     }
 
     fn index_of(&self, name: &str) -> Result<u32, Refused> {
         self.home.index_of(name).map_err(|source| Refused { step: "find an interface", source })
     }
+}
+
+/// What a link is to have when it is brought to the container.
+fn change_for(new: &NetworkInterface) -> LinkChange<'_> {
+    LinkChange { mac: Some(&new.mac), mtu: Some(new.mtu).filter(|&mtu| mtu != 0), ..LinkChange::default() }
+}
+
+/// An interface's addresses with the lengths of their prefixes, checked to be at most 128.
+fn addresses(interface: &NetworkInterface) -> impl Iterator<Item = (IpAddr, u8)> {
+    let both = [(&interface.ipv4, interface.ipv4_prefix), (&interface.ipv6, interface.ipv6_prefix)];
+    both.into_iter().filter_map(|(bytes, prefix)| Some((address(bytes)?, u8::try_from(prefix).unwrap_or(u8::MAX))))
 }
 
 /// Whether an interface can stay as it is. Names may go by another one at any time.
@@ -235,6 +319,18 @@ fn check(network: &wire::Network, slots: usize) -> Result<(), NetworkError> {
     if !of_length(&network.gateway4, 4) || !of_length(&network.gateway6, 16) {
         return Err(NetworkError::Invalid("no gateway's address"));
     }
+    for route in &network.routes {
+        let bits = route.to.len() * 8;
+        let claims = [
+            (network.interfaces.iter().any(|interface| interface.slot == route.slot), "a route by no interface"),
+            (address(&route.to).is_some(), "a route to no address"),
+            (usize::try_from(route.prefix).is_ok_and(|prefix| prefix <= bits), "a route to no addresses"),
+            (of_length(&route.gateway, route.to.len()), "a route by no gateway"),
+        ];
+        if let Some((_, wrong)) = claims.into_iter().find(|(holds, _)| !holds) {
+            return Err(NetworkError::Invalid(wrong));
+        }
+    }
     Ok(())
 }
 
@@ -253,6 +349,10 @@ mod tests {
         }
     }
 
+    fn route() -> NetworkRoute {
+        NetworkRoute { slot: 1, to: vec![10, 2, 0, 0], prefix: 16, gateway: vec![169, 254, 1, 1], ..<_>::default() }
+    }
+
     #[test]
     fn a_network_is_checked_before_anything_happens() {
         let check = |change: fn(&mut wire::Network)| {
@@ -261,7 +361,12 @@ mod tests {
             check(&network, 4)
         };
         check(|_| ()).unwrap();
-        let broken: [fn(&mut wire::Network); 10] = [
+        check(|network| network.routes.push(route())).unwrap();
+        let broken: [fn(&mut wire::Network); 14] = [
+            |network| network.routes.push(NetworkRoute { slot: 2, ..route() }),
+            |network| network.routes.push(NetworkRoute { to: vec![10], ..route() }),
+            |network| network.routes.push(NetworkRoute { prefix: 33, ..route() }),
+            |network| network.routes.push(NetworkRoute { gateway: vec![1; 16], ..route() }),
             |network| network.interfaces[0].slot = 4,
             |network| network.interfaces.push(NetworkInterface { names: false, ..interface() }),
             |network| network.interfaces.push(NetworkInterface { slot: 2, ..interface() }),

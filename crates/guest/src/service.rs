@@ -10,9 +10,9 @@ use futures_util::StreamExt;
 use proto::gcs::INIT_PROCESS;
 use proto::gcs::wire::{
     self, ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse,
-    MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessEntry, ProcessesResponse, ResizeRequest,
-    SignalRequest, StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest,
-    WaitResponse,
+    MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessEntry, ProcessesResponse, RenewRequest,
+    ResizeRequest, SignalRequest, StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest,
+    WaitRequest, WaitResponse,
 };
 use proto::gcs::wire_ttrpc::{Guest, create_guest};
 use proto::{ErrorKind, ProcessDetails, Status};
@@ -414,7 +414,7 @@ impl GuestService {
 
     /// Makes the guest of a rehearsal what a fresh fork is: nothing of the container, its disks and its streams is left.
     /// Whatever fails, the life is over, and the host destroys the VM.
-    async fn begin_again(&self) -> Result<(), Status> {
+    async fn begin_again(&self, keep_interfaces: bool) -> Result<(), Status> {
         let rehearsed = lock(&self.life).take_rehearsal()?;
         let machine = match rehearsed {
             Rehearsed::Nothing(machine) => machine,
@@ -424,7 +424,12 @@ impl GuestService {
             }
         };
         self.substreams.forget().await;
-        self.set_network(&wire::Network::new())?;
+        if keep_interfaces {
+            let parked = self.network.lock().unwrap_or_else(PoisonError::into_inner).park();
+            parked.map_err(|error| Status::from_error(error.kind(), &error))?;
+        } else {
+            self.set_network(&wire::Network::new())?;
+        }
         let machine = compute::renew(machine).map_err(|error| failed(&error))?;
         *lock(&self.life) = Life::Blank(machine);
         Ok(())
@@ -543,8 +548,8 @@ impl Guest for GuestService {
         done(self.change_network(request).await)
     }
 
-    async fn renew(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
-        done(self.begin_again().await)
+    async fn renew(&self, _: &TtrpcContext, request: RenewRequest) -> ttrpc::Result<Empty> {
+        done(self.begin_again(request.keep_interfaces).await)
     }
 }
 

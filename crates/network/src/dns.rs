@@ -69,7 +69,12 @@ impl NameSockets {
     /// # Errors
     /// When the kernel refuses.
     pub fn open_at(namespace: &Namespace, address: Ipv4Addr) -> Result<Self, NetworkError> {
-        namespace.run(|| Self::bind(SocketAddr::from((address, 53))))
+        namespace.run(|| Self::open_for_guest(address))
+    }
+
+    /// As [`NameSockets::open_at`], in the namespace in which this thread is.
+    pub(crate) fn open_for_guest(address: Ipv4Addr) -> Result<Self, NetworkError> {
+        Self::bind(SocketAddr::from((address, 53)))
     }
 
     fn bind(address: SocketAddr) -> Result<Self, NetworkError> {

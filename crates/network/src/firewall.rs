@@ -7,7 +7,7 @@
 
 mod docker;
 pub(crate) mod guard;
-mod nft;
+pub(crate) mod nft;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

@@ -8,15 +8,16 @@
 //! Addresses and routes stay where they are, for whoever looks after them; the guard keeps the namespace itself from using
 //! them. What the guest's protocol cannot carry is refused.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use proto::network::{NETWORK_SLOTS, SandboxInterface, SandboxNetwork};
+use proto::network::{NETWORK_SLOTS, SandboxInterface, SandboxNetwork, SandboxRoute};
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
@@ -30,6 +31,9 @@ use crate::sandbox::tie;
 
 /// Begins the alias of a bridge that ties a link which was taken over; then come its name and its own hardware address.
 const MARK: &str = "bulkhead-guest ";
+
+/// What an IPv6 route has that was given no metric. Source: Linux include/uapi/linux/ipv6_route.h, `IP6_RT_PRIO_USER`.
+const KERNELS_METRIC6: u32 = 1024;
 
 /// A link as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,20 +138,31 @@ async fn look(handle: &Handle, namespace: &Namespace) -> Result<(Vec<Found>, San
         interfaces: Vec::new(),
         gateway4: None,
         gateway6: None,
+        routes: Vec::new(),
     };
     for (slot, link) in (0..).zip(&links) {
         network.interfaces.push(interface(slot, link, &addresses)?);
     }
-    let requests = [
-        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-    ];
+    let mut routes: Vec<RouteMessage> = Vec::new();
+    let requests = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     for request in requests {
-        let routes: Vec<RouteMessage> =
-            handle.route().get(request).execute().try_collect().await.map_err(NetworkError::netlink("list routes"))?;
-        for route in &routes {
-            add_route(&mut network, route)?;
+        let listed = handle.route().get(request).execute().try_collect::<Vec<_>>().await;
+        routes.extend(listed.map_err(NetworkError::netlink("list routes"))?);
+    }
+    for (interface, link) in network.interfaces.iter_mut().zip(&links) {
+        if let Some((address, prefix)) = &mut interface.ipv4
+            && !has_neighbours(&routes, link.index, ((*address).into(), *prefix))
+        {
+            *prefix = 32;
         }
+        if let Some((address, prefix)) = &mut interface.ipv6
+            && !has_neighbours(&routes, link.index, ((*address).into(), *prefix))
+        {
+            *prefix = 128;
+        }
+    }
+    for route in &routes {
+        add_route(&mut network, &links, route)?;
     }
     Ok((links, network))
 }
@@ -177,7 +192,13 @@ fn interface(slot: u32, link: &Found, addresses: &[AddressMessage]) -> Result<Sa
         .iter()
         .filter(|address| address.header.index == link.index && address.header.scope == AddressScope::Universe);
     for address in own {
-        let prefix = address.header.prefix_len;
+        // That of a point-to-point link is its far end's, which has a route.
+        let is_far = far_end(address).is_some_and(|far| Some(far) != local(address));
+        let prefix = match (is_far, local(address)) {
+            (true, Some(IpAddr::V4(_))) => 32,
+            (true, _) => 128,
+            (false, _) => address.header.prefix_len,
+        };
         let second = match local(address) {
             Some(IpAddr::V4(address)) => interface.ipv4.replace((address, prefix)).is_some(),
             Some(IpAddr::V6(address)) => interface.ipv6.replace((address, prefix)).is_some(),
@@ -197,13 +218,17 @@ fn local(address: &AddressMessage) -> Option<IpAddr> {
         .or_else(|| of(|attribute| if let AddressAttribute::Address(ip) = attribute { Some(*ip) } else { None }))
 }
 
-/// A default route is the guest's, those that come with an address come by themselves.
-fn add_route(network: &mut SandboxNetwork, route: &RouteMessage) -> Result<(), NetworkError> {
+fn far_end(address: &AddressMessage) -> Option<IpAddr> {
+    address.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    })
+}
+
+/// A route is taken as it is, but for those that come with an address and come by themselves in the guest, too.
+fn add_route(network: &mut SandboxNetwork, links: &[Found], route: &RouteMessage) -> Result<(), NetworkError> {
     let header = &route.header;
-    if header.table != RouteHeader::RT_TABLE_MAIN
-        || header.kind != RouteType::Unicast
-        || header.protocol == RouteProtocol::Kernel
-    {
+    if header.table != RouteHeader::RT_TABLE_MAIN || header.kind == RouteType::Multicast {
         return Ok(());
     }
     let address = |wanted: fn(&RouteAttribute) -> Option<&RouteAddress>| {
@@ -213,26 +238,65 @@ fn add_route(network: &mut SandboxNetwork, route: &RouteMessage) -> Result<(), N
             _ => None,
         })
     };
+    let number = |wanted: fn(&RouteAttribute) -> Option<u32>| route.attributes.iter().find_map(wanted);
     let to = address(|attribute| if let RouteAttribute::Destination(to) = attribute { Some(to) } else { None });
     let by = address(|attribute| if let RouteAttribute::Gateway(by) = attribute { Some(by) } else { None });
-    let prefix = header.destination_prefix_length;
-    let is_near = by.is_some_and(|by| network.interfaces.iter().any(|interface| reaches(interface, by)));
-    match (to, by) {
-        (None, Some(IpAddr::V4(by))) if is_near && network.gateway4.is_none() => network.gateway4 = Some(by),
-        (None, Some(IpAddr::V6(by))) if is_near && network.gateway6.is_none() => network.gateway6 = Some(by),
-        (to, by) => {
-            let to = to.map_or("default".to_owned(), |to| format!("{to}/{prefix}"));
-            let by = by.map_or(String::new(), |by| format!(" by {by}"));
-            return Err(refused(format!("the route {to}{by}")));
-        }
+    let source = address(|attribute| if let RouteAttribute::PrefSource(from) = attribute { Some(from) } else { None });
+    let link = number(|attribute| if let RouteAttribute::Oif(link) = attribute { Some(*link) } else { None });
+    let metric =
+        number(|attribute| if let RouteAttribute::Priority(metric) = attribute { Some(*metric) } else { None });
+    let is_v4 = header.address_family == AddressFamily::Inet;
+    let all = if is_v4 { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let (target, prefix) = (to.unwrap_or(all), header.destination_prefix_length);
+    let found = (0..).zip(links).find(|(_, found)| Some(found.index) == link);
+    let interface = found.and_then(|(slot, _)| network.interfaces.iter().find(|interface| interface.slot == slot));
+    let refuse = || {
+        let to = to.map_or("default".to_owned(), |to| format!("{to}/{prefix}"));
+        refused(format!("the route {to}{}", by.map_or(String::new(), |by| format!(" by {by}"))))
+    };
+    let Some(interface) = interface.filter(|_| header.kind == RouteType::Unicast) else { return Err(refuse()) };
+    if source.is_some_and(|source| !own(interface).any(|(own, _)| own == source)) {
+        return Err(refuse());
     }
+    let is_own = IpNet::new(target, prefix).is_ok_and(|net| own_subnets(interface).any(|own| own == net));
+    let is_link_local = matches!(target, IpAddr::V6(to) if to.is_unicast_link_local());
+    if by.is_none() && (is_own || is_link_local && header.protocol == RouteProtocol::Kernel) {
+        return Ok(());
+    }
+    // Without the attribute, IPv6 routes have 1024, which is what the guest's kernel takes as well.
+    let metric = metric.filter(|&metric| is_v4 || metric != KERNELS_METRIC6).unwrap_or(0);
+    let on_link = header.flags.contains(RouteFlags::Onlink);
+    network.routes.push(SandboxRoute { slot: interface.slot, to: (target, prefix), gateway: by, on_link, metric });
     Ok(())
 }
 
-fn reaches(interface: &SandboxInterface, address: IpAddr) -> bool {
-    let v4 = interface.ipv4.and_then(|(own, prefix)| IpNet::new(own.into(), prefix).ok());
-    let v6 = interface.ipv6.and_then(|(own, prefix)| IpNet::new(own.into(), prefix).ok());
-    v4.into_iter().chain(v6).any(|net| net.contains(&address))
+/// An interface's addresses.
+fn own(interface: &SandboxInterface) -> impl Iterator<Item = (IpAddr, u8)> {
+    let v4 = interface.ipv4.map(|(address, prefix)| (IpAddr::V4(address), prefix));
+    v4.into_iter().chain(interface.ipv6.map(|(address, prefix)| (IpAddr::V6(address), prefix)))
+}
+
+fn own_subnets(interface: &SandboxInterface) -> impl Iterator<Item = IpNet> {
+    own(interface).filter_map(|(address, prefix)| IpNet::new(address, prefix).ok().map(|net| net.trunc()))
+}
+
+/// Whether the neighbours on an interface's subnet are reached without a gateway. Where that route was taken away, as on
+/// point-to-point links, the guest must not have it by its address.
+fn has_neighbours(routes: &[RouteMessage], link: u32, (address, prefix): (IpAddr, u8)) -> bool {
+    let Ok(subnet) = IpNet::new(address, prefix).map(|net| net.trunc()) else { return false };
+    routes.iter().any(|route| {
+        let to = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(to)) => Some(IpAddr::V4(*to)),
+            RouteAttribute::Destination(RouteAddress::Inet6(to)) => Some(IpAddr::V6(*to)),
+            _ => None,
+        });
+        let by_gateway = route.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::Gateway(_)));
+        route.header.table == RouteHeader::RT_TABLE_MAIN
+            && route.attributes.contains(&RouteAttribute::Oif(link))
+            && !by_gateway
+            && to == Some(subnet.addr())
+            && route.header.destination_prefix_length == prefix
+    })
 }
 
 fn hex(mac: &[u8; 6]) -> String {
@@ -257,31 +321,68 @@ mod tests {
             ipv6: Some(("fd00::2".parse().unwrap(), 64)),
             names: false,
         };
-        SandboxNetwork { namespace: "/x".into(), interfaces: vec![interface], gateway4: None, gateway6: None }
+        let (interfaces, routes) = (vec![interface], Vec::new());
+        SandboxNetwork { namespace: "/x".into(), interfaces, gateway4: None, gateway6: None, routes }
+    }
+
+    fn links() -> [Found; 1] {
+        [Found { index: LINK, name: "eth0".into(), mac: [2; 6], mtu: 1500, is_veth: true }]
+    }
+
+    const LINK: u32 = 7;
+
+    fn v4() -> RouteMessageBuilder<Ipv4Addr> {
+        RouteMessageBuilder::<Ipv4Addr>::new().output_interface(LINK)
     }
 
     #[test]
-    fn routes_that_a_guest_can_have_are_taken_and_others_are_told() {
-        let v4 = |to: Option<(&str, u8)>, by: &str| {
-            let mut route = RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(by.parse().unwrap());
-            if let Some((to, prefix)) = to {
-                route = route.destination_prefix(to.parse().unwrap(), prefix);
-            }
-            route.build()
-        };
-        let mut to = network();
-        add_route(&mut to, &v4(None, "10.1.0.1")).unwrap();
-        let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway("fd00::1".parse().unwrap()).build();
-        add_route(&mut to, &v6).unwrap();
-        assert_eq!((to.gateway4, to.gateway6), (Some("10.1.0.1".parse().unwrap()), Some("fd00::1".parse().unwrap())));
-        for (route, told) in [
-            (v4(None, "10.1.0.1"), "the route default by 10.1.0.1"),
-            (v4(Some(("10.2.0.0", 16)), "10.1.0.1"), "the route 10.2.0.0/16 by 10.1.0.1"),
-        ] {
-            assert!(add_route(&mut to, &route).unwrap_err().to_string().ends_with(told));
+    fn routes_are_taken_as_they_are_but_for_those_of_the_addresses() {
+        let to = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let own = v4().destination_prefix(to("10.1.0.0"), 24).pref_source(to("10.1.0.2")).build();
+        let near = v4().destination_prefix(to("169.254.1.1"), 32).build();
+        let mut flagged = v4().destination_prefix(to("10.2.0.0"), 16).gateway(to("172.31.0.1")).build();
+        flagged.header.flags = RouteFlags::Onlink;
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(LINK).gateway("fe80::1".parse().unwrap());
+        let routes = [own.clone(), near, v4().gateway(to("169.254.1.1")).build(), flagged, v6.priority(1024).build()];
+        let mut taken = network();
+        routes.iter().for_each(|route| add_route(&mut taken, &links(), route).unwrap());
+        let told: Vec<_> =
+            taken.routes.iter().map(|route| (route.to, route.gateway, route.on_link, route.metric)).collect();
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(
+            told,
+            [
+                ((address("169.254.1.1"), 32), None, false, 0),
+                ((address("0.0.0.0"), 0), Some(address("169.254.1.1")), false, 0),
+                ((address("10.2.0.0"), 16), Some(address("172.31.0.1")), true, 0),
+                ((address("::"), 0), Some(address("fe80::1")), false, 0),
+            ]
+        );
+        assert!(has_neighbours(std::slice::from_ref(&own), LINK, (address("10.1.0.2"), 24)));
+        for (link, prefix) in [(LINK + 1, 24), (LINK, 25)] {
+            assert!(!has_neighbours(std::slice::from_ref(&own), link, (address("10.1.0.2"), prefix)));
         }
-        let far = add_route(&mut network(), &v4(None, "169.254.1.1")).unwrap_err();
-        assert_eq!(far.kind(), proto::ErrorKind::NotImplemented);
+        // As GKE has it: the subnet by a gateway.
+        let by_gateway = v4().destination_prefix(to("10.1.0.0"), 24).gateway(to("10.1.0.1")).build();
+        assert!(!has_neighbours(&[by_gateway], LINK, (address("10.1.0.2"), 24)));
+    }
+
+    #[test]
+    fn what_a_guest_cannot_have_is_told() {
+        let to = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let mut hole = v4().destination_prefix(to("10.9.0.0"), 16).build();
+        hole.header.kind = RouteType::BlackHole;
+        let elsewhere = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(1).gateway(to("10.1.0.1")).build();
+        let from = v4().destination_prefix(to("10.3.0.0"), 16).pref_source(to("10.4.0.1")).build();
+        for (route, told) in [
+            (hole, "the route 10.9.0.0/16"),
+            (elsewhere, "the route default by 10.1.0.1"),
+            (from, "the route 10.3.0.0/16"),
+        ] {
+            let error = add_route(&mut network(), &links(), &route).unwrap_err();
+            assert!(error.to_string().ends_with(told), "{error}");
+            assert_eq!(error.kind(), proto::ErrorKind::NotImplemented);
+        }
     }
 
     #[test]

@@ -207,6 +207,21 @@ pub(crate) fn make(namespace: &File, plug: &Plug, name: &str) -> Result<(), Netw
     })
 }
 
+/// Names of the links that are on a bridge; none when there is no such bridge.
+///
+/// # Errors
+/// What the kernel says.
+pub fn links_on(bridge: &str) -> Result<Vec<String>, NetworkError> {
+    talk(async |handle| {
+        let Some(bridge) = find(&handle, bridge).await? else { return Ok(Vec::new()) };
+        let on = LinkAttribute::Controller(bridge.header.index);
+        let links: Vec<LinkMessage> =
+            handle.link().get().execute().try_collect().await.map_err(NetworkError::netlink("list links"))?;
+        let links = links.iter().filter(|link| link.attributes.contains(&on));
+        Ok(links.filter_map(|link| name_of(link).map(str::to_owned)).collect())
+    })
+}
+
 /// True if a link is on a bridge.
 pub(crate) fn is_on(link: &str, bridge: &str) -> Result<bool, NetworkError> {
     talk(async |handle| {
@@ -226,6 +241,15 @@ async fn free_name(handle: &Handle) -> Result<String, NetworkError> {
         }
     }
     Err(NetworkError::Taken("eth255".into()))
+}
+
+/// In the namespace: up, with no address of any kind.
+pub(crate) fn switch_on(name: &str) -> Result<(), NetworkError> {
+    set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
+    talk(async |handle| {
+        let up = LinkUnspec::new_with_name(name).up().build();
+        handle.link().set(up).execute().await.map_err(NetworkError::netlink(format!("bring up {name}")))
+    })
 }
 
 /// In the namespace: addresses, and up. Routes come with [`set_default_routes`].

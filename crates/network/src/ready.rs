@@ -1,15 +1,24 @@
 //! A namespace that waits for a container, linked with a bridge.
 //!
+//! ```text
+//!  process:  bridge ── veth host_link ═ veth eth0, down, no address
+//!  guest:    bridge ── veth host_link ═ veth eth0 ── bridge br0 ── (tap nic0, of a VM that stands by, off); guard: all dropped
+//! ```
+//!
 //! Nothing but an open file holds it: however its engine ends, the kernel takes namespace and link away.
 
 use std::fs::File;
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 
-use crate::dns::NameSockets;
+use crate::dns::{ADDRESS, NameSockets};
 use crate::error::NetworkError;
-use crate::link::{Plug, READY_NAME, is_on, make};
+use crate::firewall::guard::GuardInWaiting;
+use crate::link::{Plug, READY_NAME, is_on, make, switch_on, unplug};
 use crate::namespace::{Namespace, run_in, unbound};
 use crate::netlink::set_sysctl;
+use crate::sandbox::tie_slot;
 
 /// The link of a namespace that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,31 +33,44 @@ pub struct ReadyEnd {
     pub isolated: bool,
     /// Its containers have an address of IPv6.
     pub ipv6: bool,
-    /// Its process containers have a name server.
+    /// Its containers have a name server.
     pub names: bool,
+    /// For a utility VM, whose slot 0 is behind the link.
+    pub guest: bool,
 }
 
-/// A namespace with a link whose end in it is down and has no address.
+/// What a container gets that takes a namespace which waited.
+#[derive(Debug)]
+pub struct Bound {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The sockets of its name server, if it has one.
+    pub names: Option<NameSockets>,
+    /// A utility VM's guard.
+    pub guard: Option<GuardInWaiting>,
+}
+
+/// A namespace with a link whose end in it has no address.
 #[derive(Debug)]
 pub struct ReadySandbox {
     namespace: File,
     end: ReadyEnd,
     names: Option<NameSockets>,
+    guard: Option<GuardInWaiting>,
 }
 
 impl ReadySandbox {
     /// Makes one.
     ///
     /// # Errors
-    /// What the kernel says; nothing stays.
+    /// What the kernel or `nft` says; nothing stays.
     pub fn new(end: ReadyEnd) -> Result<Self, NetworkError> {
         let namespace = unbound()?;
         let plug = Plug {
             bridge: end.bridge.clone(),
             host_link: end.host_link.clone(),
             name: None,
-            // Its container's takes its place.
-            mac: [2, 0, 0, 0, 0, 1],
+            mac: first_mac()?,
             mtu: end.mtu,
             ipv4: None,
             ipv6: None,
@@ -57,11 +79,20 @@ impl ReadySandbox {
             ready: false,
         };
         make(&namespace, &plug, READY_NAME)?;
-        let names = run_in(&namespace, || {
-            set_sysctl(&format!("ipv6/conf/{READY_NAME}/disable_ipv6"), if end.ipv6 { "0" } else { "1" });
-            end.names.then(NameSockets::open_here).transpose()
+        let made = run_in(&namespace, || if end.guest { furnish_for_guest(&end, &plug) } else { furnish(&end) });
+        // The namespace takes its link along, but not at once.
+        let (names, guard) = made.inspect_err(|_| {
+            if let Err(error) = unplug(&end.host_link) {
+                tracing::warn!(link = end.host_link, error = &error as &dyn std::error::Error, "left behind");
+            }
         })?;
-        Ok(Self { namespace, end, names })
+        Ok(Self { namespace, end, names, guard })
+    }
+
+    /// A path by which other processes open the namespace while this one is there.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd()).into()
     }
 
     /// What it was made for.
@@ -78,14 +109,41 @@ impl ReadySandbox {
         is_on(&self.end.host_link, &self.end.bridge)
     }
 
-    /// Binds it on `path`, for a container; it is made whole by [`crate::plug`] with [`Plug::ready`]. With the sockets of its
-    /// name server, as of a process container.
+    /// Binds it on `path`, for a container. A process container's is made whole by [`crate::plug`] with [`Plug::ready`], a
+    /// guest's by its guard.
     ///
     /// # Errors
     /// When the kernel refuses; nothing stays.
-    pub fn bind(self, path: &Path) -> Result<(Namespace, Option<NameSockets>), NetworkError> {
-        Ok((Namespace::bind(&self.namespace, path)?, self.names))
+    pub fn bind(self, path: &Path) -> Result<Bound, NetworkError> {
+        let namespace = Namespace::bind(&self.namespace, path)?;
+        Ok(Bound { namespace, names: self.names, guard: self.guard })
     }
+}
+
+/// Locally administered, and no guest's: a bridge keeps frames for its own ports' addresses. A process container's own takes
+/// its place.
+fn first_mac() -> Result<[u8; 6], NetworkError> {
+    let mut mac = [0; 6];
+    rustix::rand::getrandom(&mut mac[..], rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| NetworkError::kernel("draw a hardware address")(error.into()))?;
+    mac[0] = 6;
+    Ok(mac)
+}
+
+type Furnished = (Option<NameSockets>, Option<GuardInWaiting>);
+
+fn furnish(end: &ReadyEnd) -> Result<Furnished, NetworkError> {
+    set_sysctl(&format!("ipv6/conf/{READY_NAME}/disable_ipv6"), if end.ipv6 { "0" } else { "1" });
+    Ok((end.names.then(NameSockets::open_here).transpose()?, None))
+}
+
+/// Everything up to the tap. Whoever asks the name server is found behind the bridge, whatever its address.
+fn furnish_for_guest(end: &ReadyEnd, plug: &Plug) -> Result<Furnished, NetworkError> {
+    // First, so that nothing passes at any time.
+    let guard = GuardInWaiting::open(ADDRESS)?;
+    switch_on(READY_NAME)?;
+    tie_slot(0, READY_NAME, plug.mac, Some((Ipv4Addr::UNSPECIFIED, 0)), None)?;
+    Ok((end.names.then(|| NameSockets::open_for_guest(ADDRESS)).transpose()?, Some(guard)))
 }
 
 #[cfg(test)]
@@ -121,10 +179,11 @@ mod tests {
             isolated: false,
             ipv6: false,
             names: false,
+            guest: false,
         };
         let (taken, unused) = (ReadySandbox::new(end("bhv-r1"))?, ReadySandbox::new(end("bhv-r2"))?);
         assert!(taken.is_whole()? && unused.is_whole()?);
-        let (space, _) = taken.bind(&folder.join("taken"))?;
+        let space = taken.bind(&folder.join("taken"))?.namespace;
         let wanted = Plug {
             bridge: "bh-r".into(),
             host_link: "bhv-r1".into(),

@@ -76,7 +76,19 @@ pub(crate) fn tie(
     interface: &SandboxInterface,
     alias: Option<&str>,
 ) -> Result<(), NetworkError> {
-    let name = bridge_name(interface.slot);
+    let guest = interface.ipv4.map(|(address, _)| (address, 32));
+    tie_slot(interface.slot, veth, mac, guest, alias)
+}
+
+/// As [`tie`], for a slot: `guest` are the addresses that are asked from by names.
+pub(crate) fn tie_slot(
+    slot: u32,
+    veth: &str,
+    mac: [u8; 6],
+    guest: Option<(Ipv4Addr, u8)>,
+    alias: Option<&str>,
+) -> Result<(), NetworkError> {
+    let name = bridge_name(slot);
     // Frames on the bridge are no packets of this namespace's.
     for setting in ["iptables", "ip6tables", "arptables"] {
         set_sysctl(&format!("bridge/bridge-nf-call-{setting}"), "0");
@@ -96,12 +108,27 @@ pub(crate) fn tie(
         set_sysctl(&format!("ipv4/conf/{name}/rp_filter"), "0");
         let veth = LinkUnspec::new_with_name(veth).controller(index).build();
         handle.link().set(veth).execute().await.map_err(failed("tie a link to"))?;
-        if let Some((address, _)) = interface.ipv4 {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).scope(RouteScope::Link);
-            let route = route.output_interface(index).build();
+        if let Some((address, prefix)) = guest {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, prefix);
+            let route = route.scope(RouteScope::Link).output_interface(index).build();
             handle.route().add(route).replace().execute().await.map_err(failed("find the guest by"))?;
         }
         Ok(())
+    })
+}
+
+/// Ties a tap to its slot's bridge, and leaves it off. When: the VM is not a container's yet.
+///
+/// # Errors
+/// What the kernel says.
+pub fn tie_tap(namespace: &Namespace, slot: u32) -> Result<(), NetworkError> {
+    let tap = tap_name(slot);
+    namespace.run(|| {
+        talk(async |handle| {
+            let bridge = index_of(&handle, &bridge_name(slot)).await?;
+            let tied = handle.link().set(LinkUnspec::new_with_name(&tap).controller(bridge).build()).execute().await;
+            tied.map_err(NetworkError::netlink(format!("tie the tap {tap}")))
+        })
     })
 }
 
@@ -123,7 +150,7 @@ pub fn guard_guest(namespace: &Namespace, interfaces: &[SandboxInterface]) -> Re
 }
 
 /// Ties a tap to its slot's bridge and switches it on: from now on the guest is on the network. Shape: `from` is where the tap
-/// is unless it is in the namespace already.
+/// is unless it is in the namespace already, which may be the same.
 ///
 /// When: the guest is personalized.
 ///
@@ -151,9 +178,13 @@ pub fn connect_tap(
     })
 }
 
-/// Fetches a tap, unless it was fetched before.
+/// Fetches a tap, unless it was fetched before, or was made there.
 fn bring(namespace: &Namespace, tap: &str, from: BorrowedFd<'_>) -> Result<(), NetworkError> {
     let to = namespace.open()?;
+    let number = |of: BorrowedFd<'_>| rustix::fs::fstat(of).map(|found| (found.st_dev, found.st_ino));
+    if number(from) == number(to.as_fd()) {
+        return Ok(());
+    }
     let moved = in_thread(|| {
         move_into_link_name_space(from, Some(LinkNameSpaceType::Network))?;
         Ok(talk(async |handle| {
@@ -195,6 +226,7 @@ mod tests {
 
     use super::*;
     use crate::link::{BridgeSpec, ensure_bridge};
+    use crate::ready::{ReadyEnd, ReadySandbox};
 
     const OWN: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
     const ANOTHERS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 77);
@@ -238,11 +270,11 @@ mod tests {
     /// How long something is waited for that should not come.
     const SILENCE: Option<Duration> = Some(Duration::from_millis(300));
 
-    fn exchange(guest: &Namespace, outer: &Namespace, sandbox: &Namespace) -> Result<(), NetworkError> {
-        pose_as_guest(guest)?;
+    /// A way that is made for the guest.
+    fn make_way(guest: &Namespace, outer: &Namespace, sandbox: &Namespace) -> Result<(), NetworkError> {
         let plug = GuestPlug {
             bridge: "bh-g".into(),
-            host_link: "bhv-g".into(),
+            host_link: LINK.into(),
             isolated: false,
             ready: false,
             interface: &interface(),
@@ -250,7 +282,46 @@ mod tests {
         outer.run(|| plug_guest(sandbox, &plug))?;
         guard_guest(sandbox, &[interface()])?;
         connect_tap(sandbox, &interface(), Some(guest.open()?.as_fd()))?;
-        connect_tap(sandbox, &interface(), Some(guest.open()?.as_fd()))?;
+        connect_tap(sandbox, &interface(), Some(guest.open()?.as_fd()))
+    }
+
+    /// A way that waited before anything was known of the guest, whose tap was made in it.
+    fn take_way(guest: &Namespace, outer: &Namespace, sandbox: &Namespace) -> Result<(), NetworkError> {
+        let end = ReadyEnd {
+            bridge: "bh-g".into(),
+            host_link: LINK.into(),
+            mtu: Some(1400),
+            isolated: false,
+            ipv6: false,
+            names: false,
+            guest: true,
+        };
+        let waiting = outer.run(|| ReadySandbox::new(end))?;
+        let path = Namespace::at(waiting.path());
+        bring(&path, "nic0", guest.open()?.as_fd())?;
+        tie_tap(&path, 0)?;
+        let neighbour = socket(outer, "10.9.0.1:7".parse().unwrap());
+        neighbour.set_read_timeout(SILENCE).unwrap();
+        let sends = |text: &str| {
+            socket(guest, SocketAddr::from((OWN, 0))).send_to(text.as_bytes(), "10.9.0.1:7").unwrap();
+            neighbour.recv(&mut [0; 16]).is_ok()
+        };
+        assert!(!sends("early"), "a tap that is off");
+        let mut bound = outer.run(|| waiting.bind(sandbox.path()))?;
+        connect_tap(&bound.namespace, &interface(), Some(sandbox.open()?.as_fd()))?;
+        assert!(!sends("nobody's"), "a guest that nobody knows");
+        let mut guard = bound.guard.take().unwrap();
+        guard.begin(&[interface()]);
+        guard.finish()
+    }
+
+    const LINK: &str = "bhv-g";
+
+    type Way = fn(&Namespace, &Namespace, &Namespace) -> Result<(), NetworkError>;
+
+    fn exchange(guest: &Namespace, outer: &Namespace, sandbox: &Namespace, way: Way) -> Result<(), NetworkError> {
+        pose_as_guest(guest)?;
+        way(guest, outer, sandbox)?;
         let neighbour = socket(outer, "10.9.0.1:7".parse().unwrap());
         let names = socket(sandbox, SocketAddr::from((ADDRESS, 53)));
         let mut buffer = [0; 16];
@@ -258,6 +329,8 @@ mod tests {
         for (own, text) in [(OWN, b"genuine"), (ANOTHERS, b"spoofed")] {
             if own == ANOTHERS {
                 neighbour.set_read_timeout(SILENCE).unwrap();
+                // What waited for the neighbour's hardware address is its own, too.
+                while neighbour.recv(&mut buffer).is_ok() {}
             }
             socket(guest, SocketAddr::from((own, 0))).send_to(text, "10.9.0.1:7").unwrap();
             let came = neighbour.recv_from(&mut buffer);
@@ -272,11 +345,20 @@ mod tests {
         disconnect_tap(sandbox, 1)?;
         asking.send_to(b"late", "10.9.0.1:7").unwrap();
         assert!(neighbour.recv(&mut buffer).is_err(), "a tap that is off");
-        unplug_guest(sandbox, 0, "bhv-g")
+        outer.run(|| unplug_guest(sandbox, 0, LINK))
     }
 
     #[test]
     fn a_guest_reaches_its_network_and_its_name_server_with_its_own_address() {
+        reaches_by(make_way);
+    }
+
+    #[test]
+    fn a_way_that_waited_lets_nothing_pass_before_its_guest_is_known() {
+        reaches_by(take_way);
+    }
+
+    fn reaches_by(way: Way) {
         let folder = tempfile::tempdir().unwrap();
         let made: Result<Vec<Namespace>, _> =
             ["outer", "sandbox", "guest"].iter().map(|name| Namespace::make(&folder.path().join(name))).collect();
@@ -295,7 +377,7 @@ mod tests {
         };
         let done = outer.run(|| {
             ensure_bridge(&bridge)?;
-            exchange(guest, outer, sandbox)
+            exchange(guest, outer, sandbox, way)
         });
         made.iter().for_each(|space| Namespace::remove(space.path()).unwrap());
         match done {

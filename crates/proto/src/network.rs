@@ -7,7 +7,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,25 @@ pub struct SandboxNetwork {
     pub gateway4: Option<Ipv4Addr>,
     /// Where it sends what is not for neighbours.
     pub gateway6: Option<Ipv6Addr>,
+    /// Further routes.
+    #[serde(default)]
+    pub routes: Vec<SandboxRoute>,
+}
+
+/// A route of a hyperv container's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxRoute {
+    /// Of the interface by which packets leave.
+    pub slot: u32,
+    /// Addresses that they are for, by the bits that count; 0 for all of the family.
+    pub to: (IpAddr, u8),
+    /// Who takes them, of the same family; without one, the addresses are neighbours.
+    pub gateway: Option<IpAddr>,
+    /// The gateway is a neighbour though no route says so.
+    pub on_link: bool,
+    /// Of several the least counts; 0 is the kernel's own choice.
+    pub metric: u32,
 }
 
 /// One network slot in use.
@@ -85,7 +104,28 @@ impl SandboxNetwork {
         network.interfaces = self.interfaces.iter().map(SandboxInterface::for_guest).collect();
         network.gateway4 = self.gateway4.map_or_else(Vec::new, |gateway| gateway.octets().to_vec());
         network.gateway6 = self.gateway6.map_or_else(Vec::new, |gateway| gateway.octets().to_vec());
+        network.routes = self.routes.iter().map(SandboxRoute::for_guest).collect();
         network
+    }
+}
+
+fn bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().into(),
+        IpAddr::V6(address) => address.octets().into(),
+    }
+}
+
+impl SandboxRoute {
+    fn for_guest(&self) -> wire::NetworkRoute {
+        let mut route = wire::NetworkRoute::new();
+        route.slot = self.slot;
+        route.to = bytes(self.to.0);
+        route.prefix = self.to.1.into();
+        route.gateway = self.gateway.map_or_else(Vec::new, bytes);
+        route.on_link = self.on_link;
+        route.metric = self.metric;
+        route
     }
 }
 
@@ -127,8 +167,17 @@ mod tests {
             interfaces: vec![interface],
             gateway4: Some(Ipv4Addr::new(10, 0, 0, 1)),
             gateway6: None,
+            routes: vec![SandboxRoute {
+                slot: 1,
+                to: ("10.2.0.0".parse().unwrap(), 16),
+                gateway: Some("169.254.1.1".parse().unwrap()),
+                on_link: true,
+                metric: 0,
+            }],
         };
         let told = network.for_guest();
+        let route = &told.routes[0];
+        assert_eq!((route.to.as_slice(), route.prefix, route.gateway.len()), (&[10, 2, 0, 0][..], 16, 4));
         assert_eq!((told.gateway4.as_slice(), told.gateway6.len()), (&[10, 0, 0, 1][..], 0));
         let told = &told.interfaces[0];
         assert_eq!((told.slot, told.ipv4.as_slice(), told.ipv4_prefix), (1, &[10, 0, 0, 2][..], 24));

@@ -38,27 +38,40 @@ pub async fn give_back(namespace: PathBuf) -> Result<(), Status> {
     blocking(move || hostnet::give_back(&Namespace::at(namespace))).await
 }
 
-/// Puts a VM on its networks, and takes it off all others. When: it is personalized; its guest knows its network or learns of
-/// it next.
+/// Puts a VM on its networks. When: it is personalized; its guest knows its network or learns of it next.
 ///
 /// # Errors
 /// What the kernel says.
 pub async fn connect(vm: &UtilityVm, network: &SandboxNetwork) -> Result<(), Status> {
-    let from = vm.network_slots().private_namespace().map(|namespace| namespace.try_clone_to_owned()).transpose();
+    let from = vm.network_slots().namespace().try_clone_to_owned();
     let from = from.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
     let network = network.clone();
     blocking(move || {
         let namespace = Namespace::at(network.namespace);
-        let used: BTreeSet<u32> = network.interfaces.iter().map(|interface| interface.slot).collect();
-        for slot in (0..NETWORK_SLOTS).filter(|slot| !used.contains(slot)) {
-            hostnet::disconnect_tap(&namespace, slot)?;
-        }
-        for interface in &network.interfaces {
-            hostnet::connect_tap(&namespace, interface, from.as_ref().map(AsFd::as_fd))?;
-        }
-        Ok(())
+        let connect = |interface| hostnet::connect_tap(&namespace, interface, Some(from.as_fd()));
+        network.interfaces.iter().try_for_each(connect)
     })
     .await
+}
+
+/// Takes a VM off all networks but these.
+async fn disconnect_others(network: &SandboxNetwork) -> Result<(), Status> {
+    let network = network.clone();
+    blocking(move || {
+        let namespace = Namespace::at(network.namespace);
+        let used: BTreeSet<u32> = network.interfaces.iter().map(|interface| interface.slot).collect();
+        let mut others = (0..NETWORK_SLOTS).filter(|slot| !used.contains(slot));
+        others.try_for_each(|slot| hostnet::disconnect_tap(&namespace, slot))
+    })
+    .await
+}
+
+/// Ties the tap of slot 0 to what waits for it in the namespace in which the VM's taps were made. It stays off.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn tie(namespace: PathBuf) -> Result<(), Status> {
+    blocking(move || hostnet::tie_tap(&Namespace::at(namespace), 0)).await
 }
 
 /// Makes the network of a container that runs what it says, on the host and in the guest.
@@ -66,6 +79,7 @@ pub async fn connect(vm: &UtilityVm, network: &SandboxNetwork) -> Result<(), Sta
 /// # Errors
 /// What kernel or guest say; the VM is then off the networks that it was not on before.
 pub async fn change(vm: &UtilityVm, before: Option<&SandboxNetwork>, update: &NetworkUpdate) -> Result<(), Status> {
+    disconnect_others(&update.network).await?;
     connect(vm, &update.network).await?;
     let mut request = ConfigureNetworkRequest::new();
     request.network = Some(update.network.for_guest()).into();
@@ -77,7 +91,7 @@ pub async fn change(vm: &UtilityVm, before: Option<&SandboxNetwork>, update: &Ne
     request.files = update.files.iter().map(file).collect();
     let told = vm.guest().configure_network(&request).await.map(drop).map_err(|error| error.to_status());
     if let (Err(_), Some(before)) = (&told, before)
-        && let Err(left) = connect(vm, before).await
+        && let Err(left) = async { disconnect_others(before).await.and(connect(vm, before).await) }.await
     {
         tracing::warn!(%left, "a utility VM stays on a network");
     }

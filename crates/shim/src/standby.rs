@@ -18,6 +18,7 @@ use tokio::io::AsyncReadExt;
 use uvm::{GuestError, StartRequest, UtilityVm, UvmError};
 
 use crate::bundle::Bundle;
+use crate::network;
 use crate::plan::Plan;
 
 /// The rehearsal's container, as the guest knows it.
@@ -42,11 +43,18 @@ impl Standby {
     pub async fn prepare(bundle: &Bundle) -> Result<Self, Status> {
         let container = bundle.container().map_err(|error| Status::from_error(error.kind(), &error))?;
         let plan = Plan::read(bundle, container)?;
-        let network = rehearsed_network();
-        let request = StartRequest { rehearsal: true, cgroup: None, network, ..plan.start_request(bundle.vm_dir()) };
+        let request = StartRequest {
+            rehearsal: true,
+            cgroup: None,
+            network: rehearsed_network(),
+            ..plan.start_request(bundle.vm_dir())
+        };
         let vm = UtilityVm::start(request).await.map_err(|error| Status::from_error(error.kind(), &error))?;
         let recorded = bundle.write_processes(&vm.report().vmm_pids);
         recorded.map_err(|error| Status::from_error(error.kind(), &error))?;
+        if let Some(network) = &plan.network {
+            network::tie(network.namespace.clone()).await?;
+        }
         rehearse(&vm, &plan).await?;
         Ok(Self { vm, request: plan.vm })
     }
@@ -108,5 +116,7 @@ async fn rehearse(vm: &UtilityVm, plan: &Plan) -> Result<(), Status> {
         let read = output.take(OUTPUT_BYTES).read_to_end(&mut rest).await;
         read.map_err(|error| Status::from_error(ErrorKind::Unavailable, &error))?;
     }
-    guest.renew(&wire::Empty::new()).await.map(drop).map_err(of_guest)
+    let mut request = wire::RenewRequest::new();
+    request.keep_interfaces = plan.network.is_some();
+    guest.renew(&request).await.map(drop).map_err(of_guest)
 }

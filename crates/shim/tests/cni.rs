@@ -26,8 +26,56 @@ fn ip(words: &str) {
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// What a plugin gives a pod.
+#[derive(Clone, Copy)]
+enum Plugin {
+    /// An address of the node's subnet, and a gateway on it.
+    Bridge,
+    /// As Calico: no subnet, and a gateway that is a neighbour by a route of its own.
+    PointToPoint,
+    /// As the plugin `ptp` on GKE: an address of a subnet that is reached by the gateway.
+    SubnetByGateway,
+}
+
+impl Plugin {
+    /// What `ip` is told on the node and in the pod.
+    fn words(self, node: &str, pod: &str) -> Vec<String> {
+        let (on_node, in_pod): (&[&str], &[&str]) = match self {
+            Self::Bridge => (
+                &["address add 10.88.0.1/24 dev host0"],
+                &["address add 10.88.0.2/24 dev eth0", "link set eth0 up", "route add default via 10.88.0.1"],
+            ),
+            Self::PointToPoint => (
+                &["address add 169.254.1.1/32 dev host0", "route add 10.88.0.2/32 dev host0"],
+                &[
+                    "address add 10.88.0.2/32 dev eth0",
+                    "link set eth0 up",
+                    "route add 169.254.1.1 dev eth0 scope link",
+                    "route add default via 169.254.1.1 dev eth0 metric 5",
+                ],
+            ),
+            Self::SubnetByGateway => (
+                &["address add 10.88.0.1/32 dev host0", "route add 10.88.0.2/32 dev host0"],
+                &[
+                    "address add 10.88.0.2/24 dev eth0",
+                    "link set eth0 up",
+                    "route delete 10.88.0.0/24 dev eth0",
+                    "route add 10.88.0.1 dev eth0 scope link src 10.88.0.2",
+                    "route add 10.88.0.0/24 via 10.88.0.1 dev eth0 src 10.88.0.2",
+                    "route add 10.99.0.0/16 via 10.88.0.1",
+                    "route add default via 172.31.0.9 dev eth0 onlink metric 9",
+                ],
+            ),
+        };
+        let told =
+            |namespace: &str, words: &[&str]| words.iter().map(|words| format!("-n {namespace} {words}")).collect();
+        let told: [Vec<String>; 2] = [told(node, on_node), told(pod, in_pod)];
+        told.concat()
+    }
+}
+
 impl Cni {
-    fn furnish(name: &str) -> Self {
+    fn furnish(name: &str, plugin: Plugin) -> Self {
         let (node, pod) = (format!("bhn-{name}-{}", std::process::id()), format!("bhp-{name}-{}", std::process::id()));
         let mut this = Self { node, pod, server: None };
         let (node, pod) = (&this.node, &this.pod);
@@ -35,17 +83,14 @@ impl Cni {
         ip(&format!("netns add {pod}"));
         ip(&format!("-n {node} link add host0 type veth peer name eth0 address {MAC} mtu 1400 netns {pod}"));
         for words in [
-            // The address beyond the gateway is reached by the default route only.
+            // The address beyond the gateway is reached by a route only.
             format!("-n {node} address add 10.99.0.1/32 dev lo"),
             format!("-n {node} link set lo up"),
-            format!("-n {node} address add 10.88.0.1/24 dev host0"),
             format!("-n {node} link set host0 mtu 1400 up"),
-            format!("-n {pod} address add 10.88.0.2/24 dev eth0"),
-            format!("-n {pod} link set eth0 up"),
-            format!("-n {pod} route add default via 10.88.0.1"),
         ] {
             ip(&words);
         }
+        plugin.words(node, pod).iter().for_each(|words| ip(words));
         let server = this.on_node("busybox nc -ll -p 7 -e /bin/echo beyond the gateway").spawn().unwrap();
         this.server = Some(server);
         this
@@ -128,8 +173,8 @@ const SCRIPT: &str = "cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu /e
 busybox nc -w 5 10.99.0.1 7
 busybox nc -l -p 80 -e /bin/echo served";
 
-async fn is_reached_and_reaches(isolation: Isolation, name: &str) {
-    let cni = Cni::furnish(name);
+async fn is_reached_and_reaches(isolation: Isolation, name: &str, plugin: Plugin) {
+    let cni = Cni::furnish(name, plugin);
     let folder = tempfile::tempdir().unwrap();
     let names = folder.path().join("resolv.conf");
     std::fs::write(&names, "nameserver 10.99.0.53\n").unwrap();
@@ -153,14 +198,28 @@ async fn is_reached_and_reaches(isolation: Isolation, name: &str) {
 #[tokio::test]
 async fn a_process_container_is_in_a_namespace_of_cnis() {
     if ready() {
-        is_reached_and_reaches(Isolation::Process, "p").await;
+        is_reached_and_reaches(Isolation::Process, "p", Plugin::Bridge).await;
     }
 }
 
 #[tokio::test]
 async fn a_utility_vm_has_the_network_of_a_namespace_of_cnis() {
     if ready() && guest_image().is_some() {
-        is_reached_and_reaches(Isolation::Hyperv, "h").await;
+        is_reached_and_reaches(Isolation::Hyperv, "h", Plugin::Bridge).await;
+    }
+}
+
+#[tokio::test]
+async fn a_utility_vm_has_a_gateway_that_is_on_no_subnet() {
+    if ready() && guest_image().is_some() {
+        is_reached_and_reaches(Isolation::Hyperv, "c", Plugin::PointToPoint).await;
+    }
+}
+
+#[tokio::test]
+async fn a_utility_vm_reaches_its_own_subnet_by_a_gateway() {
+    if ready() && guest_image().is_some() {
+        is_reached_and_reaches(Isolation::Hyperv, "g", Plugin::SubnetByGateway).await;
     }
 }
 
@@ -169,21 +228,21 @@ async fn a_utility_vm_is_refused_what_it_cannot_have_and_a_killed_shim_gives_bac
     if !ready() || guest_image().is_none() {
         return;
     }
-    let cni = Cni::furnish("k");
+    let cni = Cni::furnish("k", Plugin::Bridge);
     let folder = tempfile::tempdir().unwrap();
     let names = folder.path().join("resolv.conf");
     std::fs::write(&names, "").unwrap();
     let before = cni.interface();
-    ip(&format!("-n {} route add 10.77.0.0/16 via 10.88.0.9", cni.pod));
+    ip(&format!("-n {} route add blackhole 10.77.0.0/16", cni.pod));
     let mut shim = Fixture::new(cni.setup(Isolation::Hyperv, "true", &names)).await;
     let pipes = shim.pipes(false);
     let error = shim.create(&pipes).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::NotImplemented, "{error}");
-    assert!(error.to_string().contains("the route 10.77.0.0/16 by 10.88.0.9"), "{error}");
+    assert!(error.to_string().contains("the route 10.77.0.0/16"), "{error}");
     assert_eq!(cni.interface(), before);
     let _ = shim.delete("").await;
     shim.shut_down(false).await;
-    ip(&format!("-n {} route delete 10.77.0.0/16", cni.pod));
+    ip(&format!("-n {} route delete blackhole 10.77.0.0/16", cni.pod));
 
     let mut shim = Fixture::new(cni.setup(Isolation::Hyperv, "sleep 1000", &names)).await;
     let pipes = shim.pipes(false);

@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use proto::gcs::wire::{
     ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse,
-    MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessesResponse, ResizeRequest, SignalRequest,
-    StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
+    MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessesResponse, RenewRequest, ResizeRequest,
+    SignalRequest, StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest,
+    WaitResponse,
 };
 use proto::gcs::wire_ttrpc::GuestClient;
 use proto::gcs::{StreamHeader, StreamKind};
@@ -158,7 +159,7 @@ impl GuestConnection {
         /// Makes its network another one.
         configure_network(ConfigureNetworkRequest) -> Empty, Some(QUESTION_LIMIT);
         /// Ends a rehearsal; the guest is blank again afterwards.
-        renew(Empty) -> Empty, Some(WORK_LIMIT);
+        renew(RenewRequest) -> Empty, Some(WORK_LIMIT);
     }
 
     /// Sends the first message to a fork; see [`crate::personalize`].

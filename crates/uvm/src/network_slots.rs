@@ -30,7 +30,6 @@ pub struct NetworkSlotsError(#[source] io::Error);
 pub struct NetworkSlots {
     taps: Vec<OwnedFd>,
     namespace: OwnedFd,
-    is_private: bool,
 }
 
 impl NetworkSlots {
@@ -48,21 +47,20 @@ impl NetworkSlots {
         self.taps.iter().map(OwnedFd::try_clone).collect()
     }
 
-    /// The namespace in which the taps were made, if it is the machine's own.
+    /// The namespace in which the taps were made.
     #[must_use]
-    pub fn private_namespace(&self) -> Option<BorrowedFd<'_>> {
-        self.is_private.then(|| self.namespace.as_fd())
+    pub fn namespace(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
     }
 }
 
 fn make(namespace: Option<&Path>) -> io::Result<NetworkSlots> {
-    let is_private = namespace.is_none();
     match namespace {
         Some(path) => move_into_link_name_space(File::open(path)?.as_fd(), Some(LinkNameSpaceType::Network))?,
         None => nix::sched::unshare(CloneFlags::CLONE_NEWNET)?,
     }
     let taps = (0..NETWORK_SLOTS).map(|slot| sys::open_tap(&tap_name(slot))).collect::<io::Result<_>>()?;
-    Ok(NetworkSlots { taps, namespace: File::open("/proc/thread-self/ns/net")?.into(), is_private })
+    Ok(NetworkSlots { taps, namespace: File::open("/proc/thread-self/ns/net")?.into() })
 }
 
 /// A thread that has entered another namespace is of no use afterwards.

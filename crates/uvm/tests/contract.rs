@@ -97,7 +97,7 @@ in_lab!(no_frame_leaves_a_fork_before_somebody_switches_its_taps_on, lab, {
     // The guest has its interface on, and so tells the network that it listens to its own multicast groups.
     let vm = UtilityVm::start(start).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let namespace = vm.network_slots().private_namespace().expect("one of its own").try_clone_to_owned().unwrap();
+    let namespace = vm.network_slots().namespace().try_clone_to_owned().unwrap();
     let ip = |words: &[&str]| lab::in_namespace(&namespace, "ip", words);
     let links = ip(&["-s", "-j", "link"]);
     let links: serde_json::Value = serde_json::from_str(&links).unwrap();
@@ -126,7 +126,7 @@ in_lab!(frames_go_both_ways_through_a_tap, lab, {
     interface.ipv4_prefix = 24;
     start.network.interfaces.push(interface);
     let vm = UtilityVm::start(start).await.unwrap();
-    let namespace = vm.network_slots().private_namespace().expect("one of its own").try_clone_to_owned().unwrap();
+    let namespace = vm.network_slots().namespace().try_clone_to_owned().unwrap();
     lab::in_namespace(&namespace, "ip", &["address", "add", "10.99.0.1/24", "dev", "nic0"]);
     lab::in_namespace(&namespace, "ip", &["link", "set", "nic0", "up"]);
     // The guest's kernel answers, with all that it was sent: small, and as large as a frame is.

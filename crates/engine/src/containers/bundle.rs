@@ -7,19 +7,19 @@ use std::sync::Arc;
 
 use bollard::models::HostConfig;
 use oci_spec::runtime::Spec;
-use proto::control::{ContainerBundle, ExitReport, UpperDisk, UtilityVmRequest, VolumePart, Writable};
+use proto::control::{ContainerBundle, UpperDisk, UtilityVmRequest, VolumePart, Writable};
 use proto::network::SandboxNetwork;
 use proto::{ContainerId, Isolation};
 
 use super::create::{SCRATCH, UPPER_DISK};
 use super::networking::{self, Place};
-use super::{links, shim, standby};
+use super::standby::Reserved;
+use super::{links, shim};
 use crate::container::mount_point::MountPoint;
 use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::spec::{self, NetworkNamespace, SpecInput};
-use crate::standby::{StandbyVm, Vm};
 use crate::streams::fifo::{self, FifoSet};
 use crate::task::StdioPaths;
 use crate::volumes;
@@ -61,11 +61,14 @@ pub fn prepare(engine: &Arc<Engine>, container: &Container) -> ApiResult<Bundle>
     let failed =
         |what: &str, error: io::Error| ApiError::caused(format!("cannot prepare the container: {what}"), &error);
     let (config, host) = (container.config()?, container.host()?);
-    // First, since a port that is taken is to be found out before anything runs.
-    networking::attach(engine, container, &config, &host)?;
+    let standby = Reserved::take(engine, container, &host);
     let mounts = container.record().mounts.clone();
-    volumes::prepare(engine, container, &mounts)?;
-    let (shim_pid, spawned) = match take_standby(engine, container, &host, (&dir, &socket)) {
+    let standby = standby.with_sandbox(|waiting| {
+        // First, since a port that is taken is to be found out before anything runs.
+        networking::attach(engine, container, (&config, &host), waiting)?;
+        volumes::prepare(engine, container, &mounts)
+    })?;
+    let (shim_pid, spawned) = match standby.hand_over(container, (&dir, &socket)) {
         Some(pid) => (pid, false),
         None => {
             std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| failed("its bundle", error))?;
@@ -89,34 +92,6 @@ pub fn prepare(engine: &Arc<Engine>, container: &Container) -> ApiResult<Bundle>
         }
     })?;
     Ok(Bundle { dir, socket, stdio, shim_pid })
-}
-
-/// Gives the container the shim that stands by, if there is one that it can have: the shim's process id. `place` is where
-/// the container's bundle and socket are to be. Without one, or when that shim has died, the place stays empty.
-fn take_standby(engine: &Arc<Engine>, container: &Container, host: &HostConfig, place: (&Path, &Path)) -> Option<u32> {
-    if container.isolation != Isolation::Hyperv {
-        return None;
-    }
-    let asked = utility_vm(engine, host, machine_id(&container.id));
-    let vm = engine.standby.take(|vm: &StandbyVm| vm.fits(&asked))?;
-    let (bundle, socket) = place;
-    let fault = if vm.is_alive() {
-        vm.hand_over(bundle, socket).err().map(|error| format!("it cannot become a container's: {error}"))
-    } else {
-        Some("it ended by itself".to_owned())
-    };
-    match fault {
-        None => {
-            tracing::debug!(id = %container.id, pid = vm.shim_pid, "takes the utility VM that stands by");
-            // How the rehearsal ended, should the shim ever say so, is not how the container did.
-            let _ = std::fs::remove_file(bundle.join(ExitReport::FILE_NAME));
-            Some(vm.shim_pid)
-        }
-        Some(fault) => {
-            standby::discard_later(engine, vm, fault);
-            None
-        }
-    }
 }
 
 /// The container's OCI spec.
@@ -208,7 +183,7 @@ fn writable(container: &Container, bundle: &Path) -> Writable {
     }
 }
 
-fn machine_id(id: &ContainerId) -> String {
+pub(super) fn machine_id(id: &ContainerId) -> String {
     id.as_str()[..32].to_owned()
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::models::{ContainerConfig, HostConfig};
+use hostnet::ReadySandbox;
 use proto::Isolation;
 
 use super::links;
@@ -47,7 +48,12 @@ pub struct Networking {
 ///
 /// # Errors
 /// As [`crate::network::Networks::attach`]; 409 when the container whose network it is to share does not run.
-pub fn attach(engine: &Engine, container: &Container, config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
+pub fn attach(
+    engine: &Engine,
+    container: &Container,
+    (config, host): (&ContainerConfig, &HostConfig),
+    waiting: &mut Option<ReadySandbox>,
+) -> ApiResult<()> {
     if let Some(other) = shared_with(host) {
         let other = engine.containers.find(other)?;
         if other.id == container.id {
@@ -65,11 +71,23 @@ pub fn attach(engine: &Engine, container: &Container, config: &ContainerConfig, 
         isolation: container.isolation,
     };
     let endpoints = container.record().network.clone();
-    let attached = engine.networks.attach(&request, endpoints)?;
+    let attached = engine.networks.attach(&request, endpoints, waiting)?;
     container.record().network = attached;
     links::write_hosts(engine, container)?;
     links::tell_owners(engine, container);
     Ok(())
+}
+
+/// Waits for what [`attach`] has only begun. When: before any of the container's processes runs.
+///
+/// # Errors
+/// As [`crate::network::Networks::finish_guard`].
+pub async fn finish(engine: &Arc<Engine>, container: &Container) -> ApiResult<()> {
+    if container.isolation == Isolation::Process {
+        return Ok(());
+    }
+    let (engine, id) = (Arc::clone(engine), container.id.clone());
+    tokio::task::spawn_blocking(move || engine.networks.finish_guard(id.as_str())).await?
 }
 
 /// The container of `--network container:NAME`.

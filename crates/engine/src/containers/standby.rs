@@ -9,17 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bollard::models::{ContainerConfig, HostConfig};
-use proto::control::{ContainerBundle, LayerFile, UtilityVmRequest, Writable};
+use hostnet::ReadySandbox;
+use proto::control::{ContainerBundle, ExitReport, LayerFile, UtilityVmRequest, Writable};
+use proto::network::SandboxNetwork;
 use proto::{ErrorKind, Isolation};
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use super::{bundle, create, names, shim};
-use crate::container::kept;
+use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::spec::{self, NetworkNamespace, SpecInput};
-use crate::standby::{PATIENCE, Prepare, StandbyVm, rehearsal};
+use crate::standby::{PATIENCE, Prepare, StandbyVm, Vm, rehearsal};
 use crate::task::Task;
 
 /// What the shim calls the container that there is none of.
@@ -61,8 +63,82 @@ async fn remove_folder(folder: &Path) {
     }
 }
 
+/// The utility VM that stands by, taken for a container that is about to have it.
+pub struct Reserved<'a> {
+    engine: &'a Arc<Engine>,
+    vm: Option<StandbyVm>,
+}
+
+impl<'a> Reserved<'a> {
+    /// Takes it, if there is one and the container can have it.
+    pub fn take(engine: &'a Arc<Engine>, container: &Container, host: &HostConfig) -> Self {
+        let asked = bundle::utility_vm(engine, host, bundle::machine_id(&container.id));
+        let wanted = container.isolation == Isolation::Hyperv;
+        Self { engine, vm: wanted.then(|| engine.standby.take(|vm: &StandbyVm| vm.fits(&asked))).flatten() }
+    }
+
+    /// Does what needs its namespace, which may be taken. When that fails, the VM stands by again, unless it lost it.
+    ///
+    /// # Errors
+    /// What the work says.
+    pub fn with_sandbox(mut self, work: impl FnOnce(&mut Option<ReadySandbox>) -> ApiResult<()>) -> ApiResult<Self> {
+        let mut sandbox = self.vm.as_mut().and_then(|vm| vm.sandbox.take());
+        let had = sandbox.is_some();
+        let outcome = work(&mut sandbox);
+        match (outcome, self.vm.as_mut()) {
+            (Ok(()), _) => {
+                // Nobody waits for the kernel.
+                if let Some(unused) = sandbox {
+                    tokio::task::spawn_blocking(move || crate::network::let_go(&unused));
+                }
+                Ok(self)
+            }
+            (Err(error), Some(vm)) => {
+                let lost = had && sandbox.is_none();
+                vm.sandbox = sandbox;
+                self.give_back(lost);
+                Err(error)
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    fn give_back(&mut self, lost: bool) {
+        let Some(vm) = self.vm.take() else { return };
+        let refused = if lost { Err(vm) } else { self.engine.standby.put_back(vm) };
+        if let Err(vm) = refused {
+            let engine = Arc::clone(self.engine);
+            tokio::spawn(async move { discard(&engine, vm, None).await });
+        }
+    }
+
+    /// Gives the container its shim: the shim's process id. `place` is where the container's bundle and socket are to be. Without
+    /// one, or when that shim has died, the place stays empty.
+    pub fn hand_over(mut self, container: &Container, place: (&Path, &Path)) -> Option<u32> {
+        let vm = self.vm.take()?;
+        let (bundle, socket) = place;
+        let fault = if vm.is_alive() {
+            vm.hand_over(bundle, socket).err().map(|error| format!("it cannot become a container's: {error}"))
+        } else {
+            Some("it ended by itself".to_owned())
+        };
+        match fault {
+            None => {
+                tracing::debug!(id = %container.id, pid = vm.shim_pid, "takes the utility VM that stands by");
+                // How the rehearsal ended, should the shim ever say so, is not how the container did.
+                let _ = std::fs::remove_file(bundle.join(ExitReport::FILE_NAME));
+                Some(vm.shim_pid)
+            }
+            Some(fault) => {
+                discard_later(self.engine, vm, fault);
+                None
+            }
+        }
+    }
+}
+
 /// Takes down a standby that a container was to get and that is of no use.
-pub fn discard_later(engine: &Arc<Engine>, vm: StandbyVm, fault: String) {
+fn discard_later(engine: &Arc<Engine>, vm: StandbyVm, fault: String) {
     let engine = Arc::clone(engine);
     tokio::spawn(async move { discard(&engine, vm, Some(fault)).await });
 }
@@ -115,7 +191,10 @@ impl Prepare for ShimPreparer {
         let engine = Arc::clone(&self.engine);
         let made = tokio::task::spawn_blocking(move || {
             let plan = Plan::new(&engine, &number, layer)?;
-            plan.make(&engine).inspect_err(|_| plan.take_back())
+            let sandbox = engine.networks.make_ready_for_guest();
+            let mut vm = plan.make(&engine, sandbox.as_ref()).inspect_err(|_| plan.take_back())?;
+            vm.sandbox = sandbox;
+            Ok::<_, ApiError>(vm)
         });
         made.await.map_err(|error| error.to_string())?.map_err(|error| error.message)
     }
@@ -161,7 +240,7 @@ impl Plan {
     }
 
     /// Writes the bundle and starts its shim, which reads it at once.
-    fn make(&self, engine: &Engine) -> ApiResult<StandbyVm> {
+    fn make(&self, engine: &Engine, sandbox: Option<&ReadySandbox>) -> ApiResult<StandbyVm> {
         let failed = |error: &std::io::Error| ApiError::caused("cannot prepare its folder", error);
         for folder in [&self.folder, &self.rehearsal] {
             let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
@@ -177,7 +256,13 @@ impl Plan {
             cgroup: self.cgroup.clone(),
             utility_vm: Some(self.request.clone()),
             parts: Vec::new(),
-            network: None,
+            network: sandbox.map(|sandbox| SandboxNetwork {
+                namespace: sandbox.path(),
+                interfaces: Vec::new(),
+                gateway4: None,
+                gateway6: None,
+                routes: Vec::new(),
+            }),
         };
         bundle::write_json(&self.folder.join(ContainerBundle::FILE_NAME), &description)?;
         let started = shim::spawn_standby(engine, ID, &self.folder, &StandbyVm::socket(&self.folder));

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use bollard::models::{ContainerConfig, EndpointSettings, HostConfig};
 use hostnet::dns::{NameSockets, Upstream};
 use hostnet::resolver::ResolvConf;
-use hostnet::{Namespace, Plug, Protocol};
+use hostnet::{Namespace, Plug, Protocol, ReadySandbox};
 use ipnet::IpNet;
-use proto::Isolation;
+use proto::{ErrorKind, Isolation};
 use tokio_util::sync::CancellationToken;
 
 use super::endpoint::{Endpoint, Endpoints, LiveEndpoint, PublishedPort};
@@ -18,7 +18,7 @@ use super::files::{self, FilesRequest};
 use super::links::parse_link;
 use super::neighbours::Neighbours;
 use super::ports::{self, Target, WantedPort};
-use super::ready::host_link;
+use super::ready::{ReadyLink, Taken, host_link};
 use super::record::{Driver, Network};
 use super::store::Member;
 use super::{Networks, Sandbox, host_error, lock, new_id};
@@ -62,21 +62,31 @@ impl Drop for Undo<'_> {
 
 impl Networks {
     /// Puts a container on its networks; the answer is for its record. Addresses, ports, namespace, links, routes, names, files. Whatever fails is undone.
+    /// Shape: `waiting` is the namespace of the utility VM that the container is to have; it is taken if it is of use.
     ///
-    /// When: in a blocking thread in a runtime's context; the container does not run.
+    /// When: in a blocking thread in a runtime's context; the container does not run. [`Networks::finish_guard`] follows.
     ///
     /// # Errors
     /// 404 for a network that is not there; 400 for what a network cannot give; 403 for an address that is taken; 500 for
     /// a port that is, in dockerd's words, and for what the host refuses.
-    pub fn attach(&self, request: &AttachRequest<'_>, mut endpoints: Endpoints) -> ApiResult<Endpoints> {
+    pub fn attach(
+        &self,
+        request: &AttachRequest<'_>,
+        mut endpoints: Endpoints,
+        waiting: &mut Option<ReadySandbox>,
+    ) -> ApiResult<Endpoints> {
         endpoints.rest();
         self.leaving.wait_for(request.id);
         let mode = request.host.network_mode.as_deref().unwrap_or_default();
         if mode.starts_with("container:") {
             return Ok(endpoints);
         }
+        let is_guest = request.isolation == Isolation::Hyperv;
         if let Some(driver) = [("host", Driver::Host), ("none", Driver::Null)].iter().find(|(name, _)| *name == mode) {
             let network = self.store.find(driver.0)?;
+            if is_guest {
+                self.ready.note_guest(None);
+            }
             let endpoint = endpoints.all.entry(network.name.clone()).or_default();
             endpoint.network_id.clone_from(&network.id);
             let live = without_interface(new_id()?);
@@ -85,11 +95,16 @@ impl Networks {
             files::write_files(request.dir, &self.files_request(request, &endpoints, None))?;
             return Ok(endpoints);
         }
-        self.attach_to_bridges(request, endpoints, mode)
+        self.attach_to_bridges(request, endpoints, waiting)
     }
 
-    fn attach_to_bridges(&self, request: &AttachRequest<'_>, endpoints: Endpoints, mode: &str) -> ApiResult<Endpoints> {
-        let wanted = self.wanted(endpoints, mode)?;
+    fn attach_to_bridges(
+        &self,
+        request: &AttachRequest<'_>,
+        endpoints: Endpoints,
+        waiting: &mut Option<ReadySandbox>,
+    ) -> ApiResult<Endpoints> {
+        let wanted = self.wanted(endpoints, request.host.network_mode.as_deref().unwrap_or_default())?;
         for (network, endpoint) in &wanted {
             check(network, &endpoint.asked)?;
         }
@@ -107,12 +122,16 @@ impl Networks {
         let wanted = ports::wanted_ports(request.host, request.config.exposed_ports.as_deref().unwrap_or_default())?;
         // Before anything is made: a port that is taken is the commonest fault.
         let taken = self.take_ports(request, &undo.endpoints, &wanted)?;
-        let (namespace, mut link, names) = self.make_namespace(request.id, planned.first())?;
+        let Taken { namespace, mut link, names, guard } =
+            self.make_namespace(request, planned.first().map(Arc::as_ref), waiting)?;
         undo.endpoints.sandbox = true;
         for network in &planned {
             self.plug(&namespace, request, network, &mut undo.endpoints, link.take())?;
         }
-        self.route(&namespace, request, &undo.endpoints)?;
+        match guard {
+            Some(guard) => self.begin_guard(guard, request.id, &undo.endpoints)?,
+            None => self.route(&namespace, request, &undo.endpoints)?,
+        }
         let has_names = self.is_named(&undo.endpoints);
         if has_names {
             self.serve_names(request, &namespace, &undo.endpoints, names)?;
@@ -124,19 +143,30 @@ impl Networks {
         Ok(std::mem::take(&mut undo.endpoints))
     }
 
-    /// One that waited with a link on the container's first network, whose name is told, or a new one.
+    /// One that waited with a link on the container's first network, or a new one.
     fn make_namespace(
         &self,
-        id: &str,
-        first: Option<&Arc<Network>>,
-    ) -> ApiResult<(Namespace, Option<String>, Option<NameSockets>)> {
+        request: &AttachRequest<'_>,
+        first: Option<&Network>,
+        waiting: &mut Option<ReadySandbox>,
+    ) -> ApiResult<Taken> {
         std::fs::create_dir_all(&self.namespaces)
             .map_err(|error| ApiError::caused("cannot make the folder of namespaces", &error))?;
-        let path = self.namespace_path(id);
-        if let Some(taken) = first.and_then(|network| self.ready.take(network, &path)) {
-            return Ok((taken.namespace, Some(taken.link), taken.names));
+        let path = self.namespace_path(request.id);
+        let is_guest = request.isolation == Isolation::Hyperv;
+        if let Some(network) = first {
+            if is_guest {
+                self.ready.note_guest(Some(network));
+            }
+            let of_guest = waiting.take_if(|waiting| waiting.end().bridge == network.bridge);
+            let taken = of_guest.and_then(|waiting| Taken::bind(waiting, &path));
+            if let Some(mut taken) = taken.or_else(|| self.ready.take(network, &path)) {
+                // A guest asks another port than a process container.
+                taken.names = taken.names.filter(|_| !is_guest || taken.guard.is_some());
+                return Ok(taken);
+            }
         }
-        Ok((Namespace::make(&path).map_err(|error| host_error(&error))?, None, None))
+        Ok(Taken::new(Namespace::make(&path).map_err(|error| host_error(&error))?))
     }
 
     /// The networks of a container, the one of its mode first: it becomes eth0.
@@ -171,8 +201,10 @@ impl Networks {
         };
         let wanted = asked_addresses(asked)?;
         let taken = match self.store.allocate(&network.id, &wanted) {
-            // What is missing may be with somebody who is just leaving.
-            Err(_) if self.leaving.wait_for_all() => self.store.allocate(&network.id, &wanted)?,
+            // What is missing may be with somebody who is just leaving, but no wrong address becomes a right one.
+            Err(error) if error.kind != ErrorKind::InvalidArgument && self.leaving.wait_for_all() => {
+                self.store.allocate(&network.id, &wanted)?
+            }
             outcome => outcome?,
         };
         let v4 = taken.iter().find_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
@@ -206,14 +238,16 @@ impl Networks {
         request: &AttachRequest<'_>,
         network: &Network,
         endpoints: &mut Endpoints,
-        ready: Option<String>,
+        ready: Option<ReadyLink>,
     ) -> ApiResult<()> {
         let endpoint = endpoints.all.get(&network.name).and_then(|endpoint| endpoint.live.clone());
         let Some(mut live) = endpoint else { return Ok(()) };
         let is_ready = ready.is_some();
-        live.host_link = ready.unwrap_or(live.host_link);
+        let reaches_guest = ready.as_ref().is_some_and(|ready| ready.reaches_guest);
+        live.host_link = ready.map_or(live.host_link, |ready| ready.host_link);
         match request.isolation {
             Isolation::Process => self.plug_process(namespace, network, &mut live, is_ready)?,
+            Isolation::Hyperv if reaches_guest => live.interface = "eth0".to_owned(),
             Isolation::Hyperv => self.plug_guest(namespace, network, &mut live, endpoints, is_ready)?,
         }
         tracing::debug!(
@@ -325,7 +359,7 @@ impl Networks {
         Ok(published)
     }
 
-    /// Starts the name server of a container. Shape: `ready` are the sockets that a process container's namespace has already.
+    /// Starts the name server of a container. Shape: `ready` are the sockets that its namespace has already.
     pub(super) fn serve_names(
         &self,
         request: &AttachRequest<'_>,
@@ -335,9 +369,9 @@ impl Networks {
     ) -> ApiResult<()> {
         // In a hyperv container's namespace nobody else is.
         let sockets = match (request.isolation, ready) {
-            (Isolation::Process, Some(ready)) => Ok(ready),
+            (_, Some(ready)) => Ok(ready),
             (Isolation::Process, None) => NameSockets::open(namespace),
-            (Isolation::Hyperv, _) => NameSockets::open_at(namespace, hostnet::dns::ADDRESS),
+            (Isolation::Hyperv, None) => NameSockets::open_at(namespace, hostnet::dns::ADDRESS),
         };
         let sockets = sockets.map_err(|error| host_error(&error))?;
         let stop = CancellationToken::new();

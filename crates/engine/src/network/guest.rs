@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hostnet::{GuestPlug, Namespace};
+use hostnet::{GuardInWaiting, GuestPlug, Namespace};
 use proto::network::{NETWORK_SLOTS, NetworkUpdate, SandboxInterface, SandboxNetwork};
 
 use super::attach::{AttachRequest, parse_mac};
 use super::endpoint::{Endpoints, LiveEndpoint};
 use super::record::Network;
-use super::{Networks, host_error};
+use super::{Networks, host_error, lock};
 use crate::error::{ApiError, ApiResult};
 
 /// An interface's slot is the number in its name.
@@ -54,6 +54,24 @@ impl Networks {
         hostnet::guard_guest(namespace, &network.interfaces).map_err(|error| host_error(&error))
     }
 
+    /// As [`Networks::guard_guest`] by a guard that waited. [`Networks::finish_guard`] waits for it.
+    pub(super) fn begin_guard(&self, mut guard: GuardInWaiting, id: &str, endpoints: &Endpoints) -> ApiResult<()> {
+        guard.begin(&self.sandbox_network(id, endpoints)?.interfaces);
+        lock(&self.sandboxes).entry(id.to_owned()).or_default().guard = Some(guard);
+        Ok(())
+    }
+
+    /// Waits until the guest's own frames may pass; until then, none do.
+    ///
+    /// When: in a blocking thread.
+    ///
+    /// # Errors
+    /// 500 for what `nft` refuses.
+    pub fn finish_guard(&self, id: &str) -> ApiResult<()> {
+        let guard = lock(&self.sandboxes).get_mut(id).and_then(|sandbox| sandbox.guard.take());
+        guard.map_or(Ok(()), GuardInWaiting::finish).map_err(|error| host_error(&error))
+    }
+
     /// What shim and guest are to know of a hyperv container's network.
     ///
     /// # Errors
@@ -77,6 +95,7 @@ impl Networks {
             interfaces,
             gateway4: way_out.and_then(|live| live.gateway4),
             gateway6: way_out.and_then(|live| live.gateway6),
+            routes: Vec::new(),
         })
     }
 

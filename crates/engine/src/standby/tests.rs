@@ -211,3 +211,16 @@ async fn none_is_kept_if_none_is_wanted() {
     after(UNUSED).await;
     assert_eq!((kept.standby.word(), kept.begun()), ("off", 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_for_nothing_stands_by_again_where_there_is_room() {
+    let kept = Kept::ready().await;
+    let vm = kept.standby.take(|_| true).unwrap();
+    assert_eq!(kept.take(), None);
+    kept.standby.put_back(vm).unwrap_or_else(|_| panic!("the place is empty"));
+    assert_eq!(kept.standby.word(), "ready");
+    let vm = kept.standby.take(|_| true).unwrap();
+    kept.stopping.cancel();
+    after(QUIET).await;
+    assert!(kept.standby.put_back(vm).is_err(), "the engine ends");
+}

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use hostnet::ReadySandbox;
 use proto::control::UtilityVmRequest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -22,6 +23,8 @@ pub struct StandbyVm {
     pub rehearsal: PathBuf,
     /// The shim's process id.
     pub shim_pid: u32,
+    /// The namespace in which its taps are, if that is linked with a network.
+    pub sandbox: Option<ReadySandbox>,
     request: UtilityVmRequest,
     pidfd: OwnedFd,
 }
@@ -34,7 +37,7 @@ impl StandbyVm {
     pub fn new(folder: PathBuf, rehearsal: PathBuf, shim_pid: u32, request: UtilityVmRequest) -> io::Result<Self> {
         let pid = i32::try_from(shim_pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        Ok(Self { folder, rehearsal, shim_pid, request, pidfd })
+        Ok(Self { folder, rehearsal, shim_pid, sandbox: None, request, pidfd })
     }
 
     /// Where the shim in this folder listens.

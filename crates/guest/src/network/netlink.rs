@@ -9,14 +9,16 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use libc::{
     AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_NET_NS_FD,
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR, RTA_DST, RTA_GATEWAY, RTA_OIF, RTM_DELROUTE,
-    RTM_NEWADDR, RTM_NEWROUTE, RTM_SETLINK,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY,
+    RTM_DELADDR, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWROUTE, RTM_SETLINK,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// Bytes of a message's own header.
 const HEADER: usize = 16;
 const IFA_F_NODAD: u8 = 0x02;
+/// Source: Linux include/uapi/linux/rtnetlink.h.
+const RTNH_F_ONLINK: u32 = 4;
 const IFF_UP: u32 = libc::IFF_UP as u32;
 
 /// Which routes a request is about.
@@ -26,6 +28,23 @@ pub enum Route {
     Default(IpAddr),
     /// What is for this address goes out by this link, though the address is one of the loopback device's.
     OnLink(IpAddr, u32),
+    /// What is for these addresses.
+    To(RouteTo),
+}
+
+/// A route in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteTo {
+    /// The addresses, and how many of their bits count.
+    pub to: (IpAddr, u8),
+    /// The link by which it leaves.
+    pub link: u32,
+    /// Who takes it; without one, the addresses are neighbours.
+    pub gateway: Option<IpAddr>,
+    /// The gateway is a neighbour though no route says so.
+    pub on_link: bool,
+    /// 0 is the kernel's own choice.
+    pub metric: u32,
 }
 
 /// What is to be done to a link.
@@ -37,8 +56,8 @@ pub struct LinkChange<'a> {
     pub mtu: Option<u32>,
     /// It goes to another namespace, and is down there.
     pub namespace: Option<BorrowedFd<'a>>,
-    /// It is switched on.
-    pub up: bool,
+    /// It is switched on or off.
+    pub up: Option<bool>,
 }
 
 /// Requests that go together. Each is tried, whatever became of those before it.
@@ -82,8 +101,8 @@ impl Batch {
         use std::os::fd::AsRawFd;
         let mut head = [0; 16];
         head[0] = family(AF_UNSPEC);
-        if change.up {
-            head[8..12].copy_from_slice(&IFF_UP.to_ne_bytes());
+        if let Some(up) = change.up {
+            head[8..12].copy_from_slice(&(if up { IFF_UP } else { 0 }).to_ne_bytes());
             head[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
         }
         let name = [name.as_bytes(), &[0]].concat();
@@ -98,12 +117,21 @@ impl Batch {
 
     /// Gives a link an address. Nobody else has it, so nobody is asked.
     pub fn add_address(&mut self, link: u32, address: IpAddr, prefix: u8) {
+        self.address("set an address", RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, (link, address, prefix));
+    }
+
+    /// Takes an address from a link.
+    pub fn remove_address(&mut self, link: u32, address: IpAddr, prefix: u8) {
+        self.address("take an address away", RTM_DELADDR, 0, (link, address, prefix));
+    }
+
+    fn address(&mut self, step: &'static str, kind: u16, flags: libc::c_int, what: (u32, IpAddr, u8)) {
+        let (link, address, prefix) = what;
         let index = link.to_ne_bytes();
         let (family, bytes) = parts(address);
         let head = [family, prefix, IFA_F_NODAD, 0, index[0], index[1], index[2], index[3]];
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
         let attributes: [(u16, &[u8]); 2] = [(IFA_LOCAL, &bytes), (IFA_ADDRESS, &bytes)];
-        self.message("set an address", RTM_NEWADDR, flags, &head, &attributes);
+        self.message(step, kind, flags, &head, &attributes);
     }
 
     /// Adds a route, in place of the one that leads to the same.
@@ -132,6 +160,21 @@ impl Batch {
                 let length = u8::try_from(bytes.len() * 8).unwrap_or(u8::MAX);
                 let head = head(family, length, libc::RT_TABLE_LOCAL, libc::RT_SCOPE_LINK);
                 self.message(step, kind, flags, &head, &[(RTA_DST, &bytes), (RTA_OIF, &link.to_ne_bytes())]);
+            }
+            Route::To(route) => {
+                let (family, bytes) = parts(route.to.0);
+                let scope = if route.gateway.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK };
+                let mut head = head(family, route.to.1, libc::RT_TABLE_MAIN, scope);
+                if route.on_link {
+                    head[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
+                }
+                let (link, metric) = (route.link.to_ne_bytes(), route.metric.to_ne_bytes());
+                let gateway = route.gateway.map(|gateway| parts(gateway).1);
+                let mut attributes: Vec<(u16, &[u8])> = vec![(RTA_OIF, &link)];
+                attributes.extend((route.to.1 > 0).then_some((RTA_DST, bytes.as_slice())));
+                attributes.extend(gateway.as_ref().map(|gateway| (RTA_GATEWAY, gateway.as_slice())));
+                attributes.extend((route.metric > 0).then_some((RTA_PRIORITY, metric.as_slice())));
+                self.message(step, kind, flags, &head, &attributes);
             }
         }
     }
@@ -246,12 +289,24 @@ mod tests {
             let socket = Socket::open().unwrap();
             let link = socket.index_of("lo").unwrap();
             let mut batch = Batch::default();
-            batch.change_link("switch on", "lo", &LinkChange { up: true, mtu: Some(1400), ..Default::default() });
+            batch.change_link("switch on", "lo", &LinkChange { up: Some(true), mtu: Some(1400), ..Default::default() });
             batch.add_address(link, "10.1.2.3".parse().unwrap(), 24);
             batch.add_address(link, "fd00::3".parse().unwrap(), 64);
             batch.add_route(Route::Default("10.1.2.1".parse().unwrap()));
             batch.add_route(Route::OnLink("127.0.0.11".parse().unwrap(), link));
             batch.remove_route(Route::OnLink("127.0.0.11".parse().unwrap(), link));
+            let to = |to: &str, prefix, gateway: Option<&str>| RouteTo {
+                to: (to.parse().unwrap(), prefix),
+                link,
+                gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+                on_link: false,
+                metric: 0,
+            };
+            // As Calico's: a gateway that is a neighbour by a route of its own; and one that is said to be.
+            batch.add_route(Route::To(to("169.254.1.1", 32, None)));
+            batch.add_route(Route::To(RouteTo { metric: 7, ..to("0.0.0.0", 0, Some("169.254.1.1")) }));
+            batch.add_route(Route::To(RouteTo { on_link: true, ..to("10.5.0.0", 16, Some("172.31.0.1")) }));
+            batch.add_route(Route::To(to("fd01::", 64, None)));
             socket.carry_out(&batch).unwrap();
             let local: std::net::SocketAddr = "10.1.2.3:0".parse().unwrap();
             std::net::UdpSocket::bind(local).unwrap();
@@ -261,6 +316,13 @@ mod tests {
             let refused = socket.carry_out(&batch).unwrap_err();
             assert_eq!((refused.step, refused.source.raw_os_error()), ("change nothing", Some(libc::ENODEV)));
             std::net::UdpSocket::bind(local).unwrap();
+            let mut batch = Batch::default();
+            batch.remove_route(Route::To(to("10.5.0.0", 16, None)));
+            batch.remove_address(link, "10.1.2.3".parse().unwrap(), 24);
+            batch.remove_address(link, "fd00::3".parse().unwrap(), 64);
+            batch.change_link("switch off", "lo", &LinkChange { up: Some(false), ..Default::default() });
+            socket.carry_out(&batch).unwrap();
+            std::net::UdpSocket::bind(local).unwrap_err();
         });
         done.join().unwrap();
     }

@@ -12,15 +12,44 @@
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use proto::network::{SandboxInterface, tap_name};
+use proto::network::{NETWORK_SLOTS, SandboxInterface, tap_name};
 
-use super::nft;
+use super::nft::{self, Transaction};
 use crate::error::NetworkError;
 
 /// Puts the rules for these interfaces in the place of all earlier ones; names are asked for at an address of 127.0.0.0/8. When:
 /// in the namespace.
 pub(crate) fn load(interfaces: &[SandboxInterface], names: Ipv4Addr) -> Result<(), NetworkError> {
     nft::run(&render(interfaces, names))
+}
+
+/// The rules of a namespace whose guest's addresses are not known yet: none passes, until they are told.
+#[derive(Debug)]
+pub struct GuardInWaiting(Transaction);
+
+impl GuardInWaiting {
+    /// Lets nothing pass, and has the program ready that will let the guest's own pass. When: in the namespace.
+    pub(crate) fn open(names: Ipv4Addr) -> Result<Self, NetworkError> {
+        load(&[], names)?;
+        Transaction::open().map(Self)
+    }
+
+    /// Tells it the guest's interfaces, all of them; [`GuardInWaiting::finish`] must follow.
+    ///
+    /// When: once. It adds rules and takes none away: whoever does has to wait until the kernel is sure that no packet is just
+    /// passing them, ten milliseconds.
+    pub fn begin(&mut self, interfaces: &[SandboxInterface]) {
+        let chains: Vec<String> = interfaces.iter().map(own_chain).collect();
+        self.0.give(&format!("table bridge bulkhead {{\n{}}}\n", chains.concat()));
+    }
+
+    /// Waits until the rules are there.
+    ///
+    /// # Errors
+    /// `Firewall`; nothing passes then.
+    pub fn finish(self) -> Result<(), NetworkError> {
+        self.0.finish()
+    }
 }
 
 /// Takes the rules away. When: in the namespace.
@@ -30,13 +59,13 @@ pub(crate) fn unload() -> Result<(), NetworkError> {
 
 fn render(interfaces: &[SandboxInterface], names: Ipv4Addr) -> String {
     let mut text = String::from("table bridge bulkhead\ndelete table bridge bulkhead\ntable bridge bulkhead {\n");
-    for interface in interfaces {
-        let _ = writeln!(text, "chain guest{} {{\n{}\n}}", interface.slot, allowed(interface).join("\n"));
-    }
+    // A slot that is not in use has an empty chain, and what comes from it is dropped.
+    (0..NETWORK_SLOTS).for_each(|slot| text.push_str(&format!("chain guest{slot} {{ }}\n")));
+    interfaces.iter().for_each(|interface| text.push_str(&own_chain(interface)));
     // Writing to a string cannot fail.
     let _ = writeln!(text, "chain first {{ type filter hook prerouting priority -200;");
-    for interface in interfaces {
-        let _ = writeln!(text, "iifname \"{}\" jump guest{}", tap_name(interface.slot), interface.slot);
+    for slot in 0..NETWORK_SLOTS {
+        let _ = writeln!(text, "iifname \"{}\" jump guest{slot}", tap_name(slot));
     }
     let _ = write!(
         text,
@@ -62,6 +91,10 @@ oifname != \"nic*\" drop
 "
     );
     text
+}
+
+fn own_chain(interface: &SandboxInterface) -> String {
+    format!("chain guest{} {{\n{}\n}}\n", interface.slot, allowed(interface).join("\n"))
 }
 
 /// What ends in `accept` may pass; the rest of what the guest sends is dropped.

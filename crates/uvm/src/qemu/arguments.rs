@@ -151,7 +151,11 @@ impl Arguments {
             self.json(
                 "-device",
                 &json!({"driver": "virtio-net-pci", "id": format!("nic{slot}"), "netdev": format!("net{slot}"),
-                "addr": address, "romfile": "", "disable-legacy": "on", "guest_announce": false}),
+                "addr": address, "romfile": "", "disable-legacy": "on", "guest_announce": false,
+                // What is not for the guest does not come this far, so nobody tells the device what to let through: each
+                // word on this queue is a wait for QEMU's main thread, a start would have some ten.
+                "ctrl_vq": false, "ctrl_rx": false, "ctrl_rx_extra": false, "ctrl_vlan": false, "ctrl_mac_addr": false,
+                "ctrl_guest_offloads": false}),
             );
         }
     }
