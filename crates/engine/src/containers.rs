@@ -63,7 +63,7 @@ pub use kill::parse_signal;
 pub use launch::Run;
 pub use list::with_sizes;
 pub use mounting::{plain_binds, unknown_mount_type};
-pub use networking::adopt as adopt_networks;
+pub use networking::{adopt as adopt_networks, mend_for_good as mend_networks};
 pub use remove::{collect_image, discard_with_volumes, uses_of};
 pub use restart_policy::apply_at_start;
 pub use shim::{bury, delete_leftovers};

@@ -14,6 +14,7 @@ mod files;
 mod guest;
 mod links;
 mod live;
+mod mend;
 mod neighbours;
 mod ports;
 mod ready;
@@ -233,8 +234,14 @@ impl Networks {
     /// 409 for a bridge's name that is somebody else's, 500 for what the host refuses.
     pub fn ensure(&self, network: &Network) -> ApiResult<Arc<Network>> {
         let known = self.store.find(&network.id)?;
-        if known.driver != Driver::Bridge || lock(&self.up).contains(&known.id) {
+        if known.driver != Driver::Bridge {
             return Ok(known);
+        }
+        if lock(&self.up).contains(&known.id) {
+            if hostnet::has_link(&known.bridge) {
+                return Ok(known);
+            }
+            return self.bring_back(&known);
         }
         let _changing = lock(&self.changing);
         self.bring_up(network)

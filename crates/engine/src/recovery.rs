@@ -40,6 +40,7 @@ pub async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     join_all(known.iter().map(|container| take_up(engine, container))).await;
     volumes::settle(engine);
     settle_networks(engine).await?;
+    containers::mend_networks(engine);
     clear_unknown_bundles(engine).await?;
     containers::clear_standby(engine).await;
     // An image that was removed while a container of the last run used it may have lost its last user.

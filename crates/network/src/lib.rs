@@ -33,8 +33,12 @@ pub use firewall::guard::GuardInWaiting;
 pub use firewall::{Firewall, NetworkRules, Protocol, Publication};
 pub use foreign::{give_back, take_over};
 pub use host::{HostLock, forward_packets};
-pub use link::{BridgeSpec, Plug, Plugged, delete_link, ensure_bridge, links_on, links_with_alias, plug, unplug};
+pub use link::{
+    BridgeSpec, Plug, Plugged, delete_link, ensure_bridge, has_link, links_on, links_with_alias, plug, put_on_bridge,
+    unplug,
+};
 pub use namespace::Namespace;
 pub use pool::{Pool, PoolError, first_address, free_subnet, host_networks, overlaps};
 pub use ready::{Bound, ReadyEnd, ReadySandbox};
 pub use sandbox::{GuestPlug, connect_tap, disconnect_tap, guard_guest, plug_guest, tie_tap, unplug_guest};
+pub use watch::LinkWatch;

@@ -207,6 +207,33 @@ pub(crate) fn make(namespace: &File, plug: &Plug, name: &str) -> Result<(), Netw
     })
 }
 
+/// True if the namespace of this thread has such a link.
+#[must_use]
+pub fn has_link(name: &str) -> bool {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    // Without a socket there is nothing to be said; whoever needs the link will find out.
+    socket.is_ok_and(|socket| netdevice::name_to_index(socket, name) != Err(rustix::io::Errno::NODEV))
+}
+
+/// Puts a link that lost its bridge on one again, and switches it on.
+///
+/// # Errors
+/// What the kernel says.
+pub fn put_on_bridge(link: &str, bridge: &str, isolated: bool) -> Result<(), NetworkError> {
+    talk(async |handle| {
+        let failed = || NetworkError::netlink(format!("put {link} on {bridge}"));
+        let (link, bridge) = (index_of(&handle, link).await?, index_of(&handle, bridge).await?);
+        let change = LinkUnspec::new_with_index(link).controller(bridge).up().build();
+        handle.link().set(change).execute().await.map_err(failed())?;
+        if isolated {
+            let port = LinkBridgePort::new(link).isolated(true).build();
+            handle.link().set_port(port).execute().await.map_err(failed())?;
+        }
+        Ok(())
+    })
+}
+
 /// Names of the links that are on a bridge; none when there is no such bridge.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Tells when somebody changes the host's nftables rules.
+//! Tells when somebody changes the host's nftables rules, or its links.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
 use crate::error::NetworkError;
 use crate::firewall::Firewall;
 
 /// The group that hears of nftables, as a bit. Source: Linux include/uapi/linux/netfilter/nfnetlink.h, `NFNLGRP_NFTABLES`.
 const NFTABLES_GROUP: u32 = 1 << 6;
+/// The group that hears of links, as a bit. Source: Linux include/uapi/linux/rtnetlink.h, `RTNLGRP_LINK`.
+const LINK_GROUP: u32 = 1;
 /// Others make many changes at a time; one look after the last is enough.
 const SETTLED: Duration = Duration::from_millis(150);
 /// However much goes on, a look is taken this often.
@@ -26,7 +28,7 @@ impl Firewall {
     /// When the kernel tells nothing of its rules, or there is no thread to be had.
     pub fn guard(self: &Arc<Self>) -> Result<(), NetworkError> {
         let failed = || NetworkError::kernel("watch the firewall");
-        let socket = listen().map_err(failed())?;
+        let socket = listen(Some(NETFILTER), NFTABLES_GROUP).map_err(failed())?;
         let firewall = Arc::clone(self);
         let watch = move || {
             while let Err(error) = firewall.watch(&socket) {
@@ -39,9 +41,7 @@ impl Firewall {
 
     fn watch(&self, socket: &OwnedFd) -> io::Result<()> {
         loop {
-            hear(socket, None)?;
-            let until = Instant::now() + AT_MOST;
-            while Instant::now() < until && hear(socket, Some(SETTLED))? {}
+            hear_of_changes(socket)?;
             match self.restore() {
                 Ok(false) => {}
                 Ok(true) => tracing::warn!("somebody changed this engine's rules in the firewall; they were put back"),
@@ -53,10 +53,39 @@ impl Firewall {
     }
 }
 
-fn listen() -> io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(NETFILTER))?;
-    bind(&socket, &SocketAddrNetlink::new(0, NFTABLES_GROUP))?;
+/// Hears of the links of the namespace in which it was made.
+#[derive(Debug)]
+pub struct LinkWatch(OwnedFd);
+
+impl LinkWatch {
+    /// Begins to listen, by the protocol 0 that is for links and routes.
+    ///
+    /// # Errors
+    /// When the kernel tells nothing of its links.
+    pub fn new() -> Result<Self, NetworkError> {
+        listen(None, LINK_GROUP).map(Self).map_err(NetworkError::kernel("watch the links"))
+    }
+
+    /// Waits until links came, went or changed, by whomever, and that has settled.
+    ///
+    /// # Errors
+    /// When the kernel tells nothing any more.
+    pub fn wait(&self) -> Result<(), NetworkError> {
+        hear_of_changes(&self.0).map_err(NetworkError::kernel("watch the links"))
+    }
+}
+
+fn listen(protocol: Option<Protocol>, groups: u32) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+    bind(&socket, &SocketAddrNetlink::new(0, groups))?;
     Ok(socket)
+}
+
+fn hear_of_changes(socket: &OwnedFd) -> io::Result<()> {
+    hear(socket, None)?;
+    let until = Instant::now() + AT_MOST;
+    while Instant::now() < until && hear(socket, Some(SETTLED))? {}
+    Ok(())
 }
 
 /// Waits for news and forgets them: what counts is how the table looks afterwards. False when none came in time.

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::models::{ContainerConfig, HostConfig};
-use hostnet::ReadySandbox;
+use hostnet::{LinkWatch, ReadySandbox};
 use proto::Isolation;
 
 use super::links;
 use crate::container::Container;
 use crate::container::record::Phase;
 use crate::engine::Engine;
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiResult, chain};
 use crate::network::AttachRequest;
 use crate::network::endpoint::Endpoints;
 
@@ -168,6 +168,27 @@ pub fn prepare_next(engine: &Arc<Engine>) {
             tracing::error!(%error, "no network namespaces are made beforehand");
         }
     });
+}
+
+/// Brings bridges back that others take away, in a thread that ends with the engine.
+pub fn mend_for_good(engine: &Arc<Engine>) {
+    let engine = Arc::downgrade(engine);
+    let watch = move || -> Result<(), hostnet::NetworkError> {
+        let watch = LinkWatch::new()?;
+        loop {
+            watch.wait()?;
+            let Some(engine) = engine.upgrade() else { return Ok(()) };
+            engine.networks.mend();
+        }
+    };
+    let told = move || {
+        if let Err(error) = watch() {
+            tracing::warn!("bridges that somebody takes away come back at the next start only: {}", chain(&error));
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("bridges".into()).spawn(told) {
+        tracing::warn!(%error, "bridges that somebody takes away come back at the next start only");
+    }
 }
 
 /// Takes up the networks of a container that an earlier engine started.

@@ -257,6 +257,8 @@ impl Networks {
             ready = is_ready,
             "plugged in"
         );
+        // The link is another one by now if it waited.
+        self.store.join(&network.id, request.id, Member { name: request.name.to_owned(), endpoint: live.clone() });
         if let Some(endpoint) = endpoints.all.get_mut(&network.name) {
             endpoint.live = Some(live);
         }

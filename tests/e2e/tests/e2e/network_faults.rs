@@ -111,3 +111,43 @@ behind_both_walls! { own:
         assert!(found.lines().any(|line| line.starts_with("fd000079") && line.ends_with("eth0")), "{found}");
     }
 }
+
+#[test]
+fn a_bridge_that_somebody_deletes_comes_back_process() {
+    a_bridge_that_somebody_deletes_comes_back(Wall::Process);
+}
+
+#[test]
+fn a_bridge_that_somebody_deletes_comes_back_hyperv() {
+    a_bridge_that_somebody_deletes_comes_back(Wall::Hyperv);
+}
+
+fn a_bridge_that_somebody_deletes_comes_back(wall: Wall) {
+    let Some(host) = start(wall) else { return };
+    let gateway = "ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'";
+    let reaches = |name: &str| {
+        let said = host.docker(&["exec", name, "sh", "-c", &format!("ping -c 1 -W 2 $({gateway})")]);
+        said.code == 0
+    };
+    let isolation = format!("--isolation={}", host.wall().word());
+    let options = ["-o", "com.docker.network.bridge.name=lost0", "-o", "com.docker.network.bridge.enable_icc=false"];
+    host.docker(&[&["network", "create"], &options[..], &["lost"]].concat()).ok();
+    let run = |name: &str| {
+        host.docker(&["run", "-d", &isolation, "--network=lost", "--name", name, "box", "sleep", "1000"]).ok();
+    };
+    run("first");
+    assert!(reaches("first"));
+    for _ in 0..2 {
+        ip(&host, "link delete lost0\n");
+        assert!(eventually(Duration::from_secs(10), || reaches("first")), "{}", host.log());
+    }
+    // A start does not wait until that was noticed.
+    ip(&host, "link delete lost0\n");
+    run("second");
+    assert!(eventually(Duration::from_secs(10), || reaches("first") && reaches("second")), "{}", host.log());
+    let ports = host.on_host("bridge").args(["-d", "link", "show"]).output().unwrap();
+    let ports = String::from_utf8_lossy(&ports.stdout).into_owned();
+    assert_eq!(ports.matches("isolated on").count(), 2, "{ports}");
+    host.docker(&["rm", "-f", "first", "second"]).ok();
+    host.docker(&["network", "rm", "lost"]).ok();
+}

@@ -128,3 +128,57 @@ fn what_an_ended_container_had_is_free_for_the_next() {
     host.docker(&["network", "rm", "tiny"]).ok();
     wait_links(&host, 0, "nothing is left");
 }
+
+#[test]
+fn a_utility_vm_stands_by_on_the_network_of_the_last_one() {
+    let Some(mut host) = start(Wall::Hyperv, &["--standby-networks=0", "--standby-vms=1"]) else { return };
+    let stands_by = |host: &TestHost| {
+        let word = || host.get_json("/info")["Bulkhead"]["Standby"].as_str().unwrap_or_default().to_owned();
+        assert!(eventually(Duration::from_secs(60), || word() == "ready"), "{}", host.log());
+    };
+    let gateway = "ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'";
+    let reaches = |host: &TestHost, name: &str| {
+        host.docker(&["exec", name, "sh", "-c", &format!("ping -c 1 -W 5 $({gateway})")]).ok();
+    };
+    host.docker(&["network", "create", "shop"]).ok();
+    run(&host, &["--name=first", "--network=shop"]);
+    stands_by(&host);
+    let before = wait_links(&host, 2, "one in use, one of the VM that stands by");
+    run(&host, &["--name=second", "--network=shop"]);
+    let mac = host.inspect("second")["NetworkSettings"]["Networks"]["shop"]["MacAddress"].clone();
+    let said = host.docker(&["exec", "second", "cat", "/sys/class/net/eth0/address"]).ok();
+    assert_eq!(Some(said.as_str()), mac.as_str());
+    reaches(&host, "second");
+    host.docker(&["exec", "second", "ping", "-c", "1", "-W", "5", "first"]).ok();
+    stands_by(&host);
+    let during = wait_links(&host, 3, "two in use, one of the next");
+    assert!(during.is_superset(&before), "{before:?}, {during:?}");
+    // Another network, with the first one beside it, and none at all: what waited is not used, and goes.
+    run(&host, &["--name=third"]);
+    reaches(&host, "third");
+    wait_links(&host, 3, "three in use");
+    host.docker(&["network", "connect", "shop", "third"]).ok();
+    host.docker(&["exec", "third", "ping", "-c", "1", "-W", "5", "first"]).ok();
+    stands_by(&host);
+    wait_links(&host, 5, "three in use on four networks, one of the next");
+    run(&host, &["--name=fourth", "--network=none"]);
+    assert_eq!(host.docker(&["exec", "fourth", "ls", "/sys/class/net"]).ok(), "lo");
+    wait_links(&host, 4, "the fourth has none");
+    stands_by(&host);
+    wait_links(&host, 4, "nor is the next one linked");
+    host.docker(&["rm", "-f", "third", "fourth"]).ok();
+    // A network that goes takes the link of the VM along.
+    run(&host, &["--name=third", "--network=shop"]);
+    stands_by(&host);
+    wait_links(&host, 4, "three in use, one of the next");
+    host.docker(&["rm", "-f", "first", "second", "third"]).ok();
+    wait_links(&host, 1, "one of the VM that stands by");
+    host.docker(&["network", "rm", "shop"]).ok();
+    wait_links(&host, 0, "gone with its network");
+    run(&host, &["--name=fifth"]);
+    reaches(&host, "fifth");
+    host.docker(&["rm", "-f", "fifth"]).ok();
+    host.engine().kill();
+    wait_links(&host, 0, "the VM goes with an engine that is killed");
+    host.start_engine();
+}
