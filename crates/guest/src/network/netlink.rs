@@ -317,7 +317,7 @@ mod tests {
             assert_eq!((refused.step, refused.source.raw_os_error()), ("change nothing", Some(libc::ENODEV)));
             std::net::UdpSocket::bind(local).unwrap();
             let mut batch = Batch::default();
-            batch.remove_route(Route::To(to("10.5.0.0", 16, None)));
+            batch.remove_route(Route::To(RouteTo { on_link: true, ..to("10.5.0.0", 16, Some("172.31.0.1")) }));
             batch.remove_address(link, "10.1.2.3".parse().unwrap(), 24);
             batch.remove_address(link, "fd00::3".parse().unwrap(), 64);
             batch.change_link("switch off", "lo", &LinkChange { up: Some(false), ..Default::default() });
