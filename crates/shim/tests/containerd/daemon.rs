@@ -219,8 +219,7 @@ impl Containerd {
         let mut left = Vec::new();
         let bundle = self.bundle(id);
         left.extend(bundle.exists().then(|| text(&bundle)));
-        let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
-        for hierarchy in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
+        for hierarchy in hierarchies() {
             let folder = hierarchy.join(namespace()).join(id);
             left.extend(folder.exists().then(|| text(&folder)));
         }
@@ -235,6 +234,13 @@ impl Containerd {
         left.extend(mounts.lines().filter(|line| line.contains(&text(&bundle))).map(str::to_owned));
         left
     }
+}
+
+/// Every mounted hierarchy, and what they are mounted in, which is the only one with version 2.
+fn hierarchies() -> Vec<PathBuf> {
+    let top = PathBuf::from("/sys/fs/cgroup");
+    let below = fs::read_dir(&top).into_iter().flatten().flatten().map(|entry| entry.path());
+    below.chain([top.clone()]).collect()
 }
 
 fn spawn(folder: &Path) -> Child {
@@ -258,5 +264,9 @@ impl Drop for Containerd {
         }
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
+        // containerd leaves a namespace's cgroup; it is empty when all went well.
+        for hierarchy in hierarchies() {
+            let _ = fs::remove_dir(hierarchy.join(namespace()));
+        }
     }
 }
