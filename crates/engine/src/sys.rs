@@ -155,6 +155,19 @@ pub fn awaitable(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
+/// Whether the other end of a unix socket has read all that was sent to it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn is_read(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut unread: c_int = 0;
+    // SAFETY: the descriptor is open, and the request (SIOCOUTQ on sockets) writes one int, which there is.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) } {
+        0 => Ok(unread == 0),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Takes the sockets that a service manager passed. Shape: as many as `LISTEN_FDS` says, when `LISTEN_PID` is this
 /// process; none otherwise. When: once, before any other descriptor is opened.
 ///

@@ -1,7 +1,9 @@
 //! A connection that stops being HTTP and carries a process' input and output.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::Request;
@@ -21,7 +23,7 @@ use super::mux::Framing;
 use super::{Attachment, Streams};
 use crate::connections::{Busy, Place};
 use crate::output::{Chunk, Source};
-use crate::peer;
+use crate::{peer, sys};
 
 /// A connection taken out of HTTP.
 pub struct Connection {
@@ -30,6 +32,10 @@ pub struct Connection {
     /// What the client had sent behind its request.
     early: Bytes,
 }
+
+/// How often it is looked whether a client has read the head, and the pause between.
+const HEAD_LOOKS: u32 = 100;
+const HEAD_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a client's input does with the process' input.
 pub struct Input {
@@ -104,6 +110,7 @@ impl Connection {
 
     /// Carries a process' streams until its output has ended, the client detaches or leaves.
     pub async fn carry(self, mut attachment: Attachment, framing: Framing, input: Option<Input>) -> SessionEnd {
+        self.head_is_read().await;
         let Self { reader, mut writer, early } = self;
         let streams = Arc::clone(attachment.streams());
         let hang_up = peer::hang_up(reader.as_ref());
@@ -131,11 +138,24 @@ impl Connection {
         end
     }
 
+    /// Waits, a short time, until the client has read the head of the answer. Some read it through a buffer, and what follows below
+    /// that: docker-py loses what comes at once.
+    async fn head_is_read(&self) {
+        for _ in 0..HEAD_LOOKS {
+            // Of no use to ask again after an error.
+            if sys::is_read(self.writer.as_ref().as_fd()).unwrap_or(true) {
+                return;
+            }
+            tokio::time::sleep(HEAD_PAUSE).await;
+        }
+    }
+
     /// Writes what comes before the stream.
     ///
     /// # Errors
     /// When the client is gone.
     pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.head_is_read().await;
         self.writer.write_all(bytes).await
     }
 
