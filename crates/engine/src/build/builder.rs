@@ -273,7 +273,7 @@ impl Builder {
         self.output.say("\n").await;
     }
 
-    async fn check_cancelled(&self) -> Result<(), Failure> {
+    pub(super) async fn check_cancelled(&self) -> Result<(), Failure> {
         if !self.cancelled.is_cancelled() {
             return Ok(());
         }
@@ -319,6 +319,8 @@ impl Builder {
     }
 
     pub(super) async fn create_of(&self, config: &ContainerConfig) -> ApiResult<Intermediate> {
+        // The client may have gone while the cache was searched: nothing is made then that would only be taken away again.
+        self.check_cancelled().await.map_err(|failure| failure.error)?;
         let mut body = as_json(config)?;
         if body["Cmd"].is_null() && body["Entrypoint"].is_null() {
             // It is never started, and no container is without a command.

@@ -62,6 +62,7 @@ impl Builder {
     }
 
     async fn run_to_end(&self, container: &Intermediate, words: &[String]) -> Result<(), Failure> {
+        self.check_cancelled().await?;
         let mut attached = container.output();
         container.start().await?;
         let (mut stdout, mut stderr) = (Utf8::default(), Utf8::default());

@@ -124,7 +124,7 @@ fn ten_images_on_one_base_cost_the_base_once() {
     let shown = host.docker(&["system", "df", "-v"]).ok();
     assert!(shown.contains("SHARED SIZE") && shown.contains("image        9"), "{shown}");
     let brief = host.bulkhead(&["system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}}"]).lines();
-    assert_eq!(brief, ["Images 11 0", "Containers 0 0"]);
+    assert_eq!(brief, ["Images 11 0", "Containers 0 0", "Local Volumes 0 0"]);
     assert_eq!(
         host.bulkhead(&["system", "df", "-v"]).lines().iter().filter(|line| line.starts_with("image ")).count(),
         10
