@@ -53,11 +53,18 @@ impl BundleError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
-            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::ResourceExhausted,
-            Self::File { .. } => ErrorKind::Internal,
+            Self::File { source, .. } => kind_of_file(source),
             Self::Malformed { .. } | Self::Spec { .. } => ErrorKind::InvalidArgument,
         }
+    }
+}
+
+/// What a caller can act on when a file cannot be had or made.
+pub(crate) fn kind_of_file(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::StorageFull => ErrorKind::ResourceExhausted,
+        _ => ErrorKind::Internal,
     }
 }
 

@@ -107,8 +107,7 @@ impl<'a> Reserved<'a> {
         let Some(vm) = self.vm.take() else { return };
         let refused = if lost { Err(vm) } else { self.engine.standby.put_back(vm) };
         if let Err(vm) = refused {
-            let engine = Arc::clone(self.engine);
-            tokio::spawn(async move { discard(&engine, vm, None).await });
+            discard_later(self.engine, vm, None);
         }
     }
 
@@ -130,17 +129,17 @@ impl<'a> Reserved<'a> {
                 Some(vm.shim_pid)
             }
             Some(fault) => {
-                discard_later(self.engine, vm, fault);
+                discard_later(self.engine, vm, Some(fault));
                 None
             }
         }
     }
 }
 
-/// Takes down a standby that a container was to get and that is of no use.
-fn discard_later(engine: &Arc<Engine>, vm: StandbyVm, fault: String) {
+/// Takes down a standby that a container was to get and that is of no use, or has no place any more.
+fn discard_later(engine: &Arc<Engine>, vm: StandbyVm, fault: Option<String>) {
     let engine = Arc::clone(engine);
-    tokio::spawn(async move { discard(&engine, vm, Some(fault)).await });
+    tokio::spawn(async move { discard(&engine, vm, fault).await });
 }
 
 async fn discard(engine: &Arc<Engine>, vm: StandbyVm, fault: Option<String>) {

@@ -15,6 +15,8 @@ use proto::control::LayerFile;
 use proto::{Digest, ErrorKind};
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::kind_of_file;
+
 /// A layer that cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
@@ -51,9 +53,7 @@ impl CacheError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
-            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::ResourceExhausted,
-            Self::File { .. } => ErrorKind::Internal,
+            Self::File { source, .. } => kind_of_file(source),
             Self::Pack { source, .. } => source.kind(),
             Self::Convert { source, .. } => source.kind(),
         }
