@@ -143,7 +143,8 @@ impl Side<'_> {
     }
 
     fn life(&mut self) {
-        let script = "trap 'exit 6' TERM; echo on; while :; do sleep 0.02; done";
+        // Two processes at every moment, since their number is compared.
+        let script = "trap 'exit 6' TERM; echo on; sleep 1000 & wait";
         let id = self.detach("detached", &[], "life", &["sh", "-c", script]);
         let id = id.as_str();
         self.containerd.await_task(id, Some("RUNNING"));
