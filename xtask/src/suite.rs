@@ -40,7 +40,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
     let profile: &[&str] = if args.dev { &[] } else { &["--release"] };
     if !args.unit {
         if args.failpoints || args.filters.is_empty() {
-            build_failpoints_engine(args, profile)?;
+            build_failpoints(args, profile)?;
         }
         let mut build = workspace::cargo();
         build.arg("build").args(profile);
@@ -61,17 +61,21 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds the engine with points at which it can be told to die, under a name of its own. The ordinary build follows, so
-/// that `bulkheadd` is never left as this one.
-fn build_failpoints_engine(args: &TestArgs, profile: &[&str]) -> anyhow::Result<()> {
+/// Builds engine and shim with points at which they can be told to die, and steps that are refused, under names of their own. The
+/// ordinary build follows, so that none of them is left as such a one.
+fn build_failpoints(args: &TestArgs, profile: &[&str]) -> anyhow::Result<()> {
     let mut build = workspace::cargo();
-    build.arg("build").args(profile).args(["-p", "bulkhead-engine", "--features", "bulkhead-engine/failpoints"]);
+    build.arg("build").args(profile).args(["-p", "bulkhead-engine", "-p", "bulkhead-shim"]);
+    build.args(["--features", "bulkhead-engine/failpoints,bulkhead-shim/failpoints"]);
     workspace::run_checked(&mut build)?;
     let folder = workspace::target_dir().join(if args.dev { "debug" } else { "release" });
-    let (built, named) = (folder.join("bulkheadd"), folder.join("bulkheadd-failpoints"));
-    std::fs::copy(&built, &named).with_context(|| format!("cannot copy {}", built.display()))?;
-    // Cargo puts the ordinary build's in its place.
-    std::fs::remove_file(&built).with_context(|| format!("cannot remove {}", built.display()))
+    for name in ["bulkheadd", "containerd-shim-bulkhead-v2"] {
+        let (built, named) = (folder.join(name), folder.join(format!("{name}-failpoints")));
+        std::fs::copy(&built, &named).with_context(|| format!("cannot copy {}", built.display()))?;
+        // Cargo puts the ordinary build's in its place.
+        std::fs::remove_file(&built).with_context(|| format!("cannot remove {}", built.display()))?;
+    }
+    Ok(())
 }
 
 fn commands(args: &TestArgs, has_nextest: bool) -> Vec<Command> {

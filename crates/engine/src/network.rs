@@ -285,8 +285,12 @@ impl Networks {
         let _alone = hostnet::HostLock::acquire().map_err(|error| host_error(&error))?;
         let known = self.avoid_conflict(known)?;
         hostnet::forward_packets(known.ipv6).map_err(|error| host_error(&error))?;
-        hostnet::ensure_bridge(&known.bridge_spec(&self.alias())).map_err(|error| host_error(&error))?;
-        self.firewall.add_network(known.rules()).map_err(|error| host_error(&error))?;
+        let is_new = hostnet::ensure_bridge(&known.bridge_spec(&self.alias())).map_err(|error| host_error(&error))?;
+        self.firewall.add_network(known.rules()).map_err(|error| host_error(&error)).inspect_err(|_| {
+            if is_new && let Err(left) = hostnet::delete_link(&known.bridge) {
+                tracing::warn!("a bridge without rules is left: {}", chain(&left));
+            }
+        })?;
         lock(&self.up).insert(known.id.clone());
         self.guard();
         Ok(known)
@@ -332,18 +336,19 @@ impl Networks {
         let was_up = lock(&self.up).remove(&network.id);
         // Nothing is made for it any more by now.
         self.ready.forget(network);
-        if was_up {
-            self.firewall.remove_network(&network.bridge).map_err(|error| host_error(&error))?;
-        }
-        // Nobody is on the network: what is left of links with it is of a utility VM that stands by.
-        let left = hostnet::links_on(&network.bridge).map_err(|error| host_error(&error))?;
-        for link in left.iter().filter(|link| ready::is_host_link(link)) {
-            hostnet::unplug(link).map_err(|error| host_error(&error))?;
+        // Each of them goes, whatever becomes of the others.
+        let rules = if was_up { self.firewall.remove_network(&network.bridge) } else { Ok(()) };
+        rules.and(self.take_bridge(&network.bridge)).map_err(|error| host_error(&error))
+    }
+
+    /// Deletes a bridge of ours with the links on it. Nobody is on the network: they are of a utility VM that stands by.
+    fn take_bridge(&self, bridge: &str) -> Result<(), hostnet::NetworkError> {
+        for link in hostnet::links_on(bridge)?.iter().filter(|link| ready::is_host_link(link)) {
+            hostnet::unplug(link)?;
         }
         // A bridge that somebody else made stays.
-        let ours = hostnet::links_with_alias(&self.alias()).map_err(|error| host_error(&error))?;
-        if ours.contains(&network.bridge) {
-            hostnet::delete_link(&network.bridge).map_err(|error| host_error(&error))?;
+        if hostnet::links_with_alias(&self.alias())?.iter().any(|link| link == bridge) {
+            hostnet::delete_link(bridge)?;
         }
         Ok(())
     }
@@ -363,6 +368,11 @@ impl Networks {
         }
         if used.iter().all(|network| network.driver != Driver::Bridge) {
             self.unload();
+        }
+        for network in self.store.all().iter().filter(|network| network.driver == Driver::Bridge) {
+            if let Err(error) = hostnet::delete_unmarked_bridge(&network.bridge_spec(&self.alias())) {
+                tracing::warn!(network = network.name, "a bridge is left of an earlier engine: {}", chain(&error));
+            }
         }
         let known: HashSet<String> = used.iter().map(|network| network.bridge.clone()).collect();
         match hostnet::links_with_alias(&self.alias()) {

@@ -50,6 +50,12 @@ impl NetworkError {
         }
     }
 
+    /// A link of this name is there, whoever made it.
+    pub(crate) fn is_there_already(&self) -> bool {
+        let exists = -(nix::errno::Errno::EEXIST as i32);
+        matches!(self, Self::Netlink { source: rtnetlink::Error::NetlinkError(said), .. } if said.raw_code() == exists)
+    }
+
     pub(crate) fn kernel(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Kernel { what, source }

@@ -15,6 +15,7 @@
 
 pub mod dns;
 mod error;
+mod failpoint;
 mod firewall;
 mod foreign;
 mod host;
@@ -34,8 +35,8 @@ pub use firewall::{Firewall, NetworkRules, Protocol, Publication};
 pub use foreign::{give_back, take_over};
 pub use host::{HostLock, forward_packets};
 pub use link::{
-    BridgeSpec, Plug, Plugged, delete_link, ensure_bridge, has_link, links_on, links_with_alias, plug, put_on_bridge,
-    unplug,
+    BridgeSpec, Plug, Plugged, delete_link, delete_unmarked_bridge, ensure_bridge, has_link, links_on,
+    links_with_alias, plug, put_on_bridge, unplug,
 };
 pub use namespace::Namespace;
 pub use pool::{Pool, PoolError, first_address, free_subnet, host_networks, overlaps};

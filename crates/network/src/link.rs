@@ -1,7 +1,7 @@
 //! Links by netlink: bridges on the host, one veth per endpoint.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use futures_util::TryStreamExt;
@@ -11,8 +11,9 @@ use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnsp
 use serde::{Deserialize, Serialize};
 
 use crate::error::NetworkError;
+use crate::failpoint;
 use crate::namespace::Namespace;
-use crate::netlink::{set_sysctl, talk};
+use crate::netlink::{answer, set_sysctl, talk};
 
 /// A bridge as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,40 +94,74 @@ pub(crate) fn name_of(link: &LinkMessage) -> Option<&str> {
     })
 }
 
-/// Makes a bridge, or takes the one that an earlier run of the engine has made; afterwards it is as `spec` says, up.
+/// Makes a bridge, or takes the one that an earlier run of the engine has made; afterwards it is as `spec` says, up. True if it
+/// was not there.
 ///
 /// # Errors
-/// `Taken` when a link of that name is somebody else's.
-pub fn ensure_bridge(spec: &BridgeSpec) -> Result<(), NetworkError> {
+/// `Taken` when a link of that name is somebody else's; what the kernel says: no bridge is left then that was not there.
+pub fn ensure_bridge(spec: &BridgeSpec) -> Result<bool, NetworkError> {
     talk(async |handle| {
-        match find(&handle, &spec.name).await? {
-            Some(link) if spec.may_exist || alias_of(&link) == Some(&spec.alias) => {}
+        let is_new = match find(&handle, &spec.name).await? {
+            Some(link) if spec.may_exist || alias_of(&link) == Some(&spec.alias) => false,
+            Some(link) if is_unmarked(&link, spec) => true,
             Some(_) => return Err(NetworkError::Taken(spec.name.clone())),
             None => {
                 let mut bridge = LinkBridge::new(&spec.name).address(spec.mac.to_vec());
                 if let Some(mtu) = spec.mtu {
                     bridge = bridge.mtu(mtu);
                 }
-                let made = handle.link().add(bridge.build()).execute().await;
-                made.map_err(NetworkError::netlink(format!("make the bridge {}", spec.name)))?;
-                // The kernel takes no alias from the request that makes a link.
-                let named = LinkUnspec::new_with_name(&spec.name).alias(&spec.alias).build();
-                let named = handle.link().set(named).execute().await;
-                named.map_err(NetworkError::netlink(format!("mark the bridge {}", spec.name)))?;
+                let made = handle.link().add(bridge.build()).execute();
+                answer(format!("make the bridge {}", spec.name), made).await?;
+                true
             }
+        };
+        let furnished = furnish_bridge(&handle, spec, is_new).await;
+        if furnished.is_err()
+            && is_new
+            && let Err(error) = delete(&handle, &spec.name).await
+        {
+            tracing::warn!(link = spec.name, error = &error as &dyn std::error::Error, "left behind");
         }
-        set_sysctl(&format!("ipv6/conf/{}/accept_ra", spec.name), "0");
-        let has_v6 = spec.addresses.iter().any(|address| matches!(address, IpNet::V6(_)));
-        set_sysctl(&format!("ipv6/conf/{}/disable_ipv6", spec.name), if has_v6 { "0" } else { "1" });
-        // For packets of 127.0.0.0/8 that a published port has given another target; the firewall lets no others in.
-        set_sysctl(&format!("ipv4/conf/{}/route_localnet", spec.name), "1");
-        let index = index_of(&handle, &spec.name).await?;
-        for address in &spec.addresses {
-            let added = handle.address().add(index, address.addr(), address.prefix_len()).replace().execute().await;
-            added.map_err(NetworkError::netlink(format!("give {} the address {address}", spec.name)))?;
-        }
-        let up = LinkUnspec::new_with_index(index).up().build();
-        handle.link().set(up).execute().await.map_err(NetworkError::netlink(format!("bring up {}", spec.name)))
+        furnished.map(|()| is_new)
+    })
+}
+
+/// Mark, addresses, up.
+async fn furnish_bridge(handle: &Handle, spec: &BridgeSpec, is_new: bool) -> Result<(), NetworkError> {
+    let name = &spec.name;
+    if is_new {
+        // The kernel takes no alias from the request that makes a link.
+        let mark = LinkUnspec::new_with_name(name).alias(&spec.alias).build();
+        answer(format!("mark the bridge {name}"), handle.link().set(mark).execute()).await?;
+    }
+    set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "0");
+    let has_v6 = spec.addresses.iter().any(|address| matches!(address, IpNet::V6(_)));
+    set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), if has_v6 { "0" } else { "1" });
+    // For packets of 127.0.0.0/8 that a published port has given another target; the firewall lets no others in.
+    set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1");
+    let index = index_of(handle, name).await?;
+    for address in &spec.addresses {
+        let request = handle.address().add(index, address.addr(), address.prefix_len()).replace();
+        answer(format!("give {name} the address {address}"), request.execute()).await?;
+    }
+    let up = LinkUnspec::new_with_index(index).up().build();
+    answer(format!("bring up {name}"), handle.link().set(up).execute()).await
+}
+
+/// A bridge that an engine has made which was killed before it could mark it: nobody else has this hardware address.
+fn is_unmarked(link: &LinkMessage, spec: &BridgeSpec) -> bool {
+    let own = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Address(mac) if *mac == spec.mac);
+    alias_of(link).is_none() && link.attributes.iter().any(own)
+}
+
+/// Deletes a bridge that an engine has made and not come to mark.
+///
+/// # Errors
+/// What the kernel says.
+pub fn delete_unmarked_bridge(spec: &BridgeSpec) -> Result<(), NetworkError> {
+    talk(async |handle| match find(&handle, &spec.name).await? {
+        Some(link) if is_unmarked(&link, spec) => delete(&handle, &spec.name).await,
+        _ => Ok(()),
     })
 }
 
@@ -135,15 +170,17 @@ pub fn ensure_bridge(spec: &BridgeSpec) -> Result<(), NetworkError> {
 /// # Errors
 /// What the kernel says.
 pub fn delete_link(name: &str) -> Result<(), NetworkError> {
-    talk(async |handle| {
-        let Some(link) = find(&handle, name).await? else { return Ok(()) };
-        match handle.link().del(link.header.index).execute().await {
-            Err(error) if !is(&error, nix::errno::Errno::ENODEV) => {
-                Err(NetworkError::netlink(format!("delete the link {name}"))(error))
-            }
-            _ => Ok(()),
-        }
-    })
+    talk(async |handle| delete(&handle, name).await)
+}
+
+async fn delete(handle: &Handle, name: &str) -> Result<(), NetworkError> {
+    let Some(link) = find(handle, name).await? else { return Ok(()) };
+    let what = format!("delete the link {name}");
+    failpoint::step(&what)?;
+    match handle.link().del(link.header.index).execute().await {
+        Err(error) if !is(&error, nix::errno::Errno::ENODEV) => Err(NetworkError::netlink(what)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Names of the host's links that carry this alias.
@@ -195,13 +232,11 @@ pub(crate) fn make(namespace: &File, plug: &Plug, name: &str) -> Result<(), Netw
             veth = veth.mtu(mtu);
         }
         let veth = veth.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
-        let made = handle.link().add(veth.build()).execute().await;
-        made.map_err(NetworkError::netlink(format!("make the link {}", plug.host_link)))?;
+        answer(format!("make the link {}", plug.host_link), handle.link().add(veth.build()).execute()).await?;
         if plug.isolated {
             let index = index_of(&handle, &plug.host_link).await?;
             let port = LinkBridgePort::new(index).isolated(true).build();
-            let set = handle.link().set_port(port).execute().await;
-            set.map_err(NetworkError::netlink(format!("isolate {}", plug.host_link)))?;
+            answer(format!("isolate {}", plug.host_link), handle.link().set_port(port).execute()).await?;
         }
         Ok(())
     })
@@ -222,13 +257,13 @@ pub fn has_link(name: &str) -> bool {
 /// What the kernel says.
 pub fn put_on_bridge(link: &str, bridge: &str, isolated: bool) -> Result<(), NetworkError> {
     talk(async |handle| {
-        let failed = || NetworkError::netlink(format!("put {link} on {bridge}"));
+        let what = format!("put {link} on {bridge}");
         let (link, bridge) = (index_of(&handle, link).await?, index_of(&handle, bridge).await?);
         let change = LinkUnspec::new_with_index(link).controller(bridge).up().build();
-        handle.link().set(change).execute().await.map_err(failed())?;
+        answer(&what, handle.link().set(change).execute()).await?;
         if isolated {
             let port = LinkBridgePort::new(link).isolated(true).build();
-            handle.link().set_port(port).execute().await.map_err(failed())?;
+            answer(&what, handle.link().set_port(port).execute()).await?;
         }
         Ok(())
     })
@@ -275,7 +310,7 @@ pub(crate) fn switch_on(name: &str) -> Result<(), NetworkError> {
     set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
     talk(async |handle| {
         let up = LinkUnspec::new_with_name(name).up().build();
-        handle.link().set(up).execute().await.map_err(NetworkError::netlink(format!("bring up {name}")))
+        answer(format!("bring up {name}"), handle.link().set(up).execute()).await
     })
 }
 
@@ -294,14 +329,14 @@ fn furnish(name: &str, plug: &Plug) -> Result<(), NetworkError> {
         let v4 = plug.ipv4.map(IpNet::V4);
         let v6 = plug.ipv6.map(IpNet::V6);
         for address in [v4, v6].into_iter().flatten().chain(plug.link_local.iter().copied()) {
-            let added = handle.address().add(index, address.addr(), address.prefix_len()).execute().await;
-            added.map_err(NetworkError::netlink(format!("give {name} the address {address}")))?;
+            let request = handle.address().add(index, address.addr(), address.prefix_len());
+            answer(format!("give {name} the address {address}"), request.execute()).await?;
         }
         let mut up = LinkUnspec::new_with_index(index).up();
         if plug.ready {
             up = up.address(plug.mac.to_vec());
         }
-        handle.link().set(up.build()).execute().await.map_err(NetworkError::netlink(format!("bring up {name}")))
+        answer(format!("bring up {name}"), handle.link().set(up.build()).execute()).await
     })
 }
 
@@ -321,14 +356,13 @@ impl Namespace {
     pub fn set_default_routes(&self, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>) -> Result<(), NetworkError> {
         self.run(|| {
             talk(async |handle| {
-                let failed = |gateway: IpAddr| NetworkError::netlink(format!("route by {gateway}"));
                 if let Some(gateway) = ipv4 {
                     let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
-                    handle.route().add(route).replace().execute().await.map_err(failed(gateway.into()))?;
+                    answer(format!("route by {gateway}"), handle.route().add(route).replace().execute()).await?;
                 }
                 if let Some(gateway) = ipv6 {
                     let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).build();
-                    handle.route().add(route).replace().execute().await.map_err(failed(gateway.into()))?;
+                    answer(format!("route by {gateway}"), handle.route().add(route).replace().execute()).await?;
                 }
                 Ok(())
             })

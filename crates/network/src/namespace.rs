@@ -10,6 +10,7 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::error::NetworkError;
+use crate::failpoint;
 
 /// A network namespace by the file on which it is bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,7 @@ impl Namespace {
     pub(crate) fn bind(file: &File, path: &Path) -> Result<Self, NetworkError> {
         let failed = NetworkError::kernel("bind a network namespace");
         Self::remove(path)?;
+        failpoint::step("bind a network namespace")?;
         let bound = File::options().write(true).create_new(true).mode_private().open(path).and_then(|_| {
             mount_bind(format!("/proc/self/fd/{}", file.as_raw_fd()), path).inspect_err(|_| {
                 if let Err(left) = fs::remove_file(path) {
@@ -96,6 +98,7 @@ impl Namespace {
 
 /// An empty namespace with its loopback up, which lasts as long as the file, or what is bound of it.
 pub(crate) fn unbound() -> Result<File, NetworkError> {
+    failpoint::step("make a network namespace")?;
     let made = in_thread(|| {
         nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
         crate::netlink::bring_up_loopback()?;

@@ -5,6 +5,7 @@ use std::io;
 use rtnetlink::{Handle, LinkUnspec, new_connection};
 
 use crate::error::NetworkError;
+use crate::failpoint;
 
 /// Carries requests to the kernel of the namespace in which this thread is.
 pub(crate) fn talk<T>(work: impl AsyncFnOnce(Handle) -> Result<T, NetworkError>) -> Result<T, NetworkError> {
@@ -17,11 +18,21 @@ pub(crate) fn talk<T>(work: impl AsyncFnOnce(Handle) -> Result<T, NetworkError>)
     })
 }
 
+/// Sends a request that changes something, and waits until it is done.
+pub(crate) async fn answer(
+    what: impl Into<String>,
+    request: impl Future<Output = Result<(), rtnetlink::Error>>,
+) -> Result<(), NetworkError> {
+    let what = what.into();
+    failpoint::step(&what)?;
+    request.await.map_err(NetworkError::netlink(what))
+}
+
 /// Brings `lo` up where this thread is.
 pub(crate) fn bring_up_loopback() -> io::Result<()> {
     talk(async |handle| {
         let lo = LinkUnspec::new_with_name("lo").up().build();
-        handle.link().set(lo).execute().await.map_err(NetworkError::netlink("bring up lo"))
+        answer("bring up lo", handle.link().set(lo).execute()).await
     })
     .map_err(io::Error::other)
 }

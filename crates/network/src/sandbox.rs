@@ -22,7 +22,7 @@ use crate::error::NetworkError;
 use crate::firewall::guard;
 use crate::link::{Plug, delete_link, find, index_of, plug};
 use crate::namespace::{Namespace, in_thread};
-use crate::netlink::{set_sysctl, talk};
+use crate::netlink::{answer, set_sysctl, talk};
 
 /// One end on a network's bridge, the other for a utility VM.
 #[derive(Debug, Clone)]
@@ -39,11 +39,22 @@ pub struct GuestPlug<'a> {
     pub interface: &'a SandboxInterface,
 }
 
-/// Makes the way up to the tap, which is not there yet. Nothing passes it before [`guard_guest`].
+/// Makes the way up to the tap, which is not there yet. Nothing passes it before [`guard_guest`]. What is left of a way that could not
+/// be taken away gives place.
 ///
 /// # Errors
 /// What the kernel says; nothing stays.
 pub fn plug_guest(namespace: &Namespace, wanted: &GuestPlug<'_>) -> Result<(), NetworkError> {
+    make_way(namespace, wanted).or_else(|error| {
+        if !error.is_there_already() {
+            return Err(error);
+        }
+        clear_slot(namespace, wanted.interface.slot)?;
+        make_way(namespace, wanted)
+    })
+}
+
+fn make_way(namespace: &Namespace, wanted: &GuestPlug<'_>) -> Result<(), NetworkError> {
     let interface = wanted.interface;
     let mut mac = interface.mac;
     // Locally administered, and not the guest's.
@@ -67,6 +78,10 @@ pub fn plug_guest(namespace: &Namespace, wanted: &GuestPlug<'_>) -> Result<(), N
             tracing::warn!(link = wanted.host_link, error = &error as &dyn std::error::Error, "left behind");
         }
     })
+}
+
+fn clear_slot(namespace: &Namespace, slot: u32) -> Result<(), NetworkError> {
+    namespace.run(|| [format!("eth{slot}"), bridge_name(slot)].iter().try_for_each(|link| delete_link(link)))
 }
 
 /// In the namespace: the bridge, with the veth on it and the name server's way to the guest.
@@ -94,24 +109,23 @@ pub(crate) fn tie_slot(
         set_sysctl(&format!("bridge/bridge-nf-call-{setting}"), "0");
     }
     talk(async |handle| {
-        let failed = |what: &str| NetworkError::netlink(format!("{what} {name}"));
         let bridge = LinkBridge::new(&name).mcast_snooping(false).address(mac.to_vec()).up();
-        handle.link().add(bridge.build()).execute().await.map_err(failed("make the bridge"))?;
+        answer(format!("make the bridge {name}"), handle.link().add(bridge.build()).execute()).await?;
         let index = index_of(&handle, &name).await?;
         if let Some(alias) = alias {
             // The kernel takes no alias from the request that makes a link.
             let marked = LinkUnspec::new_with_index(index).alias(alias).build();
-            handle.link().set(marked).execute().await.map_err(failed("mark the bridge"))?;
+            answer(format!("mark the bridge {name}"), handle.link().set(marked).execute()).await?;
         }
         set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
         set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1");
         set_sysctl(&format!("ipv4/conf/{name}/rp_filter"), "0");
         let veth = LinkUnspec::new_with_name(veth).controller(index).build();
-        handle.link().set(veth).execute().await.map_err(failed("tie a link to"))?;
+        answer(format!("tie a link to {name}"), handle.link().set(veth).execute()).await?;
         if let Some((address, prefix)) = guest {
             let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, prefix);
             let route = route.scope(RouteScope::Link).output_interface(index).build();
-            handle.route().add(route).replace().execute().await.map_err(failed("find the guest by"))?;
+            answer(format!("find the guest by {name}"), handle.route().add(route).replace().execute()).await?;
         }
         Ok(())
     })
@@ -126,8 +140,8 @@ pub fn tie_tap(namespace: &Namespace, slot: u32) -> Result<(), NetworkError> {
     namespace.run(|| {
         talk(async |handle| {
             let bridge = index_of(&handle, &bridge_name(slot)).await?;
-            let tied = handle.link().set(LinkUnspec::new_with_name(&tap).controller(bridge).build()).execute().await;
-            tied.map_err(NetworkError::netlink(format!("tie the tap {tap}")))
+            let change = LinkUnspec::new_with_name(&tap).controller(bridge).build();
+            answer(format!("tie the tap {tap}"), handle.link().set(change).execute()).await
         })
     })
 }
@@ -137,8 +151,8 @@ pub fn tie_tap(namespace: &Namespace, slot: u32) -> Result<(), NetworkError> {
 /// # Errors
 /// What the kernel says.
 pub fn unplug_guest(namespace: &Namespace, slot: u32, host_link: &str) -> Result<(), NetworkError> {
-    delete_link(host_link)?;
-    namespace.run(|| delete_link(&bridge_name(slot)))
+    let unplugged = delete_link(host_link);
+    unplugged.and(namespace.run(|| delete_link(&bridge_name(slot))))
 }
 
 /// Lets the guest send what is its own, on these interfaces and no others. Shape: all interfaces of the guest.
@@ -172,8 +186,7 @@ pub fn connect_tap(
             if let Some(mtu) = interface.mtu {
                 change = change.mtu(mtu);
             }
-            let changed = handle.link().set(change.build()).execute().await;
-            changed.map_err(NetworkError::netlink(format!("switch on the tap {tap}")))
+            answer(format!("switch on the tap {tap}"), handle.link().set(change.build()).execute()).await
         })
     })
 }
@@ -192,8 +205,7 @@ fn bring(namespace: &Namespace, tap: &str, from: BorrowedFd<'_>) -> Result<(), N
                 return Ok(());
             }
             let change = LinkUnspec::new_with_name(tap).setns_by_fd(to.as_fd().as_raw_fd()).build();
-            let moved = handle.link().set(change).execute().await;
-            moved.map_err(NetworkError::netlink(format!("fetch the tap {tap}")))
+            answer(format!("fetch the tap {tap}"), handle.link().set(change).execute()).await
         }))
     });
     moved.map_err(NetworkError::kernel("enter a utility VM's namespace"))?
@@ -211,8 +223,7 @@ pub fn disconnect_tap(namespace: &Namespace, slot: u32) -> Result<(), NetworkErr
                 return Ok(());
             }
             let change = LinkUnspec::new_with_name(&tap).nocontroller().down().build();
-            let changed = handle.link().set(change).execute().await;
-            changed.map_err(NetworkError::netlink(format!("switch off the tap {tap}")))
+            answer(format!("switch off the tap {tap}"), handle.link().set(change).execute()).await
         })
     })
 }

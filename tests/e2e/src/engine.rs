@@ -32,10 +32,14 @@ pub(crate) struct EngineSettings {
     pub network: Option<PathBuf>,
     /// The point at which it kills itself, if it is to.
     pub failpoint: Option<String>,
+    /// The file that says which step of a network is refused, if one may be.
+    pub network_faults: Option<PathBuf>,
 }
 
 /// Name of the engine that can be told where to kill itself. Users never get it.
 pub(crate) const FAILPOINTS_ENGINE: &str = "bulkheadd-failpoints";
+/// Name of the shim to it.
+pub(crate) const FAILPOINTS_SHIM: &str = "containerd-shim-bulkhead-v2-failpoints";
 
 /// A daemon that runs.
 pub struct Engine {
@@ -72,14 +76,16 @@ impl EngineSettings {
 
     fn own_command(&self) -> Command {
         let build = Build::of_this_test();
-        let mut command = match &self.failpoint {
-            None => Command::new(build.binaries.join("bulkheadd")),
-            Some(point) => {
-                let mut command = Command::new(build.binaries.join(FAILPOINTS_ENGINE));
-                command.env("BULKHEAD_FAILPOINT", point);
-                command
-            }
-        };
+        let is_failing = self.failpoint.is_some() || self.network_faults.is_some();
+        let name = if is_failing { FAILPOINTS_ENGINE } else { "bulkheadd" };
+        let mut command = Command::new(build.binaries.join(name));
+        if let Some(point) = &self.failpoint {
+            command.env("BULKHEAD_FAILPOINT", point);
+        }
+        if let Some(file) = &self.network_faults {
+            command.env("BULKHEAD_NETWORK_FAILPOINT", file);
+            command.arg("--shim").arg(build.binaries.join(FAILPOINTS_SHIM));
+        }
         command.arg("--guest-image").arg(build.guest_image);
         command.args(["--cgroup-parent", &self.cgroup_parent]);
         if !self.flags.iter().any(|flag| flag.starts_with("--log-level")) {

@@ -60,6 +60,8 @@ pub struct HostOptions {
     pub no_image: bool,
     /// In a network namespace of its own: nobody else's rules and routes are there, and no way out.
     pub own_network: bool,
+    /// Steps by which networks are made can be refused: [`TestHost::refuse_step`].
+    pub network_faults: bool,
 }
 
 /// One engine on a temporary root. Dropping it checks that nothing is left.
@@ -124,6 +126,9 @@ impl TestHost {
         if wall == Wall::Hyperv {
             needs.push(Need::UtilityVms);
         }
+        if options.network_faults {
+            needs.push(Need::Failpoints);
+        }
         if let Some(reason) = needs.into_iter().find_map(Need::missing) {
             skip(&reason);
             return None;
@@ -152,6 +157,7 @@ impl TestHost {
             descriptors: options.descriptors,
             network: network.as_ref().map(HostNetwork::path),
             failpoint: None,
+            network_faults: options.network_faults.then(|| root.join("fault")),
         };
         Some(Self { folder: Some(folder), settings, engine: None, wall, network })
     }
@@ -192,6 +198,22 @@ impl TestHost {
         let (engine, up) = settings.spawn();
         assert!(up, "the engine that is to die at {point} does not answer; its log:\n{}", self.log());
         self.engine = Some(engine);
+    }
+
+    /// Has one of the next steps by which engine and shim make networks come to a fault: `fail 3`, the third one is refused; `die 3`, who
+    /// comes to it kills itself.
+    ///
+    /// # Panics
+    /// When the host was not made for it.
+    pub fn refuse_step(&self, fault: &str) {
+        let file = self.settings.network_faults.as_ref().expect("a host with network_faults");
+        std::fs::write(file, fault).expect("a file of the host's");
+    }
+
+    /// True if the fault that was asked for has come; it does not come any more.
+    pub fn step_was_refused(&self) -> bool {
+        let file = self.settings.network_faults.as_ref().expect("a host with network_faults");
+        std::fs::remove_file(file).is_err()
     }
 
     /// Waits until the engine has ended by itself, as one that was killed.

@@ -52,8 +52,10 @@ impl Need {
                 crate::archive::busybox().is_none().then(|| "needs busybox-static (scripts/setup run)".to_owned())
             }
             Self::Failpoints => {
-                let engine = Build::of_this_test().binaries.join(crate::engine::FAILPOINTS_ENGINE);
-                (!engine.exists()).then(|| format!("needs {} (cargo xtask test --failpoints)", engine.display()))
+                let binaries = Build::of_this_test().binaries;
+                let programs = [crate::engine::FAILPOINTS_ENGINE, crate::engine::FAILPOINTS_SHIM];
+                let missing = programs.into_iter().find(|name| !binaries.join(name).exists());
+                missing.map(|name| format!("needs {name} (cargo xtask test --failpoints)"))
             }
             Self::Registry => ["docker-registry", "openssl"]
                 .iter()

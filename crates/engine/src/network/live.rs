@@ -61,11 +61,17 @@ impl Networks {
             }
             files::change_hosts(request.dir, request.config, &addresses, true)
         };
-        if let Err(error) = rest() {
+        let outcome = match rest() {
+            Ok(()) => self.follow_way_out(request, endpoints, before.as_deref()),
+            Err(error) => Err(error),
+        };
+        outcome.inspect_err(|_| {
+            let reached = way_out(endpoints);
             self.leave(request, endpoints, &network);
-            return Err(error);
-        }
-        self.follow_way_out(request, endpoints, before.as_deref())
+            if let Err(left) = self.follow_way_out(request, endpoints, reached.as_deref()) {
+                tracing::warn!(id = request.id, "a network that was not finished leaves something: {left}");
+            }
+        })
     }
 
     /// Takes a container that runs off a network.

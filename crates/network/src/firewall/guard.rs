@@ -16,6 +16,7 @@ use proto::network::{NETWORK_SLOTS, SandboxInterface, tap_name};
 
 use super::nft::{self, Transaction};
 use crate::error::NetworkError;
+use crate::failpoint;
 
 /// Puts the rules for these interfaces in the place of all earlier ones; names are asked for at an address of 127.0.0.0/8. When:
 /// in the namespace.
@@ -48,6 +49,7 @@ impl GuardInWaiting {
     /// # Errors
     /// `Firewall`; nothing passes then.
     pub fn finish(self) -> Result<(), NetworkError> {
+        failpoint::step("let a utility VM send")?;
         self.0.finish()
     }
 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::error::NetworkError;
+use crate::failpoint;
 
 fn failed(text: impl std::fmt::Display) -> NetworkError {
     NetworkError::Firewall(text.to_string())
@@ -17,6 +18,7 @@ pub(super) fn run(commands: &str) -> Result<(), NetworkError> {
     if commands.is_empty() {
         return Ok(());
     }
+    failpoint::step("change the firewall")?;
     let mut transaction = Transaction::open()?;
     transaction.give(commands);
     transaction.finish()
