@@ -116,14 +116,14 @@ pub fn bind_network() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// True when the machine has a balloon.
-pub fn has_balloon() -> io::Result<bool> {
-    Ok(!devices_of(DeviceType::Balloon)?.is_empty())
+/// The machine's balloons: one, or none.
+pub fn balloons() -> io::Result<Vec<PathBuf>> {
+    devices_of(DeviceType::Balloon)
 }
 
-/// Binds the balloon: its driver reports free memory from then on.
-pub fn bind_balloon() -> io::Result<()> {
-    devices_of(DeviceType::Balloon)?.iter().try_for_each(|device| bind(device, DeviceType::Balloon))
+/// Binds a balloon: its driver reports free memory from then on.
+pub fn bind_balloon(device: &Path) -> io::Result<()> {
+    bind(device, DeviceType::Balloon)
 }
 
 /// The device file of the port with this name; waits for the kernel to announce it, since the host describes ports by

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::devices;
@@ -15,25 +16,38 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Pages that may be handed out before what is free is worth reporting: 64 MiB.
 const PAGES: u64 = (64 << 20) / 4096;
 
-/// Waits until memory was used, and has the kernel report what is free from then on. When: once, after the fork. Ends at once where there
-/// is no balloon.
-pub async fn report() {
-    match devices::has_balloon() {
-        Ok(true) => {}
-        Ok(false) => return,
-        Err(error) => return tracing::warn!("cannot look for a balloon: {error}"),
-    }
-    if let Err(error) = report_once_used().await {
-        tracing::warn!("free memory does not go back to the host: {error}");
-    }
+/// What free memory can be reported to.
+pub struct Reporter {
+    balloons: Vec<PathBuf>,
 }
 
-async fn report_once_used() -> io::Result<()> {
-    let before = pages_handed_out()?;
-    while pages_handed_out()?.saturating_sub(before) < PAGES {
-        tokio::time::sleep(LOOK_EVERY).await;
+impl Reporter {
+    /// Looks for it. When: before the fork, so that no fork has to look; none where the machine has no balloon.
+    pub fn find() -> Option<Self> {
+        match devices::balloons() {
+            Ok(balloons) if balloons.is_empty() => None,
+            Ok(balloons) => Some(Self { balloons }),
+            Err(error) => {
+                tracing::warn!("cannot look for a balloon: {error}");
+                None
+            }
+        }
     }
-    devices::bind_balloon()
+
+    /// Waits until memory was used, and has the kernel report what is free from then on. When: once, after the fork.
+    pub async fn report(self) {
+        if let Err(error) = self.report_once_used().await {
+            tracing::warn!("free memory does not go back to the host: {error}");
+        }
+    }
+
+    async fn report_once_used(self) -> io::Result<()> {
+        let before = pages_handed_out()?;
+        while pages_handed_out()?.saturating_sub(before) < PAGES {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        self.balloons.iter().try_for_each(|balloon| devices::bind_balloon(balloon))
+    }
 }
 
 /// Pages that the kernel has handed out since its boot, those given back included.

@@ -51,9 +51,10 @@ fn run() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let port = port::open().context("no port to the host")?;
     runtime.block_on(async {
+        let free_memory = free_memory::Reporter::find();
         let ready = service::Ready::prepare(machine, network).await?;
         let port = port.at_freeze_point().await.context("the port broke at the freeze point")?;
-        tokio::spawn(free_memory::report());
+        free_memory.map(|reporter| tokio::spawn(reporter.report()));
         ready.serve(port).await
     })
 }

@@ -100,7 +100,8 @@ impl Devices {
         connect(vm, next(), &self.balloon)
     }
 
-    /// One thread for each disk, whose reads may take long, and for each network; one for all others.
+    /// Few threads, since each costs every fork a stack and a filter: one for the disk that is written, one for those that are only
+    /// read, one for all networks, one for all others.
     pub(super) fn start_threads(&self) -> io::Result<()> {
         let mut quick = EventLoop::new()?;
         quick.serve(&self.console)?;
@@ -115,13 +116,24 @@ impl Devices {
             ready,
         )?;
         quick.spawn("devices", Role::Devices)?;
-        for (slot, block) in self.blocks.iter().enumerate() {
-            let mut disk = EventLoop::new()?;
-            disk.serve(block)?;
-            disk.spawn(&format!("disk{slot}"), Role::Disk)?;
+        // A flush of the disk that is written may take long: what only reads does not wait for it.
+        let (scratch, layers) = self.blocks.split_at(self.blocks.len().min(1));
+        for (name, blocks) in [("scratch", scratch), ("layers", layers)] {
+            if !blocks.is_empty() {
+                let mut disks = EventLoop::new()?;
+                blocks.iter().try_for_each(|block| disks.serve(block))?;
+                disks.spawn(name, Role::Disk)?;
+            }
         }
-        for (slot, network) in self.networks.iter().enumerate() {
-            let mut frames = EventLoop::new()?;
+        self.start_network()
+    }
+
+    fn start_network(&self) -> io::Result<()> {
+        if self.networks.is_empty() {
+            return Ok(());
+        }
+        let mut frames = EventLoop::new()?;
+        for network in &self.networks {
             frames.serve(network)?;
             if let Some(tap) = network.change(|network| network.tap()).transpose()? {
                 let receiver = Arc::clone(network);
@@ -130,9 +142,8 @@ impl Devices {
                 frames.watch(tap.as_fd(), EventFlags::IN | EventFlags::ET, ready)?;
                 frames.keep(tap);
             }
-            frames.spawn(&format!("net{slot}"), Role::Network)?;
         }
-        Ok(())
+        frames.spawn("net", Role::Network)
     }
 
     /// The machine runs, or stands.
