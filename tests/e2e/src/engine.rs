@@ -92,6 +92,11 @@ impl EngineSettings {
             command.arg("--log-level=debug");
         }
         command.arg("--template-store").arg(&self.template_store);
+        if let Ok(backend) = std::env::var("BULKHEAD_TEST_BACKEND")
+            && !self.flags.iter().any(|flag| flag.starts_with("--backend"))
+        {
+            command.arg("--backend").arg(backend);
+        }
         // The machine's own configuration is none of a test's business.
         if !self.flags.iter().any(|flag| flag.starts_with("--config")) {
             command.arg("--config=/dev/null");

@@ -15,7 +15,8 @@
 //! how the tests themselves are tested. Variables: `BULKHEAD_E2E_BIN` (folder of the binaries, else the build the tests
 //! belong to), `BULKHEAD_E2E_BOOT` (guest image), `BULKHEAD_E2E_REQUIRE=1` (a missing need fails), `BULKHEAD_E2E_SKIPS`
 //! (folder for the names of skipped tests), `BULKHEAD_E2E_FORKS`, `BULKHEAD_E2E_BULK_MIB`, `BULKHEAD_E2E_FUZZ`, `BULKHEAD_E2E_CLIENTS` (sizes),
-//! `BULKHEAD_TEST_PATIENCE` (times the deadlines, for a slow machine), `BULKHEAD_TEST_ACCELERATOR` (what utility VMs must run on).
+//! `BULKHEAD_TEST_PATIENCE` (times the deadlines, for a slow machine), `BULKHEAD_TEST_BACKEND` (the engines' `--backend`, unless a test
+//! says another), `BULKHEAD_TEST_ACCELERATOR` (what utility VMs must run on).
 #![forbid(unsafe_code)]
 
 pub mod api;

@@ -3,10 +3,10 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// Large enough for several utility VMs at once; the host gives only what is touched.
 const MEMORY_MIB: u32 = 4096;
@@ -37,6 +37,18 @@ pub struct Machine {
     pub folder: PathBuf,
 }
 
+/// It ended without saying how the job did: its kernel panicked, or the job switched it off. Shape: its console's last lines.
+#[derive(Debug)]
+pub struct MachineDied(String);
+
+impl std::error::Error for MachineDied {}
+
+impl std::fmt::Display for MachineDied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the lab's machine died; its console said last:\n{}", self.0)
+    }
+}
+
 /// Who sits at the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seat {
@@ -61,42 +73,39 @@ impl Machine {
             command.stdin(Stdio::null());
         }
         let mut child = command.spawn().context("cannot run qemu-system-x86_64 (scripts/setup lab)")?;
-        let ended = self.follow(&mut child, seat, limit);
-        let in_time = match ended {
-            Ok(in_time) => in_time,
+        let followed = self.follow(&mut child, seat, limit);
+        let ended = match followed {
+            Ok(ended) => ended,
             Err(error) => {
                 end(&mut child)?;
                 return Err(error);
             }
         };
-        if !in_time {
+        let Some(ended) = ended else {
             end(&mut child)?;
             bail!("the lab did not end within {} s; its console said last:\n{}", limit.as_secs(), self.console());
-        }
+        };
+        ensure!(ended.success(), "the lab's qemu-system-x86_64 ended with {ended}");
         let status = fs::read_to_string(self.status()).unwrap_or_default();
         match exit_code(&status) {
             Some(code) => Ok(code),
-            None => bail!("the lab ended without a result; its console said last:\n{}", self.console()),
+            None => Err(MachineDied(self.console()).into()),
         }
     }
 
-    /// True when it ended by itself; false when the time is over.
-    fn follow(&self, child: &mut Child, seat: Seat, limit: Duration) -> Result<bool> {
+    /// How it ended by itself; nothing when the time is over.
+    fn follow(&self, child: &mut Child, seat: Seat, limit: Duration) -> Result<Option<ExitStatus>> {
         if seat == Seat::Terminal {
-            child.wait().context("cannot wait for qemu")?;
-            return Ok(true);
+            return Ok(Some(child.wait().context("cannot wait for qemu")?));
         }
         let began = Instant::now();
         let mut output = File::open(self.output()).context("cannot read the lab's output")?;
         loop {
             // Asked first, so that what is written before the end is copied after it.
-            let ended = child.try_wait().context("cannot wait for qemu")?.is_some();
+            let ended = child.try_wait().context("cannot wait for qemu")?;
             copy_new(&mut output)?;
-            if ended {
-                return Ok(true);
-            }
-            if began.elapsed() > limit {
-                return Ok(false);
+            if ended.is_some() || began.elapsed() > limit {
+                return Ok(ended);
             }
             std::thread::sleep(POLL);
         }

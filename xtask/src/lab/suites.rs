@@ -25,7 +25,7 @@ pub struct Suite {
 }
 
 /// The suites, cheapest first.
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
     Suite {
         name: "container",
         package: "bulkhead-container",
@@ -89,6 +89,15 @@ const SUITES: [Suite; 7] = [
         backend: "auto",
         limit_s: 400,
     },
+    Suite {
+        name: "e2e-kvm",
+        package: "bulkhead-e2e",
+        program: "e2e",
+        arguments: &E2E_KVM,
+        quick: Some(&E2E_KVM_QUICK),
+        backend: "kvm",
+        limit_s: 600,
+    },
 ];
 
 /// End-to-end tests about what differs here: cgroup version 2, and utility VMs on KVM. The others do not see a difference.
@@ -123,6 +132,51 @@ const E2E_QUICK: [&str; 13] = [
     "stdio::output_and_error_are_separate",
 ];
 
+/// End-to-end tests of what a utility VM has a part in: each of its devices, its limits, its neighbours, its end.
+const E2E_KVM: [&str; 32] = [
+    "copy::changes_are_listed::hyperv",
+    "crashes::the_engine_is_killed_and_knows_everything_again::hyperv",
+    "crashes::the_shim_is_killed_and_its_container_is_dead::hyperv",
+    "crashes::the_vmm_is_killed_and_only_its_container_ends",
+    "exec::it_works_while_output_flows::hyperv",
+    "exec::its_exit_code_streams_and_options_are_its_own::hyperv",
+    "forks::a_guest_that_is_too_slow_is_destroyed_and_nothing_starts",
+    "forks::no_two_forks_share_an_identity_and_the_template_stays_as_it_was",
+    "info::info_names_the_hosts_cgroups_and_accelerator",
+    "isolation::a_privileged_guests_panic_ends_only_its_container",
+    "isolation::containers_see_nothing_of_each_other::hyperv",
+    "isolation::one_image_runs_behind_both_walls_with_different_kernels",
+    "lifecycle::pause_stops_time_inside::hyperv",
+    "lifecycle::stats_measure_the_container::hyperv",
+    "networks::a_utility_vm_cannot_pose_as_another",
+    "networks::a_utility_vm_has_a_slot_for_each_of_four_networks",
+    "networks::a_utility_vm_leaves_segmentation_to_the_host",
+    "networks::neighbours_are_reached_by_name_and_the_host_reaches_ports::hyperv",
+    "networks::networks_are_apart_and_change_while_a_container_runs::hyperv",
+    "options::memory_is_limited::hyperv",
+    "options::processor_time_is_limited::hyperv",
+    "options::the_number_of_processes_is_limited::hyperv",
+    "scratch::a_hyperv_containers_changes_are_in_one_sparse_disk_file",
+    "scratch::files_survive_a_stop_and_a_kill::hyperv",
+    "standby::",
+    "standby_networks::a_utility_vm_stands_by_on_the_network_of_the_last_one",
+    "stdio::input_reaches_the_command_until_it_is_closed::hyperv",
+    "templates::",
+    "terminal::a_resize_is_seen_in_the_container::hyperv",
+    "volumes::a_part_of_a_volume_is_looked_up_in_the_volume::hyperv",
+    "volumes::a_utility_vm_reaches_just_the_folder",
+    "volumes::data_is_shared_by_both_walls_at_once_and_outlives_a_change_of_them",
+];
+/// One of each kind.
+const E2E_KVM_QUICK: [&str; 6] = [
+    "crashes::the_vmm_is_killed_and_only_its_container_ends",
+    "exec::its_exit_code_streams_and_options_are_its_own::hyperv",
+    "isolation::inspect_says_which_wall_it_is",
+    "networks::neighbours_are_reached_by_name_and_the_host_reaches_ports::hyperv",
+    "options::memory_is_limited::hyperv",
+    "volumes::a_utility_vm_reaches_just_the_folder",
+];
+
 /// Where things are outside, and so inside.
 #[derive(Debug)]
 pub struct Environment<'a> {
@@ -145,8 +199,13 @@ pub fn choose(quick: bool, only: Option<&str>) -> Vec<Suite> {
         }
         suite.quick.map(|arguments| Suite { arguments, ..*suite })
     };
-    let chosen = SUITES.iter().filter(|suite| only.is_none_or(|word| suite.name.contains(word)));
-    chosen.filter_map(of_run).collect()
+    // A whole name means just that suite.
+    let named = only.filter(|word| SUITES.iter().any(|suite| suite.name == *word));
+    let is_meant = |suite: &&Suite| match named {
+        Some(name) => suite.name == name,
+        None => only.is_none_or(|word| suite.name.contains(word)),
+    };
+    SUITES.iter().filter(is_meant).filter_map(of_run).collect()
 }
 
 /// The script that runs suites and ends with 1 if one failed.
@@ -259,6 +318,7 @@ mod tests {
         assert_eq!(whole, names());
         assert!(!quick.is_empty() && quick.len() < whole.len() && quick.iter().all(|name| whole.contains(name)));
         assert_eq!(choose(false, Some("contract")).len(), 1);
+        assert_eq!((choose(false, Some("e2e")).len(), choose(false, Some("own")).len()), (1, 2));
         assert!(choose(false, Some("nothing")).is_empty());
     }
 

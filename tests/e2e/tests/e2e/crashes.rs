@@ -18,6 +18,18 @@ fn find_program(host: &TestHost, name: &str) -> Vec<i32> {
     host.processes().into_iter().filter(is_it).collect()
 }
 
+/// The one process that runs a container's utility VM, whichever program that is.
+fn vmm(host: &TestHost, id: &str) -> i32 {
+    let inspected = host.inspect(id);
+    let pids = inspected["Bulkhead"]["VmmPids"].as_array().expect("a list");
+    assert_eq!(pids.len(), 1, "one process is one VM: {inspected}");
+    let pid = i32::try_from(pids[0].as_i64().unwrap()).unwrap();
+    let line = procfs::command_line(pid);
+    assert!(line.contains("qemu-system") || line.contains("bulkhead-vmm"), "{line}");
+    assert!(host.processes().contains(&pid), "it belongs to this host: {line}");
+    pid
+}
+
 behind_both_walls! {
     fn the_engine_is_killed_and_knows_everything_again(host) {
         if host.is_reference() {
@@ -103,12 +115,11 @@ behind_both_walls! {
 fn the_vmm_is_killed_and_only_its_container_ends() {
     let Some(host) = TestHost::start_own(bulkhead_e2e::Wall::Hyperv) else { return };
     let neighbour = host.run_detached(&[], &["sleep", "1000"]);
-    let before = find_program(&host, "qemu-system");
     let id = host.run_detached(&[], &["sleep", "1000"]);
-    let own: Vec<i32> = find_program(&host, "qemu-system").into_iter().filter(|pid| !before.contains(pid)).collect();
-    assert_eq!(own.len(), 1, "one VM for one container");
+    let [own, other] = [&id, &neighbour].map(|id| vmm(&host, id));
+    assert_ne!(own, other, "one VM for one container");
     let client = host.spawn(&["wait", &id]);
-    procfs::kill(own[0], Signal::KILL);
+    procfs::kill(own, Signal::KILL);
     let code = client.end().ok();
     assert_ne!(code, "0");
     host.wait_state(&id, "exited");
