@@ -25,10 +25,15 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
     println!("\n# Private memory of what idles\n");
     memory::measure(&without)?;
     drop(without);
-    println!("\n# Forks of a guest that only says that it runs, by the size of its memory\n");
-    sizes::measure(rounds)?;
+    measure_minimum(rounds)?;
     println!("\n# From the request of a fork to the guest's answer\n");
     forks::measure(rounds)
+}
+
+/// Our own VMM without anything that a guest does.
+pub fn measure_minimum(rounds: usize) -> anyhow::Result<()> {
+    println!("\n# Forks of a guest that only says that it runs, by the size of its memory\n");
+    sizes::measure(rounds)
 }
 
 /// An engine of our own over our own VMM; both share one template.

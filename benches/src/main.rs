@@ -49,6 +49,9 @@ struct Arguments {
     /// Measure our own VMM on this machine's KVM beside QEMU's, the bare minimum and process containers, and nothing else.
     #[arg(long)]
     kvm: bool,
+    /// Of that only the process, jail and fork of a tiny guest beside the bare minimum, which any /dev/kvm can.
+    #[arg(long)]
+    kvm_minimum: bool,
     /// Measure throughput and round trips of containers' networks, and nothing else.
     #[arg(long)]
     network: bool,
@@ -71,6 +74,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if arguments.only_lazy {
         return lazy::measure(&start("--standby-vms=0")?, arguments.rounds);
+    }
+    if arguments.kvm_minimum {
+        return kvm::measure_minimum(arguments.rounds);
     }
     if arguments.kvm {
         return kvm::measure(arguments.rounds);
