@@ -60,6 +60,7 @@ mod lifecycle;
 mod live_restore;
 mod logs;
 mod network_faults;
+mod network_floods;
 mod network_steps;
 mod networks;
 mod options;
