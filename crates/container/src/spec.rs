@@ -1,6 +1,8 @@
 //! From the bundle's specification to the one that is carried out: names resolved, gaps closed that would weaken the wall,
 //! and what this host cannot give taken back, with a warning.
 
+mod cgroup_mount;
+
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Component, Path, PathBuf};
@@ -218,6 +220,7 @@ pub fn prepare(mut spec: Spec, around: &Surroundings<'_>) -> Result<Spec, Prepar
     let cwd = process.cwd().clone();
     root.create_folders(&cwd).map_err(|source| SpecError::WorkingDirectory { path: cwd, source })?;
     make_linked_mount_points(&spec, &root)?;
+    cgroup_mount::spell_out(&mut spec)?;
     Ok(spec)
 }
 

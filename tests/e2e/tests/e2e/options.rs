@@ -66,6 +66,13 @@ behind_both_walls! {
         assert_eq!(host.inspect(&id)["HostConfig"]["Memory"].as_i64(), Some(32 << 20));
     }
 
+    fn nobody_raises_his_own_limits(host) {
+        // Of both cgroup versions; a folder below would be as good as a number.
+        let script = "cd /sys/fs/cgroup; if [ -e memory.max ]; then mkdir a; limit=memory.max; else limit=memory/memory.limit_in_bytes; fi; \
+                      echo -1 >$limit; echo max >$limit; mkdir pids/a memory/a systemd/a; ls -d a */a; cat $limit";
+        assert_eq!(host.run(&["--memory", "64m"], &["sh", "-c", script]).ok(), "67108864");
+    }
+
     fn the_number_of_processes_is_limited(host) {
         let said = host.run(&["--pids-limit", "12"], &["sh", "-c", "for i in $(seq 40); do sleep 5 & done; echo all"]);
         assert!(!said.text().contains("all") || said.err.contains("fork"), "{said}");
