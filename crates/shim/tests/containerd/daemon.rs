@@ -17,13 +17,24 @@ pub fn namespace() -> String {
     format!("bulkhead-ctr-{}", std::process::id())
 }
 
+/// What CRI makes of an image's name.
+pub const PAUSE: &str = "docker.io/library/pause:test";
+/// CRI's namespace in containerd, always.
+const CRI_NAMESPACE: &str = "k8s.io";
+
 /// Why it cannot run here, told loudly.
 pub fn can_run() -> bool {
     if !crate::support::can_run() {
         return false;
     }
-    for (program, package) in [("containerd", "containerd"), ("ctr", "containerd"), ("runc", "runc")] {
-        let found = ["/usr/bin", "/usr/sbin"].iter().any(|folder| Path::new(folder).join(program).exists());
+    let packages = [
+        ("bin/containerd", "containerd"),
+        ("bin/ctr", "containerd"),
+        ("sbin/runc", "runc"),
+        ("lib/cni/bridge", "containernetworking-plugins"),
+    ];
+    for (program, package) in packages {
+        let found = Path::new("/usr").join(program).exists();
         if !found {
             skip(&format!("needs {program}: apt-get install {package}"));
             return false;
@@ -52,11 +63,30 @@ impl Said {
 pub struct Containerd {
     folder: tempfile::TempDir,
     daemon: Child,
+    /// The one that `ctr` asks for.
+    namespace: String,
+    own_network: bool,
 }
 
 impl Containerd {
     /// Starts one with the image loaded.
     pub fn start() -> Self {
+        let this = Self::launch(namespace(), None);
+        this.load_image(IMAGE, "sh");
+        this
+    }
+
+    /// Starts one that serves CRI, with the images loaded, in a network namespace of its own. Shape: `hyperv` is the file with
+    /// the runtime's options.
+    pub fn with_cri(hyperv: &Path) -> Self {
+        let this = Self::launch(CRI_NAMESPACE.to_owned(), Some(hyperv));
+        this.load_image(IMAGE, "sh");
+        // It is killed at once; as PID 1 it takes no other signal.
+        this.load_image(PAUSE, "sleep\",\"2147483647");
+        this
+    }
+
+    fn launch(namespace: String, cri: Option<&Path>) -> Self {
         let folder = tempfile::Builder::new().prefix("bulkhead-ctr-").tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         for name in ["bin", "rootfs"] {
@@ -65,23 +95,32 @@ impl Containerd {
         for name in ["containerd-shim-bulkhead-v2", "containerd-shim-bulkhead-hyperv-v2"] {
             std::os::unix::fs::symlink(SHIM, at("bin").join(name)).unwrap();
         }
-        let off = ["grpc.v1.cri", "snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.aufs"];
+        let mut off = vec!["internal.v1.opt", "snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.aufs"];
+        off.extend(cri.is_none().then_some("grpc.v1.cri"));
         let off: Vec<String> = off.iter().map(|name| format!("\"io.containerd.{name}\"")).collect();
         let configuration = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [{}, \"io.containerd.internal.v1.opt\"]\n\
-             [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n[debug]\nlevel = \"debug\"\n",
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [{}]\n\
+             [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n[debug]\nlevel = {:?}\n{}",
             at("root"),
             at("state"),
             off.join(", "),
             at("sock"),
-            at("sock.ttrpc")
+            at("sock.ttrpc"),
+            // CRI's debugging lines are whole specifications.
+            if cri.is_some() { "info" } else { "debug" },
+            cri.map(|hyperv| cri_configuration(folder.path(), hyperv)).unwrap_or_default(),
         );
         fs::write(at("config.toml"), configuration).unwrap();
-        let daemon = spawn(folder.path());
-        let this = Self { folder, daemon };
+        let own_network = cri.is_some();
+        let daemon = spawn(folder.path(), own_network);
+        let this = Self { folder, daemon, namespace, own_network };
         this.await_answer();
-        this.load_image();
         this
+    }
+
+    /// containerd itself.
+    pub fn pid(&self) -> u32 {
+        self.daemon.id()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -97,8 +136,11 @@ impl Containerd {
     }
 
     /// Two layers: busybox, and one that adds a file and takes another away.
-    fn load_image(&self) {
+    fn load_image(&self, name: &str, command: &str) {
         let (lower, upper, archive) = (self.path("rootfs"), self.path("upper"), self.path("image"));
+        for folder in [&lower, &upper, &archive] {
+            let _ = fs::remove_dir_all(folder);
+        }
         busybox_root(&lower);
         fs::write(lower.join("etc/gone"), "").unwrap();
         fs::create_dir_all(upper.join("etc")).unwrap();
@@ -113,11 +155,11 @@ impl Containerd {
         };
         let sums = [layer(&lower, "0.tar"), layer(&upper, "1.tar")].join(",");
         let config = format!(
-            r#"{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["sh"]}},
+            r#"{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["{command}"]}},
                 "rootfs":{{"type":"layers","diff_ids":[{sums}]}}}}"#
         );
         fs::write(archive.join("config.json"), config).unwrap();
-        let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{IMAGE}"],"Layers":["0.tar","1.tar"]}}]"#);
+        let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{name}"],"Layers":["0.tar","1.tar"]}}]"#);
         fs::write(archive.join("manifest.json"), manifest).unwrap();
         let tar = self.path("image.tar");
         run(Command::new("tar").arg("-C").arg(&archive).arg("-cf").arg(&tar).arg("."));
@@ -126,7 +168,7 @@ impl Containerd {
 
     pub fn ctr_command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("ctr");
-        command.args(["-a", &text(&self.path("sock")), "-n", &namespace()]).args(words).stdin(Stdio::null());
+        command.args(["-a", &text(&self.path("sock")), "-n", &self.namespace]).args(words).stdin(Stdio::null());
         command
     }
 
@@ -180,7 +222,7 @@ impl Containerd {
     }
 
     pub fn start_again(&mut self) {
-        self.daemon = spawn(self.folder.path());
+        self.daemon = spawn(self.folder.path(), self.own_network);
         self.await_answer();
     }
 
@@ -191,8 +233,19 @@ impl Containerd {
         text.split_whitespace().next().unwrap().parse().unwrap()
     }
 
+    /// The command lines of our shims that live.
+    pub fn shims(&self) -> Vec<String> {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let own = format!("{}/", text(self.folder.path()));
+        let ours = processes.filter(|entry| {
+            fs::read_link(entry.path().join("cwd")).is_ok_and(|folder| text(&folder).starts_with(&own))
+        });
+        let commands = ours.filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok());
+        commands.filter(|command| command.contains("\0serve\0")).map(|command| command.replace('\0', " ")).collect()
+    }
+
     pub fn bundle(&self, id: &str) -> PathBuf {
-        self.path("state/io.containerd.runtime.v2.task").join(namespace()).join(id)
+        self.path("state/io.containerd.runtime.v2.task").join(&self.namespace).join(id)
     }
 
     pub fn log(&self) -> String {
@@ -226,7 +279,8 @@ impl Containerd {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.contains("shim") && command.contains(&namespace()) && command.contains(&format!("-id {id} ")) {
+            if command.contains("shim") && command.contains(&self.namespace) && command.contains(&format!("-id {id} "))
+            {
                 left.push(command);
             }
         }
@@ -237,16 +291,48 @@ impl Containerd {
 }
 
 /// Every mounted hierarchy, and what they are mounted in, which is the only one with version 2.
-fn hierarchies() -> Vec<PathBuf> {
+pub fn hierarchies() -> Vec<PathBuf> {
     let top = PathBuf::from("/sys/fs/cgroup");
     let below = fs::read_dir(&top).into_iter().flatten().flatten().map(|entry| entry.path());
     below.chain([top.clone()]).collect()
 }
 
-fn spawn(folder: &Path) -> Child {
+/// CRI with our handlers beside runc's.
+fn cri_configuration(folder: &Path, hyperv: &Path) -> String {
+    let network = r#"{"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true,
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "DATA"}}]}"#;
+    let conf = folder.join("cni");
+    fs::create_dir(&conf).unwrap();
+    fs::write(conf.join("net.conflist"), network.replace("DATA", &text(&folder.join("cni-data")))).unwrap();
+    format!(
+        r#"[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{PAUSE}"
+restrict_oom_score_adj = true
+disable_apparmor = true
+netns_mounts_under_state_dir = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = {conf:?}
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bulkhead]
+runtime_type = "io.containerd.bulkhead.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bulkhead-hyperv]
+runtime_type = "io.containerd.bulkhead-hyperv.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bulkhead-hyperv.options]
+ConfigPath = {hyperv:?}
+"#
+    )
+}
+
+fn spawn(folder: &Path, own_network: bool) -> Child {
     let log = fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
     let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap_or_default());
-    let mut command = Command::new("containerd");
+    let mut command = Command::new(if own_network { "unshare" } else { "containerd" });
+    if own_network {
+        let script = "busybox ip link set lo up && exec containerd \"$@\"";
+        command.args(["--net", "busybox", "sh", "-c", script, "sh"]);
+    }
     command.arg("--config").arg(folder.join("config.toml")).env("PATH", path).stdin(Stdio::null());
     command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
 }
@@ -254,16 +340,22 @@ fn spawn(folder: &Path) -> Child {
 impl Drop for Containerd {
     fn drop(&mut self) {
         // What a failed test has left runs: as containerd does for shims that it lost.
-        let shims = self.path("state/io.containerd.runtime.v2.task").join(namespace());
+        let shims = self.path("state/io.containerd.runtime.v2.task").join(&self.namespace);
         for bundle in fs::read_dir(shims).into_iter().flatten().flatten() {
             let id = bundle.file_name().to_string_lossy().into_owned();
             let _ = Command::new(SHIM)
-                .args(["-namespace", &namespace(), "-id", &id, "delete"])
+                .args(["-namespace", &self.namespace, "-id", &id, "delete"])
                 .current_dir(bundle.path())
                 .output();
         }
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
+        // A failed test's pods: network namespaces and shared memory.
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let own = text(self.folder.path());
+        for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)).filter(|at| at.starts_with(&own)) {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
         // containerd leaves a namespace's cgroup; it is empty when all went well.
         for hierarchy in hierarchies() {
             let _ = fs::remove_dir(hierarchy.join(namespace()));

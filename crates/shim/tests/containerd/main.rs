@@ -5,6 +5,7 @@
 mod support;
 
 mod crashes;
+mod cri;
 mod daemon;
 mod isolation;
 mod side_by_side;

@@ -1,0 +1,91 @@
+//! Pods by CRI, driven as a kubelet does: one list of steps, first with runc's handler and then with ours. Each difference is named
+//! here, with its reason.
+//!
+//! Source: kubernetes pkg/kubelet/kuberuntime; cri-tools pkg/validate, whose cases the steps follow.
+
+mod client;
+mod messages;
+mod side;
+mod streaming;
+
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::daemon::{Containerd, can_run};
+use messages::{NamespaceOption, Nothing, PodSandboxStatusResponse};
+use side::{GOOD, Side, Wish};
+
+/// Steps that end otherwise, and why.
+const EXCEPTIONS: [(&str, &str); 2] = [
+    (
+        "exec of no program",
+        "ours says which kind of fault it is, not found, and CRI passes that on; runc's knows no kinds",
+    ),
+    ("no such command", "the same; state, exit code and reason are compared below"),
+];
+
+#[test]
+fn a_kubelet_sees_over_our_shim_what_it_sees_over_runcs() {
+    if !can_run() {
+        return;
+    }
+    let containerd = Containerd::with_cri(Path::new("/nosuch"));
+    let client = client::Client::connect(&containerd.path("sock"));
+    let run = |handler: &'static str| {
+        let mut side = Side::new(&containerd, &client, handler);
+        side.list();
+        side.seen
+    };
+    let (expected, seen) = (run("runc"), run("bulkhead"));
+    let excepted = |step: &str| EXCEPTIONS.iter().any(|(name, _)| *name == step);
+    let differing: Vec<_> = expected.iter().zip(&seen).filter(|(a, b)| a != b && !excepted(a.0)).collect();
+    assert!(differing.is_empty(), "runc's shim and ours differ: {differing:#?}\n{}", containerd.log());
+    assert_eq!(expected.len(), seen.len());
+    assert!(seen.contains(&("no such command", "5 true exited 128 StartError".to_owned())), "{seen:#?}");
+    // The list itself: what runc's side must have seen, or nothing was compared.
+    for (step, outcome) in [
+        ("exec", "3 \"out\\n\" \"err\\n\""),
+        ("killed for want of memory", "exited 137 OOMKilled"),
+        ("a stream's output", "\"got a line\\n\""),
+        ("a forwarded port", "\"from the pod\\n\""),
+    ] {
+        assert!(expected.contains(&(step, outcome.to_owned())), "{step} is not {outcome}: {expected:#?}");
+    }
+}
+
+#[test]
+fn one_shim_serves_a_pod_and_nothing_of_it_is_left_when_that_is_killed() {
+    if !can_run() {
+        return;
+    }
+    let containerd = Containerd::with_cri(Path::new("/nosuch"));
+    let client = client::Client::connect(&containerd.path("sock"));
+    let side = Side::new(&containerd, &client, "bulkhead");
+    let pods = [side.run_pod("killed", NamespaceOption::default()), side.run_pod("other", NamespaceOption::default())];
+    let containers = ["a", "b"].map(|name| side.start(&pods[0], name, Wish::script(GOOD)));
+    let neighbour = side.start(&pods[1], "c", Wish::script(GOOD));
+    assert_eq!(containerd.shims().len(), 2, "{:?}", containerd.shims());
+    // One that ends and is removed leaves the others alone, and their shim.
+    let brief = side.start(&pods[0], "brief", Wish::script("exit 3"));
+    assert_eq!(side.end(&brief), "exited 3 Error");
+    side.of_id::<Nothing>("RemoveContainer", &brief).unwrap();
+    containerd.assert_nothing_left(&brief);
+    assert_eq!(side.sh(&containers[0], "echo on"), "0 \"on\\n\" \"\"");
+    kill(Pid::from_raw(containerd.shim_pid(&pods[0].id)), Signal::SIGKILL).unwrap();
+    for id in &containers {
+        // containerd may notice the loss of the shim before it learns how the container ended.
+        assert!(["exited 137 Error", "exited 255 Error"].contains(&side.end(id).as_str()), "{}", side.status(id));
+        containerd.assert_nothing_left(id);
+    }
+    let status = || side.of_id::<PodSandboxStatusResponse>("PodSandboxStatus", &pods[0].id).unwrap().status.unwrap();
+    side.until("end of the pod", || (status().state == 1).then_some(()));
+    containerd.assert_nothing_left(&pods[0].id);
+    assert_eq!(side.status(&neighbour), "running 0 ");
+    for (pod, containers) in [(&pods[0], vec![&containers[0], &containers[1]]), (&pods[1], vec![&neighbour])] {
+        side.of_id::<Nothing>("StopPodSandbox", &pod.id).unwrap();
+        side.remove(pod, &containers.iter().map(|id| id.as_str()).collect::<Vec<_>>());
+    }
+    side.until("end of the shims", || containerd.shims().is_empty().then_some(()));
+}
