@@ -1,5 +1,8 @@
 //! `delete`: gives back what a shim that died has left.
 //!
+//! containerd also calls it for a container of a group that was deleted as it should be, while the group's shim lives on: then
+//! only what is the container's own is looked for.
+//!
 //! Mounts need nothing: they were in the shim's mount namespace, which ends with its last process. Processes are found by
 //! what the shim recorded and by the container's cgroup.
 //!
@@ -19,6 +22,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::bundle::{Bundle, ProcessRecord};
 use crate::clock;
 use crate::flags::Flags;
+use crate::group::{self, Group};
 use crate::spec;
 use crate::state::Exit;
 
@@ -44,13 +48,17 @@ pub fn run(flags: &Flags) -> anyhow::Result<DeleteResponse> {
         note(Err(error));
         Vec::new()
     });
-    for record in bundle.shim().into_iter().chain(records.iter().copied()) {
+    let lives_on = Group::of(&bundle, flags).is_some_and(|group| group::answers(&group.socket()));
+    let shim = bundle.shim().filter(|_| !lives_on);
+    for record in shim.into_iter().chain(records.iter().copied()) {
         note(kill(record));
     }
     note(delete_container(&bundle, flags.id.as_deref()));
     note(delete_cgroup(&bundle));
     note(give_back_network(&bundle));
-    note(remove_socket(&bundle));
+    if !lives_on {
+        note(remove_socket(&bundle));
+    }
     note(remove_folder(&bundle.vm_dir()));
     let report = bundle.exit_report().ok().flatten();
     let exit = match report {

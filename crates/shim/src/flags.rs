@@ -29,6 +29,8 @@ pub struct Flags {
     pub backend: Option<String>,
     /// The wall that the runtime's name asks for.
     pub isolation: Option<Isolation>,
+    /// Serve all containers of a group.
+    pub group: bool,
     /// Have a utility VM ready before there is a container.
     pub standby: bool,
     /// The container runs: look at its files where they are mounted.
@@ -99,6 +101,7 @@ impl Flags {
     fn switch(&mut self, name: &str) -> Option<&mut bool> {
         match name {
             "debug" => Some(&mut self.debug),
+            "group" => Some(&mut self.group),
             "standby" => Some(&mut self.standby),
             "live" => Some(&mut self.live),
             "mounts" => Some(&mut self.mounts),

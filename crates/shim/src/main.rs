@@ -1,4 +1,4 @@
-//! `containerd-shim-bulkhead-v2`: owns one container, however isolated, and serves containerd's Task API for it.
+//! `containerd-shim-bulkhead-v2`: owns one container, however isolated, or those of a pod, and serves containerd's Task API for them.
 //!
 //! It knows no image, no registry and no HTTP: a bundle comes in, a task comes out. It outlives the engine that started it.
 //!
@@ -22,6 +22,7 @@ mod events;
 mod files;
 mod flags;
 mod foreign;
+mod group;
 mod hyperv;
 mod metrics;
 mod network;
@@ -55,7 +56,7 @@ use protobuf::Message;
 use crate::flags::Flags;
 
 const NAME: &str = "io.containerd.bulkhead.v2";
-const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID [-bundle DIR] [-isolation process|hyperv] [-standby] [-debug] start|delete|serve
+const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID [-bundle DIR] [-isolation process|hyperv] [-group] [-standby] [-debug] start|delete|serve
        containerd-shim-bulkhead-v2 [-bundle DIR] [-live | -mounts] files
        containerd-shim-bulkhead-v2 copy-up
        containerd-shim-bulkhead-v2 template ls|create|rm ID|prune -store DIR -guest-image DIR [-backend auto|kvm|qemukvm|qemutcg]

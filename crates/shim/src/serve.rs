@@ -22,9 +22,9 @@ use ttrpc::asynchronous::Server;
 use crate::bundle::Bundle;
 use crate::events::Publisher;
 use crate::flags::Flags;
-use crate::shim::{Ready, Shim};
+use crate::shim::{Calling, Ready, Shim};
 use crate::standby::Standby;
-use crate::{service, shares, sys};
+use crate::{group, service, shares, sys};
 
 /// Where the listening socket is inherited.
 pub const LISTENER_FD: i32 = 3;
@@ -70,7 +70,8 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         if flags.standby {
             return serve_standby(flags, bundle, listener, caller).await;
         }
-        let shim = Shim::new(bundle, publisher(flags), ready, flags.isolation);
+        let calling = Calling { isolation: flags.isolation, is_group: flags.group };
+        let shim = Shim::new(bundle, publisher(flags), ready, calling);
         serve(flags, &shim, listener, abandoned(&shim)).await
     });
     runtime.shutdown_background();
@@ -159,7 +160,7 @@ async fn serve_standby(
         _ = caller.readable() => return Ok(()),
     };
     let ready = Ready { helper: None, standby: Some(standby) };
-    let shim = Shim::new(bundle, publisher(flags), ready, None);
+    let shim = Shim::new(bundle, publisher(flags), ready, Calling::default());
     serve(flags, &shim, listener, bereft(&shim, &caller)).await
 }
 
@@ -169,6 +170,7 @@ async fn serve(
     listener: UnixListener,
     abandoned: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    let address = listener.local_addr().ok().filter(|_| flags.group);
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let mut server = Server::new().add_listener(listener.into()).register_service(service::services(shim));
@@ -178,6 +180,10 @@ async fn serve(
         () = shim.ended() => {}
         () = abandoned => tracing::warn!("nobody has created a container; ending"),
         result = ignore_signals() => result?,
+    }
+    if let Some(address) = address {
+        // At once: who starts the next container of the group must not find this shim any more.
+        group::forget(&address);
     }
     // The answer to Shutdown is still on its way.
     let _ = tokio::time::timeout(Duration::from_millis(200), server.shutdown()).await;

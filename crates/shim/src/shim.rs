@@ -1,5 +1,6 @@
-//! What one shim process owns: its bundle, at most one task, and its own end.
+//! What one shim process owns: its bundle, its task, or a group's tasks, and its own end.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex};
 
@@ -22,6 +23,9 @@ use crate::stdio::{Owner, StdinEnd, StdioPaths};
 use crate::sys;
 use crate::task::Task;
 
+/// Far more than a pod has: each has descriptors and threads of the one shim.
+const MOST_TASKS: usize = 512;
+
 /// Everything of one shim process.
 pub struct Shim {
     bundle: Bundle,
@@ -29,11 +33,13 @@ pub struct Shim {
     /// Spawned before the first request, so that Create does not pay for its exec.
     warm_helper: SyncMutex<Option<container::Helper>>,
     standby: SyncMutex<Option<Standby>>,
-    /// The wall that the runtime's name asks a foreign containerd's containers to have.
+    /// See [`Calling`].
     isolation: Option<Isolation>,
     /// Our engine wrote the bundle. Known with the Create request: the engine may still write while this process starts.
     is_engines: AtomicBool,
-    task: Mutex<Slot>,
+    /// See [`Calling`].
+    is_group: bool,
+    tasks: Mutex<Tasks>,
     ended: CancellationToken,
 }
 
@@ -46,9 +52,24 @@ pub struct Ready {
     pub standby: Option<Standby>,
 }
 
-/// The place for the one task of a shim.
+/// How a shim was called.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Calling {
+    /// The wall that the runtime's name asks a foreign containerd's containers to have.
+    pub isolation: Option<Isolation>,
+    /// It serves all containers of a group.
+    pub is_group: bool,
+}
+
+#[derive(Default)]
+struct Tasks {
+    slots: HashMap<String, Slot>,
+    /// Nothing more is created.
+    closed: bool,
+}
+
+/// The place for a task.
 enum Slot {
-    Empty,
     /// Held for the time of a Create, so that a second one is refused at once.
     Reserved,
     Full(Arc<Task>),
@@ -57,15 +78,16 @@ enum Slot {
 impl Shim {
     /// A shim without a task. When: within the runtime.
     #[must_use]
-    pub fn new(bundle: Bundle, publisher: Publisher, ready: Ready, isolation: Option<Isolation>) -> Arc<Self> {
+    pub fn new(bundle: Bundle, publisher: Publisher, ready: Ready, calling: Calling) -> Arc<Self> {
         Arc::new(Self {
             bundle,
             publisher,
             warm_helper: SyncMutex::new(ready.helper),
             standby: SyncMutex::new(ready.standby),
-            isolation,
+            isolation: calling.isolation,
             is_engines: AtomicBool::new(false),
-            task: Mutex::new(Slot::Empty),
+            is_group: calling.is_group,
+            tasks: Mutex::default(),
             ended: CancellationToken::new(),
         })
     }
@@ -93,9 +115,9 @@ impl Shim {
     /// # Errors
     /// `NotFound` when there is none.
     pub async fn task(&self, id: &str) -> Result<Arc<Task>, Status> {
-        match &*self.task.lock().await {
-            Slot::Full(task) if task.id().as_str() == id => Ok(Arc::clone(task)),
-            _ => {
+        match self.tasks.lock().await.slots.get(id) {
+            Some(Slot::Full(task)) => Ok(Arc::clone(task)),
+            Some(Slot::Reserved) | None => {
                 let id: String = id.chars().take(100).collect();
                 Err(Status::new(ErrorKind::NotFound, format!("container {id} not found")))
             }
@@ -104,33 +126,47 @@ impl Shim {
 
     /// True while a task exists or is being made.
     pub async fn is_busy(&self) -> bool {
-        !matches!(*self.task.lock().await, Slot::Empty)
+        !self.tasks.lock().await.slots.is_empty()
     }
 
     /// Creates the container. Answers its first process's id. Nothing of it stays when it fails.
     ///
     /// # Errors
-    /// `AlreadyExists` when the shim has a task; what the bundle, the streams or the compute system say.
+    /// `AlreadyExists` when the shim has a task, or has that one if it serves a group; `FailedPrecondition` when it is about to end;
+    /// what the bundle, the streams or the compute system say.
     pub async fn create(&self, request: CreateTaskRequest) -> Result<u32, Status> {
-        {
-            let mut slot = self.task.lock().await;
-            if !matches!(*slot, Slot::Empty) {
-                return Err(Status::new(ErrorKind::AlreadyExists, "this shim has a container already"));
-            }
-            *slot = Slot::Reserved;
-        }
+        let id = request.id.clone();
+        self.reserve(&id).await?;
         let created = self.create_task(request).await;
-        let mut slot = self.task.lock().await;
+        let mut tasks = self.tasks.lock().await;
         match created {
             Ok((task, pid)) => {
-                *slot = Slot::Full(task);
+                tasks.slots.insert(id, Slot::Full(task));
                 Ok(pid)
             }
             Err(status) => {
-                *slot = Slot::Empty;
+                tasks.slots.remove(&id);
                 Err(status)
             }
         }
+    }
+
+    async fn reserve(&self, id: &str) -> Result<(), Status> {
+        let mut tasks = self.tasks.lock().await;
+        if tasks.closed {
+            return Err(Status::new(ErrorKind::FailedPrecondition, "this shim is about to end"));
+        }
+        if tasks.slots.contains_key(id) || !(self.is_group || tasks.slots.is_empty()) {
+            return Err(Status::new(ErrorKind::AlreadyExists, "this shim has a container already"));
+        }
+        if tasks.slots.len() >= MOST_TASKS {
+            return Err(Status::new(
+                ErrorKind::ResourceExhausted,
+                format!("a shim has {MOST_TASKS} containers at most"),
+            ));
+        }
+        tasks.slots.insert(id.to_owned(), Slot::Reserved);
+        Ok(())
     }
 
     async fn create_task(&self, request: CreateTaskRequest) -> Result<(Arc<Task>, u32), Status> {
@@ -208,7 +244,7 @@ impl Shim {
     /// What [`Task::delete`] says; then the task stays.
     pub async fn delete(&self, id: &str) -> Result<(u32, Exit), Status> {
         let deleted = self.task(id).await?.delete(Changes::Kept).await?;
-        *self.task.lock().await = Slot::Empty;
+        self.tasks.lock().await.slots.remove(id);
         Ok(deleted)
     }
 
@@ -218,17 +254,18 @@ impl Shim {
     /// With `now` in any case: what runs is killed, and the container is deleted without a thought for its changes. For a
     /// container that is removed when it ends that is the quick way: it needs no Delete before.
     pub async fn shut_down(&self, now: bool) {
-        let task = match &*self.task.lock().await {
-            Slot::Full(task) if now => Some(Arc::clone(task)),
-            Slot::Empty => None,
-            Slot::Full(_) | Slot::Reserved => return,
-        };
-        if let Some(task) = task {
-            if task.kill("", libc::SIGKILL, false).await.is_ok() {
-                let _ = tokio::time::timeout(std::time::Duration::from_secs(2), task.wait("")).await;
+        let tasks = {
+            let mut tasks = self.tasks.lock().await;
+            let being_made = tasks.slots.values().any(|slot| matches!(slot, Slot::Reserved));
+            if being_made || !(now || tasks.slots.is_empty()) {
+                return;
             }
-            if let Err(error) = task.delete(Changes::Discarded).await {
-                tracing::error!(%error, "the container is left behind");
+            tasks.closed = true;
+            std::mem::take(&mut tasks.slots)
+        };
+        for slot in tasks.into_values() {
+            if let Slot::Full(task) = slot {
+                discard(&task).await;
             }
         }
         self.publisher.flush().await;
@@ -238,6 +275,15 @@ impl Shim {
     /// Waits for [`Shim::shut_down`].
     pub async fn ended(&self) {
         self.ended.cancelled().await;
+    }
+}
+
+async fn discard(task: &Task) {
+    if task.kill("", libc::SIGKILL, false).await.is_ok() {
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), task.wait("")).await;
+    }
+    if let Err(error) = task.delete(Changes::Discarded).await {
+        tracing::error!(%error, id = %task.id(), "the container is left behind");
     }
 }
 

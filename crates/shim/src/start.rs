@@ -13,14 +13,13 @@ use anyhow::Context;
 use crate::bundle::Bundle;
 use crate::flags::Flags;
 use crate::foreign::isolation_by_name;
+use crate::group::{self, Group, SOCKETS};
 use crate::serve::LISTENER_FD;
 use crate::sys;
 use crate::unique::unique_name;
 
-/// Short, since a socket's path has 107 bytes and a bundle's path may need more.
-const SOCKETS: &str = "/run/bulkhead/s";
-
-/// Starts a shim for the bundle in the working directory and answers what containerd wants on standard output.
+/// Starts a shim for the bundle in the working directory, or finds the one that serves its group, and answers what containerd wants
+/// on standard output.
 ///
 /// # Errors
 /// No socket, no process.
@@ -32,21 +31,39 @@ pub fn run(flags: &Flags) -> anyhow::Result<String> {
         .mode(0o700)
         .create(SOCKETS)
         .with_context(|| format!("cannot make {SOCKETS}"))?;
-    let socket = Path::new(SOCKETS).join(unique_name());
-    let listener = UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let group = Group::of(&Bundle::at(folder.clone()), flags);
+    // Until this process ends: two of a group do not both start a shim.
+    let _lock = group.as_ref().map(|_| group::lock()).transpose()?;
+    let socket = match &group {
+        Some(group) => group.socket(),
+        None => Path::new(SOCKETS).join(unique_name()),
+    };
     let address = format!("unix://{}", socket.display());
-    let spawned = spawn(flags, id, &listener).and_then(|()| {
+    let served = group.is_some() && group::answers(&socket);
+    let started = if served { Ok(()) } else { start(flags, id, &socket, group.is_some()) };
+    let told = started.and_then(|()| {
         let file = folder.join(Bundle::ADDRESS);
         fs::write(&file, &address).with_context(|| format!("cannot write {}", file.display()))
     });
-    if let Err(error) = spawned {
-        let _ = fs::remove_file(&socket);
+    if let Err(error) = told {
+        if !served {
+            let _ = fs::remove_file(&socket);
+        }
         return Err(error);
     }
     Ok(answer(&address, std::env::var("MAX_SHIM_VERSION").ok().as_deref()))
 }
 
-fn spawn(flags: &Flags, id: &str, listener: &UnixListener) -> anyhow::Result<()> {
+fn start(flags: &Flags, id: &str, socket: &Path, is_group: bool) -> anyhow::Result<()> {
+    if is_group {
+        // Of a shim that was killed.
+        let _ = fs::remove_file(socket);
+    }
+    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    spawn(flags, id, &listener, is_group)
+}
+
+fn spawn(flags: &Flags, id: &str, listener: &UnixListener, is_group: bool) -> anyhow::Result<()> {
     // This process owns nothing but its standard streams and the listener, and ends at once.
     sys::place_at(listener, LISTENER_FD).context("cannot pass the socket on")?;
     let mut command = Command::new(std::env::current_exe().context("who am I?")?);
@@ -57,6 +74,9 @@ fn spawn(flags: &Flags, id: &str, listener: &UnixListener) -> anyhow::Result<()>
     // The program's own name is lost when a link to it is followed.
     if let Some(isolation) = std::env::args_os().next().and_then(|program| isolation_by_name(program.as_ref())) {
         command.args(["-isolation", isolation.as_str()]);
+    }
+    if is_group {
+        command.arg("-group");
     }
     if flags.debug {
         command.arg("-debug");
