@@ -5,6 +5,7 @@
 
 pub(crate) mod devices;
 mod hierarchy;
+mod oom;
 pub(crate) mod stats;
 
 use std::fs;

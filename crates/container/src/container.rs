@@ -390,6 +390,14 @@ impl Container {
         self.cgroup.as_ref().map_or(0, Cgroup::oom_kills)
     }
 
+    /// Becomes readable when one may be; [`Container::oom_kills`] says whether. See [`Cgroup::oom_events`].
+    ///
+    /// # Errors
+    /// It has no cgroup for memory, or the kernel does not tell.
+    pub fn oom_events(&self) -> std::io::Result<OwnedFd> {
+        self.cgroup.as_ref().ok_or(std::io::ErrorKind::NotFound)?.oom_events()
+    }
+
     /// Removes the container: kills what is left, removes its cgroups and its state, and runs poststop hooks.
     ///
     /// When: at any time with `force`; without, once its process has ended or if it was never started. After an error it

@@ -122,6 +122,12 @@ impl Publisher {
         &self.namespace
     }
 
+    /// False when nobody is told anything.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.queue.is_some()
+    }
+
     /// Puts an event behind those before it; never waits.
     pub fn publish(&self, event: &Event) {
         let Some(queue) = &self.queue else { return };

@@ -24,6 +24,7 @@ mod flags;
 mod foreign;
 mod group;
 mod hyperv;
+mod lack;
 mod metrics;
 mod network;
 mod parts;

@@ -1,5 +1,6 @@
 //! Process isolation: a container that shares the host's kernel, by the `container` crate.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -199,6 +200,16 @@ impl ComputeSystem for ProcessSystem {
             return Err(Status::new(ErrorKind::NotImplemented, "a process container's network is its namespace's"));
         };
         self.with(move |container| container.update(&resources).map_err(|error| status!(error))).await
+    }
+
+    fn oom_events(&self) -> Option<OwnedFd> {
+        let container = self.container.lock().unwrap_or_else(|e| e.into_inner());
+        let events = container.as_ref()?.oom_events();
+        events.inspect_err(|error| tracing::warn!(%error, "a lack of memory is told with the end only")).ok()
+    }
+
+    async fn oom_kills(&self) -> u64 {
+        self.with(|container| Ok(container.oom_kills())).await.unwrap_or(0)
     }
 
     async fn delete(&self, _: Changes) -> Result<(), Status> {

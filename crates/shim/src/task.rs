@@ -11,6 +11,7 @@ use crate::bundle::{Bundle, BundleError};
 use crate::clock;
 use crate::compute::{Changes, ComputeSystem, ExecRequest, Process};
 use crate::events::{Event, Publisher};
+use crate::lack::{self, Lack, Look};
 use crate::state::{Exit, ProcessState, WrongState};
 use crate::stdio::{StdioError, StdioPaths};
 use crate::turns::Turns;
@@ -117,6 +118,7 @@ pub struct Task {
     execs: Mutex<HashMap<ExecId, Arc<TrackedProcess>>>,
     turns: Turns,
     publisher: Publisher,
+    lack: Lack,
 }
 
 impl Task {
@@ -132,7 +134,14 @@ impl Task {
         let process = system.init();
         let init = TrackedProcess::new(String::new(), stdio, State::Created(Arc::clone(&process)));
         let (execs, turns) = (Mutex::default(), Turns::default());
-        let task = Arc::new(Self { id, bundle, system, init, execs, turns, publisher });
+        let task = Arc::new(Self { id, bundle, system, init, execs, turns, publisher, lack: Lack::default() });
+        if let Some(events) = task.system.oom_events().filter(|_| task.publisher.is_heard()) {
+            let watched = Arc::clone(&task);
+            tokio::spawn(lack::watch(events, move || {
+                let task = Arc::clone(&watched);
+                Box::pin(async move { task.look_for_lack(0).await })
+            }));
+        }
         tokio::spawn(Arc::clone(&task).watch(Arc::clone(&task.init), process));
         task
     }
@@ -423,9 +432,9 @@ impl Task {
         process.output_complete().await;
         tracked.complete.send_replace(Some((pid, exit.clone())));
         let container_id = self.id.to_string();
-        if is_init && exit.oom_killed {
-            self.publisher
-                .publish(&Event::Oom(message::TaskOOM { container_id: container_id.clone(), ..Default::default() }));
+        if is_init {
+            self.look_for_lack(exit.oom_killed.into()).await;
+            self.lack.end().await;
         }
         self.publisher.publish(&Event::Exit(message::TaskExit {
             id: if is_init { container_id.clone() } else { tracked.exec_id.clone() },
@@ -435,6 +444,16 @@ impl Task {
             exited_at: clock::timestamp(exit.at_ns),
             ..Default::default()
         }));
+    }
+}
+
+impl Task {
+    /// Tells of kills for want of memory that nobody was told of yet. Shape: `least` is what is known besides the count.
+    async fn look_for_lack(&self, least: u64) -> Look {
+        let kills = self.system.oom_kills().await.max(least);
+        let container_id = self.id.to_string();
+        let tell = || self.publisher.publish(&Event::Oom(message::TaskOOM { container_id, ..Default::default() }));
+        self.lack.look(kills, tell).await
     }
 }
 

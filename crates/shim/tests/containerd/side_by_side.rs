@@ -255,3 +255,24 @@ fn ctr_sees_over_our_shim_what_it_sees_over_runcs() {
     assert!(oom(&expected_events) && oom(&seen_events), "{expected_events:?}\n{seen_events:?}");
     assert_eq!(without_oom(expected_events), without_oom(seen_events));
 }
+
+#[test]
+fn a_lack_of_memory_is_told_when_it_happens() {
+    if !can_run() {
+        return;
+    }
+    let containerd = Containerd::start();
+    let events = Events::subscribe(&containerd);
+    let mut side = Side { containerd: &containerd, runtime: OURS, prefix: "l-".to_owned(), seen: Vec::new() };
+    let script = "dd if=/dev/zero of=/dev/null bs=64M; while :; do sleep 0.02; done";
+    let id = side.detach("hungry", &["--memory-limit", "8388608"], "hungry", &["sh", "-c", script]);
+    let told = events.of("l-", "oom hungry  0");
+    assert_eq!(told, ["create hungry  0", "start hungry  0", "oom hungry  0"], "{}", containerd.log());
+    containerd.await_task(&id, Some("RUNNING"));
+    containerd.ctr(&["task", "delete", "--force", &id]);
+    // No second time with the end.
+    let told = events.of("l-", "delete hungry  137");
+    assert_eq!(told[3..], ["exit hungry hungry 137", "delete hungry  137"], "{told:?}");
+    containerd.ctr(&["container", "delete", &id]).ok();
+    containerd.assert_nothing_left(&id);
+}
