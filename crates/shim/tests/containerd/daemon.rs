@@ -19,6 +19,8 @@ pub fn namespace() -> String {
 
 /// What CRI makes of an image's name.
 pub const PAUSE: &str = "docker.io/library/pause:test";
+/// The lines that `deploy` adds to a node's configuration.
+pub const HANDLER: &str = include_str!("../../../../deploy/containerd.toml");
 /// CRI's namespace in containerd, always.
 const CRI_NAMESPACE: &str = "k8s.io";
 
@@ -315,13 +317,11 @@ bin_dir = "/usr/lib/cni"
 conf_dir = {conf:?}
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bulkhead]
-runtime_type = "io.containerd.bulkhead.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bulkhead-hyperv]
 runtime_type = "io.containerd.bulkhead-hyperv.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bulkhead-hyperv.options]
 ConfigPath = {hyperv:?}
-"#
+{HANDLER}"#
     )
 }
 

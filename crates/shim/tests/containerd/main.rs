@@ -7,5 +7,6 @@ mod support;
 mod crashes;
 mod cri;
 mod daemon;
+mod deploy;
 mod isolation;
 mod side_by_side;
