@@ -62,6 +62,7 @@ mod logs;
 mod network_faults;
 mod network_floods;
 mod network_steps;
+mod network_walls;
 mod networks;
 mod options;
 mod own_cli;
