@@ -1,5 +1,5 @@
 //! Who is not reached, what is not believed, and what never leaves: hostile name servers (F132), what belongs to the host and to other
-//! networks (F126), frames of a utility VM that is nobody's yet (F134), routers and leases of a container's own (F125).
+//! networks (F126), frames of a utility VM that is nobody's yet (F134), a router among the containers (F125).
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
@@ -79,6 +79,16 @@ while (1) {
     my $from = join(':', unpack('(H2)6', substr($frame, 6, 6)));
     print qq($from\n) unless $seen{$from}++;
 }
+";
+
+/// Says to all neighbours that whoever has this namespace is a router. Argument: a scope, the index of eth0.
+const ROUTER: &str = r"
+use Socket;
+socket(my $raw, 10, SOCK_RAW, 58) or die $!;
+setsockopt($raw, 41, 18, pack('i', 255)) or die $!; # IPV6_MULTICAST_HOPS
+my $all = pack('SnN', 10, 0, 0) . pack('n8', 0xff02, 0, 0, 0, 0, 0, 0, 1) . pack('L', $ARGV[0]);
+my $prefix = pack('CCCCNNN', 3, 4, 64, 0xc0, 9000, 9000, 0) . pack('n8', 0x2001, 0xdb8, 0, 0, 0, 0, 0, 0);
+send($raw, pack('CCnCCnNN', 134, 0, 0, 64, 0, 1800, 0, 0) . $prefix, 0, $all) or die $! for (1 .. 3);
 ";
 
 /// A script on the host that runs beside the test.
@@ -268,4 +278,30 @@ fn no_frame_leaves_a_fork_that_is_nobodys() {
     let seen: BTreeSet<String> = listener.end().lines().map(str::to_owned).collect();
     assert!(seen.len() >= 4, "{seen:?}");
     assert!(seen.is_subset(&own), "{:?} are nobody's", seen.difference(&own).collect::<Vec<_>>());
+}
+
+/// CVE-2020-13401: neither the host nor a neighbour believes a container that says it is a router.
+#[test]
+fn a_container_is_nobodys_router() {
+    let Some(host) = alone(Wall::Process) else { return };
+    host.docker(&["network", "create", "--ipv6", "--subnet=fd00:125::/64", "mine"]).ok();
+    let id = run(&host, "rogue", &["--network=mine"], &["sleep", "1000"]);
+    run(&host, "mate", &["--network=mine"], &["sleep", "1000"]);
+    let counted = || {
+        let counters = exec(&host, "mate", &["grep", "Icmp6InRouterAdvertisements", "/proc/net/snmp6"]).ok();
+        counters.split_whitespace().last().unwrap().parse::<u32>().unwrap()
+    };
+    let index = inside(&host, &id, "cat").arg("/proc/self/net/if_inet6").output().unwrap();
+    let index = String::from_utf8_lossy(&index.stdout).into_owned();
+    let index = index.lines().find(|line| line.ends_with("eth0")).unwrap().split(' ').nth(1).unwrap().to_owned();
+    let index = u32::from_str_radix(&index, 16).unwrap().to_string();
+    let said = inside(&host, &id, "perl").args(["-e", ROUTER, &index]).output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    assert!(eventually(Duration::from_secs(5), || counted() > 0), "nobody has heard it");
+    let of_mate = exec(&host, "mate", &["sh", "-c", "ip -6 route; ip -6 address"]).ok();
+    let of_host = host.on_host("sh").args(["-c", "ip -6 route; ip -6 address"]).output().unwrap();
+    for routes in [of_mate, String::from_utf8_lossy(&of_host.stdout).into_owned()] {
+        assert!(routes.contains("fd00:125::") && !routes.contains("2001:db8"), "{routes}");
+        assert!(!routes.contains("proto ra") && !routes.contains("via fe80"), "{routes}");
+    }
 }
