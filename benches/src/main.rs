@@ -3,6 +3,7 @@
 //! Never a test: nothing here fails because a machine is slow. `README.md` beside this folder's `Cargo.toml` says how to read it.
 #![deny(unsafe_code)]
 
+mod containerd;
 mod footprint;
 mod kvm;
 mod lazy;
@@ -52,6 +53,9 @@ struct Arguments {
     /// Of that only the process, jail and fork of a tiny guest beside the bare minimum, which any /dev/kvm can.
     #[arg(long)]
     kvm_minimum: bool,
+    /// Measure our shim beside runc's under a plain containerd, and nothing else.
+    #[arg(long)]
+    containerd: bool,
     /// Measure throughput and round trips of containers' networks, and nothing else.
     #[arg(long)]
     network: bool,
@@ -81,6 +85,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.kvm {
         return kvm::measure(arguments.rounds);
     }
+    if arguments.containerd {
+        return containerd::measure(arguments.rounds);
+    }
     if arguments.load {
         let host = start("--standby-vms=0")?;
         let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
@@ -105,6 +112,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };
         return storm::measure(&host, dockerd.as_ref(), containers);
     }
+    run_all(arguments)
+}
+
+/// What `make bench` measures without arguments.
+fn run_all(arguments: &Arguments) -> anyhow::Result<()> {
     let host = start("--standby-vms=1")?;
     let without_standby = start("--standby-vms=0")?;
     let dockerd = if arguments.without_docker { None } else { Some(Dockerd::start()?) };

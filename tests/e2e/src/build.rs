@@ -20,7 +20,8 @@ impl EngineKind {
 }
 
 /// Where the binaries are that the tests start.
-pub(crate) struct Build {
+#[derive(Debug)]
+pub struct Build {
     /// Folder of `bulkheadd`, the shim and the CLI.
     pub binaries: PathBuf,
     /// Folder of the guest image.
@@ -31,6 +32,10 @@ pub(crate) struct Build {
 
 impl Build {
     /// The build that the running test belongs to: `target/PROFILE/deps/TEST` tests `target/PROFILE/bulkheadd`.
+    ///
+    /// # Panics
+    /// Never: a program knows its own path.
+    #[must_use]
     pub fn of_this_test() -> Self {
         let test = std::env::current_exe().expect("a test knows its own path");
         let deps = test.parent().unwrap_or(Path::new("/"));
@@ -44,7 +49,7 @@ impl Build {
         }
     }
 
-    pub fn missing_binaries(&self) -> Option<String> {
+    pub(crate) fn missing_binaries(&self) -> Option<String> {
         if EngineKind::of_this_run() == EngineKind::Reference {
             return program("dockerd").is_none().then(|| "needs dockerd (scripts/setup test)".to_owned());
         }

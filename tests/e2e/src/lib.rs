@@ -35,7 +35,7 @@ pub mod registry;
 mod terminal;
 pub mod web;
 
-pub use build::EngineKind;
+pub use build::{Build, EngineKind};
 pub use docker::{Running, Said};
 pub use engine::Engine;
 pub use host::{HostOptions, IMAGE, TestHost, Wall};
