@@ -9,6 +9,7 @@ mod side;
 mod streaming;
 
 use std::path::Path;
+use std::sync::Mutex;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -88,4 +89,54 @@ fn one_shim_serves_a_pod_and_nothing_of_it_is_left_when_that_is_killed() {
         side.remove(pod, &containers.iter().map(|id| id.as_str()).collect::<Vec<_>>());
     }
     side.until("end of the shims", || containerd.shims().is_empty().then_some(()));
+}
+
+/// How many pods start at once.
+const AT_ONCE: usize = 8;
+
+#[test]
+fn pods_that_start_at_once_outlive_a_killed_containerd() {
+    if !can_run() {
+        return;
+    }
+    let mut containerd = Containerd::with_cri(Path::new("/nosuch"));
+    let names: Vec<String> = (0..AT_ONCE).map(|number| format!("pod-{number}")).collect();
+    // Each on a connection of its own, as many kubelet's workers.
+    let at_once = |containerd: &Containerd, act: &(dyn Fn(&Side<'_>, &str, usize) + Sync)| {
+        std::thread::scope(|scope| {
+            for (number, name) in names.iter().enumerate() {
+                scope.spawn(move || {
+                    let client = client::Client::connect(&containerd.path("sock"));
+                    act(&Side::new(containerd, &client, "bulkhead"), name, number);
+                });
+            }
+        });
+    };
+    let started = Mutex::new(Vec::new());
+    at_once(&containerd, &|side, name, number| {
+        let pod = side.run_pod(name, NamespaceOption::default());
+        let containers = ["a", "b"].map(|name| side.start(&pod, name, Wish::script(GOOD)));
+        started.lock().unwrap().push((number, pod, containers));
+    });
+    let mut started = started.into_inner().unwrap();
+    started.sort_by_key(|(number, ..)| *number);
+    assert_eq!((started.len(), containerd.shims().len()), (AT_ONCE, AT_ONCE), "{:?}", containerd.shims());
+    containerd.kill();
+    assert_eq!(containerd.shims().len(), AT_ONCE);
+    containerd.start_again();
+    at_once(&containerd, &|side, _, number| {
+        let (_, pod, containers) = &started[number];
+        for id in containers {
+            assert_eq!(
+                (side.status(id), side.sh(id, "echo on")),
+                ("running 0 ".to_owned(), "0 \"on\\n\" \"\"".to_owned())
+            );
+        }
+        // The pod's shim is found again for one more.
+        let late = side.start(pod, "late", Wish::script("exit 4"));
+        assert_eq!(side.end(&late), "exited 4 Error");
+        side.of_id::<Nothing>("StopPodSandbox", &pod.id).unwrap();
+        side.remove(pod, &[&containers[0], &containers[1], &late]);
+    });
+    assert!(containerd.shims().is_empty(), "{:?}", containerd.shims());
 }

@@ -48,7 +48,7 @@ impl Wish {
 impl<'a> Side<'a> {
     pub fn new(containerd: &'a Containerd, client: &'a Client, handler: &'static str) -> Self {
         let volume = containerd.path(&format!("volume-{handler}"));
-        fs::create_dir(&volume).unwrap();
+        fs::create_dir_all(&volume).unwrap();
         let this = Self { containerd, client, handler, volume, seen: Vec::new() };
         for image in [IMAGE, PAUSE] {
             this.await_image(image);
@@ -59,11 +59,9 @@ impl<'a> Side<'a> {
     /// CRI learns of what `ctr` has imported a moment later.
     fn await_image(&self, name: &str) {
         let request = ImageStatusRequest { image: Some(ImageSpec { image: name.to_owned() }) };
-        let there = || {
-            let status: ImageStatusResponse = self.client.call("ImageService/ImageStatus", &request).unwrap();
-            status.image.is_some().then_some(())
-        };
-        self.until(name, there);
+        // Right after its start containerd refuses what it does not know yet.
+        let status = || self.client.call::<ImageStatusResponse>("ImageService/ImageStatus", &request);
+        self.until(name, || status().ok()?.image);
     }
 
     /// Asks until there is an answer.
