@@ -186,9 +186,9 @@ pub enum LogLevel {
 /// `--backend`'s words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
-    /// Probe, and take the best that works.
+    /// Our own VMM where a probe finds KVM usable, QEMU otherwise.
     Auto,
-    /// Our own VMM, which needs hardware virtualization; a first step, see docs/design/0018.
+    /// Our own VMM, which needs hardware virtualization.
     Kvm,
     /// QEMU with hardware virtualization.
     #[value(alias = "qemukvm")]

@@ -155,7 +155,7 @@ impl UtilityVmRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendChoice {
-    /// Probe, and take the best that works.
+    /// Our own VMM where the probe finds KVM usable, QEMU otherwise.
     #[default]
     Auto,
     /// Our own VMM, which needs hardware virtualization.
@@ -256,6 +256,8 @@ pub struct HostProbe {
     pub accelerator: Option<Accelerator>,
     /// Why: one line, such as "/dev/kvm opens but interprets guest kernels (1.3 s for a loop that takes 3 ms on hardware)".
     pub accelerator_reason: String,
+    /// The program that runs utility VMs, and its version, such as `bulkhead-vmm 0.1.0` or `qemu 7.2.22`, if any does.
+    pub hypervisor: Option<String>,
     /// QEMU's version, if it is installed.
     pub qemu: Option<String>,
     /// The guest image's kernel version, if the image is there.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::kvm::OwnVmm;
-use crate::probe::probe_kvm;
+use crate::kvm_probe::probe_kvm;
 use crate::qemu::{Qemu, QemuInstallation};
 use crate::record;
 use crate::store::TemplateStore;
@@ -29,23 +29,34 @@ pub(crate) async fn choose(
     store: &TemplateStore,
 ) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
     let store = store.clone();
-    let work = move || -> Result<Arc<dyn Hypervisor>, HypervisorError> {
-        if choice == BackendChoice::Kvm {
-            return Ok(Arc::new(OwnVmm::find()?));
-        }
-        let installation = QemuInstallation::find_cached(&store.cache("qemu"))?;
-        let accelerator = match choice {
-            BackendChoice::Kvm | BackendChoice::QemuKvm => Accelerator::Kvm,
-            BackendChoice::QemuTcg => Accelerator::Tcg,
-            BackendChoice::Auto if kvm_is_usable(&store.cache("kvm")) => Accelerator::Kvm,
-            BackendChoice::Auto => Accelerator::Tcg,
-        };
-        Ok(Arc::new(Qemu::new(installation, accelerator)))
+    let work = move || {
+        make(choice, || kvm_is_usable(&store.cache("kvm")), || QemuInstallation::find_cached(&store.cache("qemu")))
     };
     let chosen = tokio::task::spawn_blocking(work).await;
     chosen.unwrap_or_else(|error| {
         Err(HypervisorError::Io { action: "look for a hypervisor", source: std::io::Error::other(error) })
     })
+}
+
+/// What a choice comes to on this host: left to us, our own VMM where KVM is usable, QEMU otherwise. Asks for no more than the choice
+/// depends on.
+pub(crate) fn make(
+    choice: BackendChoice,
+    kvm_is_usable: impl FnOnce() -> bool,
+    qemu: impl FnOnce() -> Result<QemuInstallation, HypervisorError>,
+) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
+    let accelerator = match choice {
+        BackendChoice::Kvm => return Ok(Arc::new(OwnVmm::find()?)),
+        BackendChoice::QemuKvm => Accelerator::Kvm,
+        BackendChoice::QemuTcg => Accelerator::Tcg,
+        BackendChoice::Auto if !kvm_is_usable() => Accelerator::Tcg,
+        BackendChoice::Auto => match OwnVmm::find() {
+            Ok(own) => return Ok(Arc::new(own)),
+            // An installation without it: the boundary is the same with QEMU.
+            Err(_) => Accelerator::Kvm,
+        },
+    };
+    Ok(Arc::new(Qemu::new(qemu()?, accelerator)))
 }
 
 fn kvm_is_usable(cache: &Path) -> bool {
@@ -66,6 +77,36 @@ fn kvm_is_usable(cache: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn left_to_us_it_is_our_own_vmm_on_kvm_and_qemu_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("qemu-system-x86_64");
+        let qemu = |usable: bool, choice| {
+            let asked = std::cell::Cell::new(false);
+            let missing = || {
+                asked.set(true);
+                Err(HypervisorError::UnknownVersion { program: program.clone(), output: String::new() })
+            };
+            (make(choice, || usable, missing).map(|made| made.identity().name.clone()), asked.get())
+        };
+        // Without QEMU, on a host whose KVM interprets: emulation is all that is left, and it is missing.
+        assert!(matches!(qemu(false, BackendChoice::Auto), (Err(HypervisorError::UnknownVersion { .. }), true)));
+        for choice in [BackendChoice::QemuKvm, BackendChoice::QemuTcg] {
+            assert!(matches!(qemu(true, choice), (Err(HypervisorError::UnknownVersion { .. }), true)), "{choice:?}");
+        }
+        // Where our own VMM is installed nobody asks for QEMU; where it is not, QEMU takes its place only if that was left open.
+        match (OwnVmm::find(), qemu(true, BackendChoice::Auto), qemu(true, BackendChoice::Kvm)) {
+            (Ok(_), (Ok(auto), false), (Ok(named), false)) => {
+                assert!(auto.starts_with("bulkhead-vmm ") && named == auto, "{auto} {named}");
+            }
+            (Err(_), (Err(auto), true), (Err(named), false)) => {
+                assert!(matches!(auto, HypervisorError::UnknownVersion { .. }), "{auto}");
+                assert!(matches!(named, HypervisorError::NoVmm { .. }), "{named}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn a_probe_is_remembered_until_the_host_boots() {

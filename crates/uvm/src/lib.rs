@@ -31,6 +31,7 @@ mod guest_image;
 mod hypervisor;
 mod key;
 mod kvm;
+mod kvm_probe;
 mod machine;
 mod network_slots;
 mod personalize;

@@ -1,52 +1,24 @@
-//! Finds out whether /dev/kvm has hardware virtualization under it.
-//!
-//! A /dev/kvm that opens is not enough: some hosts have a KVM that interprets every kernel-mode instruction of its
-//! guests. So a short loop runs at ring 0 in a throw-away VM, and its time tells.
+//! What this host can do for utility VMs, for people and for the engine.
 
-use std::io;
 use std::path::Path;
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use proto::control::{Accelerator, BackendChoice, HostProbe};
+use proto::control::{BackendChoice, HostProbe};
 
+use crate::backend;
 use crate::guest_image::GuestImage;
-use crate::kvm::VmmInstallation;
+use crate::kvm_probe::{KvmProbe, probe_kvm};
 use crate::qemu::QemuInstallation;
-use crate::sys::ProbeMemory;
-
-/// The longest that the probe may take.
-const LIMIT: Duration = Duration::from_millis(1500);
-/// The loop runs in pieces of this many iterations, so that a slow host is known after the first one.
-const ITERATIONS_PER_PIECE: u32 = 100_000;
-const PIECES: u32 = 10;
-/// A million iterations take under 10 ms on hardware, over a second where they are interpreted.
-const SLOWEST_HARDWARE: Duration = Duration::from_millis(150);
-
-/// What was found out about KVM on this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct KvmProbe {
-    /// True when guests run on hardware virtualization.
-    pub(crate) usable: bool,
-    /// Why, in one line.
-    pub(crate) reason: String,
-}
 
 /// Says what this host can do. When: takes up to 1.5 s on a host with an unusable KVM (blocking); the caller keeps the
 /// answer, which changes only with a reboot or an installation.
 #[must_use]
 pub fn probe(guest_image: &Path, backend: BackendChoice) -> HostProbe {
-    let mut missing = Vec::new();
-    let qemu = match QemuInstallation::find() {
-        Ok(found) => Some(found),
-        Err(_) if backend == BackendChoice::Kvm => None,
-        Err(error) => {
-            missing.push(error.to_string());
-            None
-        }
-    };
+    let kvm = (backend == BackendChoice::Auto).then(probe_kvm);
+    let qemu = QemuInstallation::find();
+    let version = qemu.as_ref().ok().map(|qemu| qemu.version().to_owned());
+    let usable = kvm.as_ref().is_some_and(|kvm| kvm.usable);
+    let chosen = backend::make(backend, || usable, || qemu);
+    let mut missing: Vec<String> = chosen.as_ref().err().map(ToString::to_string).into_iter().collect();
     let guest_kernel = match GuestImage::open(guest_image) {
         Ok(image) => Some(image.kernel_version().to_owned()),
         Err(error) => {
@@ -54,133 +26,59 @@ pub fn probe(guest_image: &Path, backend: BackendChoice) -> HostProbe {
             None
         }
     };
-    let (accelerator, accelerator_reason) = match backend {
-        BackendChoice::QemuTcg => (Some(Accelerator::Tcg), "software emulation was asked for".to_owned()),
-        BackendChoice::QemuKvm => (Some(Accelerator::Kvm), "KVM was asked for (not probed)".to_owned()),
-        BackendChoice::Kvm => {
-            let own = VmmInstallation::find().inspect_err(|error| missing.push(error.to_string())).ok();
-            (own.map(|_| Accelerator::Kvm), "our own VMM was asked for (KVM was not probed)".to_owned())
-        }
-        BackendChoice::Auto => {
-            let kvm = probe_kvm();
-            (Some(if kvm.usable { Accelerator::Kvm } else { Accelerator::Tcg }), kvm.reason)
-        }
+    let identity = chosen.as_ref().ok().map(|chosen| chosen.identity());
+    let accelerator_reason = match backend {
+        BackendChoice::QemuTcg => "software emulation was asked for".to_owned(),
+        BackendChoice::QemuKvm => "KVM was asked for (not probed)".to_owned(),
+        BackendChoice::Kvm => "our own VMM was asked for (KVM was not probed)".to_owned(),
+        BackendChoice::Auto => automatic(kvm, identity.map(|identity| identity.name.as_str())),
     };
     HostProbe {
-        accelerator: accelerator.filter(|_| qemu.is_some() || backend == BackendChoice::Kvm),
+        accelerator: identity.map(|identity| identity.accelerator),
         accelerator_reason,
-        qemu: qemu.map(|qemu| qemu.version().to_owned()),
+        hypervisor: identity.map(|identity| identity.name.clone()),
+        qemu: version,
         guest_kernel,
         missing,
     }
 }
 
-/// Runs the probe loop, at most for 1.5 s: where KVM does not come back, the thread is left behind and KVM is unusable.
-pub(crate) fn probe_kvm() -> KvmProbe {
-    let (sender, receiver) = mpsc::channel();
-    let spawned = thread::Builder::new().name("kvm-probe".into()).spawn(move || {
-        // The receiver is gone when the limit has passed: then nobody needs the answer.
-        let _ = sender.send(time_loop());
-    });
-    if let Err(error) = spawned {
-        return KvmProbe { usable: false, reason: format!("cannot start a thread to probe /dev/kvm: {error}") };
-    }
-    match receiver.recv_timeout(LIMIT) {
-        Ok(Ok(pieces)) => judge(pieces),
-        Ok(Err(error)) => KvmProbe { usable: false, reason: format!("/dev/kvm is not usable: {error}") },
-        Err(_) => KvmProbe {
-            usable: false,
-            reason: format!("/dev/kvm opens, but a short loop in a guest did not end within {LIMIT:?}"),
-        },
-    }
-}
-
-/// How many iterations ran, and how long they took.
-#[derive(Debug, Clone, Copy)]
-struct LoopTime {
-    iterations: u32,
-    took: Duration,
-}
-
-fn judge(time: LoopTime) -> KvmProbe {
-    let full = ITERATIONS_PER_PIECE * PIECES;
-    let million = time.took * full / time.iterations.max(1);
-    if million <= SLOWEST_HARDWARE {
-        return KvmProbe {
-            usable: true,
-            reason: format!("/dev/kvm runs guest kernels on hardware ({} us for a million loops)", million.as_micros()),
-        };
-    }
-    KvmProbe {
-        usable: false,
-        reason: format!(
-            "/dev/kvm opens, but has no hardware virtualization under it: it interprets guest kernels ({:.1} s for a loop that takes 3 ms on hardware)",
-            million.as_secs_f64()
-        ),
-    }
-}
-
-/// `loop: dec ecx; jnz loop; hlt; jmp loop` in 16-bit code, which is kernel mode (ring 0) without any set-up.
-const LOOP: [u8; 7] = [0x66, 0x49, 0x75, 0xfc, 0xf4, 0xeb, 0xf9];
-
-fn time_loop() -> Result<LoopTime, io::Error> {
-    let kvm = Kvm::new().map_err(from_kvm)?;
-    let vm = kvm.create_vm().map_err(from_kvm)?;
-    let memory = ProbeMemory::install(&vm, &LOOP)?;
-    let mut vcpu = vm.create_vcpu(0).map_err(from_kvm)?;
-    let mut special = vcpu.get_sregs().map_err(from_kvm)?;
-    special.cs.base = 0;
-    special.cs.selector = 0;
-    vcpu.set_sregs(&special).map_err(from_kvm)?;
-    let mut time = LoopTime { iterations: 0, took: Duration::ZERO };
-    for _ in 0..PIECES {
-        let began = Instant::now();
-        run_piece(&mut vcpu)?;
-        time.took += began.elapsed();
-        time.iterations += ITERATIONS_PER_PIECE;
-        if time.took > SLOWEST_HARDWARE {
-            break;
-        }
-    }
-    drop(vcpu);
-    drop(vm);
-    drop(memory);
-    Ok(time)
-}
-
-fn run_piece(vcpu: &mut VcpuFd) -> Result<(), io::Error> {
-    let mut registers = vcpu.get_regs().map_err(from_kvm)?;
-    registers.rip = 0;
-    registers.rcx = u64::from(ITERATIONS_PER_PIECE);
-    registers.rflags = 2;
-    vcpu.set_regs(&registers).map_err(from_kvm)?;
-    match vcpu.run().map_err(from_kvm)? {
-        VcpuExit::Hlt => Ok(()),
-        other => Err(io::Error::other(format!("the probe's guest ended with {other:?}"))),
-    }
-}
-
-fn from_kvm(error: kvm_ioctls::Error) -> io::Error {
-    io::Error::from_raw_os_error(error.errno())
+/// Why it is what nobody has asked for by name.
+fn automatic(kvm: Option<KvmProbe>, hypervisor: Option<&str>) -> String {
+    let KvmProbe { usable, reason } = kvm.unwrap_or(KvmProbe { usable: false, reason: String::new() });
+    let is_qemu = hypervisor.is_some_and(|name| name.starts_with("qemu"));
+    let without = if usable && is_qemu { "; bulkhead-vmm is not installed, so QEMU is taken" } else { "" };
+    format!("{reason}{without}")
 }
 
 #[cfg(test)]
 mod tests {
+    use proto::control::Accelerator;
+
     use super::*;
 
     #[test]
-    fn interpretation_and_hardware_are_told_apart() {
-        let hardware = judge(LoopTime { iterations: 1_000_000, took: Duration::from_millis(4) });
-        assert!(hardware.usable, "{hardware:?}");
-        let interpreted = judge(LoopTime { iterations: 200_000, took: Duration::from_millis(220) });
-        assert!(!interpreted.usable && interpreted.reason.contains("1.1 s"), "{interpreted:?}");
+    fn qemu_on_kvm_is_told_why() {
+        let told = |usable, name| automatic(Some(KvmProbe { usable, reason: "r".into() }), Some(name));
+        assert!(told(true, "qemu 7.2").contains("not installed"));
+        assert_eq!((told(true, "bulkhead-vmm 1"), told(false, "qemu 7.2")), ("r".into(), "r".into()));
     }
 
     #[test]
-    fn the_probe_answers_within_its_limit() {
-        let began = Instant::now();
-        let answer = probe_kvm();
-        assert!(began.elapsed() < LIMIT + Duration::from_millis(500), "{:?}", began.elapsed());
-        assert!(!answer.reason.is_empty());
+    fn what_is_said_fits_what_is_chosen() {
+        let nowhere = Path::new("/nonexistent");
+        let automatic = probe(nowhere, BackendChoice::Auto);
+        let named = automatic.hypervisor.clone().unwrap_or_default();
+        match automatic.accelerator {
+            // A KVM that interprets, as on the machines that this is developed on, is no KVM.
+            Some(Accelerator::Tcg) => assert!(named.starts_with("qemu ") && automatic.qemu.is_some(), "{automatic:?}"),
+            Some(Accelerator::Kvm) => assert!(automatic.accelerator_reason.contains("on hardware"), "{automatic:?}"),
+            None => assert!(named.is_empty() && automatic.missing.len() == 2, "{automatic:?}"),
+        }
+        let asked = probe(nowhere, BackendChoice::QemuTcg);
+        assert_eq!(
+            (asked.hypervisor.is_some(), asked.accelerator),
+            (asked.qemu.is_some(), asked.qemu.map(|_| Accelerator::Tcg))
+        );
     }
 }

@@ -54,6 +54,7 @@ fn describe(info: &Value, colored: bool) -> String {
         title("Isolation"),
         format!(" Default:            {}", text(own, "DefaultIsolation")),
         format!(" Hyperv available:   {available}"),
+        format!(" Hypervisor:         {}", or_none(&hyperv["Hypervisor"])),
         format!(" Accelerator:        {}", or_none(&hyperv["Accelerator"])),
         format!(" Boundary:           {boundary}"),
         format!(" Reason:             {}", or_none(&hyperv["Reason"])),

@@ -120,6 +120,7 @@ fn about_isolation(engine: &Engine, probe: &HostProbe) -> Value {
             "dev.bulkhead.hyperv.accelerator={}",
             probe.accelerator.map_or("none (not available)", Accelerator::as_str)
         ),
+        format!("dev.bulkhead.hyperv.hypervisor={}", probe.hypervisor.as_deref().unwrap_or("none (not available)")),
         format!("dev.bulkhead.hyperv.boundary={}", boundary.unwrap_or("none (not available)")),
     ]);
     json!({
@@ -140,6 +141,7 @@ fn about_isolation(engine: &Engine, probe: &HostProbe) -> Value {
                 "Boundary": boundary,
                 "Reason": probe.accelerator_reason,
                 "Missing": probe.missing,
+                "Hypervisor": probe.hypervisor,
                 "Qemu": probe.qemu,
                 "GuestKernel": probe.guest_kernel,
             },

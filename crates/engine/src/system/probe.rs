@@ -30,6 +30,7 @@ impl Probe {
                 HostProbe {
                     accelerator: None,
                     accelerator_reason: "the host could not be probed".into(),
+                    hypervisor: None,
                     qemu: None,
                     guest_kernel: None,
                     missing: vec![error.message],

@@ -36,7 +36,7 @@ pub(crate) struct Network {
     tap: Option<File>,
     /// What the driver chose.
     features: u64,
-    /// The frame that is on its way, with its header.
+    /// The frame that is on its way, with its header; empty until there is one, since most slots never see any.
     frame: Vec<u8>,
 }
 
@@ -53,7 +53,7 @@ impl Network {
     }
 
     pub(super) fn behind(slot: u8, tap: Option<File>) -> Self {
-        Self { address: [0x02, b'b', b'h', 0, 0, slot], tap, features: 0, frame: vec![0; HEADER + MOST_FRAME] }
+        Self { address: [0x02, b'b', b'h', 0, 0, slot], tap, features: 0, frame: Vec::new() }
     }
 
     /// The tap, to be watched.
@@ -64,7 +64,7 @@ impl Network {
     /// Moves frames from the tap into the guest's buffers. What does not fit is lost.
     pub(crate) fn receive(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
         let (Some(mut requests), Some(tap)) = (queues.requests(RECEIVE), &mut self.tap) else { return Ok(()) };
-        let (frame, finish) = (&mut self.frame, self.features & GUEST_CHECKSUM == 0);
+        let (frame, finish) = (room(&mut self.frame), self.features & GUEST_CHECKSUM == 0);
         requests.serve(|mut request| {
             if request.writable.bytes() < HEADER + LEAST_FRAME {
                 return Err(QueueError::Incomplete);
@@ -91,7 +91,7 @@ impl Network {
     /// Moves frames from the guest to the tap. What is no frame, or what the tap does not take now, is lost.
     fn transmit(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), QueueError> {
         let Some(mut requests) = queues.requests(queue) else { return Ok(()) };
-        let (tap, frame, features) = (&mut self.tap, &mut self.frame, self.features);
+        let (tap, frame, features) = (&mut self.tap, room(&mut self.frame), self.features);
         requests.serve(|mut request| {
             let count = request.readable.bytes();
             if let Some(tap) = tap
@@ -107,6 +107,12 @@ impl Network {
             Ok(Outcome::Answered(0))
         })
     }
+}
+
+/// Room for any frame.
+fn room(frame: &mut Vec<u8>) -> &mut [u8] {
+    frame.resize(HEADER + MOST_FRAME, 0);
+    frame
 }
 
 impl VirtioDevice for Network {

@@ -223,7 +223,9 @@ impl Drop for SmallDisk {
 #[test]
 fn without_qemu_hyperv_says_which_package_and_process_works() {
     let Some(shadow) = PathWithoutQemu::make() else { return };
-    let options = HostOptions { path: Some(shadow.path.clone()), own_templates: true, ..HostOptions::default() };
+    // Where KVM is usable nobody needs QEMU unless it is asked for.
+    let flags = vec!["--backend=qemu-tcg".to_owned()];
+    let options = HostOptions { path: Some(shadow.path.clone()), own_templates: true, flags, ..HostOptions::default() };
     let Some(host) = TestHost::start_own_with(Wall::Hyperv, &options) else { return };
     host.run(&["--name", "no-vm"], &["true"]).fails_saying(125, &["qemu-system-x86"]);
     assert_eq!(host.docker(&["ps", "-aq"]).ok(), "");

@@ -40,6 +40,13 @@ fn info_names_the_hosts_cgroups_and_accelerator() {
         Ok(expected) => assert!(accelerator(&expected), "{labels}"),
         Err(_) => assert!(accelerator("kvm") || accelerator("tcg"), "{labels}"),
     }
+    // KVM means our own VMM, unless QEMU was asked for; emulation is QEMU's.
+    let asked = std::env::var("BULKHEAD_TEST_BACKEND").unwrap_or_default();
+    let own = accelerator("kvm") && !asked.starts_with("qemu");
+    let hypervisor = if own { "bulkhead-vmm " } else { "qemu " };
+    assert!(labels.contains(&format!("dev.bulkhead.hyperv.hypervisor={hypervisor}")), "{labels}");
+    let said = [host.bulkhead(&["info"]).ok(), host.bulkhead(&["doctor"]).text()];
+    assert!(said.iter().all(|said| said.contains(hypervisor)), "{said:?}");
 }
 
 fn request(host: &TestHost, head: &str) -> String {

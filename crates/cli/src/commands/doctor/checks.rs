@@ -35,6 +35,9 @@ pub(super) fn hyperv(probe: &Value) -> Vec<Finding> {
             "install qemu-system-x86, and make the guest image",
         ),
     }];
+    if let Some(hypervisor) = probe["hypervisor"].as_str() {
+        findings.push(Finding::good("hypervisor", hypervisor));
+    }
     if let Some(version) = probe["qemu"].as_str() {
         findings.push(Finding::good("qemu", format!("version {version}")));
     }
@@ -214,9 +217,9 @@ mod tests {
 
     #[test]
     fn software_emulation_is_a_warning_and_a_lack_is_a_failure() {
-        let emulated = json!({"accelerator": "tcg", "accelerator_reason": "r", "qemu": "7.2", "guest_kernel": "6.1", "missing": []});
+        let emulated = json!({"accelerator": "tcg", "accelerator_reason": "r", "hypervisor": "qemu 7.2", "qemu": "7.2", "guest_kernel": "6.1", "missing": []});
         let findings = hyperv(&emulated);
-        assert_eq!((findings[0].verdict, findings.len()), (Verdict::Warning, 3));
+        assert_eq!((findings[0].verdict, findings.len()), (Verdict::Warning, 4));
         assert!(findings[0].detail.contains("no security boundary"));
         let lacking = hyperv(&json!({"missing": ["install qemu-system-x86", "run make boot"]}));
         assert_eq!(lacking.len(), 2);
