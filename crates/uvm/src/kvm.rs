@@ -7,7 +7,8 @@ mod machine;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use proto::control::Accelerator;
@@ -21,13 +22,15 @@ use crate::machine::{DISK_SLOTS, MachineConfig, NOMINAL_DISK_BYTES};
 use crate::network_slots::NetworkSlots;
 
 pub(crate) use installation::VmmInstallation;
-use machine::KvmMachine;
+use machine::Waiting;
 
 /// Our own VMM.
 #[derive(Debug)]
 pub(crate) struct OwnVmm {
     installation: VmmInstallation,
     identity: BackendIdentity,
+    /// The process for the next fork, and the folder with its log.
+    waiting: Mutex<Option<(PathBuf, Waiting)>>,
 }
 
 impl OwnVmm {
@@ -42,7 +45,15 @@ impl OwnVmm {
             accelerator: Accelerator::Kvm,
             installation: installation.fingerprint().to_owned(),
         };
-        Ok(Self { installation, identity })
+        Ok(Self { installation, identity, waiting: Mutex::default() })
+    }
+}
+
+impl OwnVmm {
+    /// The process that was prepared for this folder.
+    fn take_waiting(&self, run_dir: &Path) -> Option<Waiting> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.take_if(|(folder, _)| folder == run_dir).map(|(_, waiting)| waiting)
     }
 }
 
@@ -68,7 +79,13 @@ impl Hypervisor for OwnVmm {
         // There is no PCI bus to look for.
         let command_line = format!("{} pci=off", config.kernel_command_line());
         let request = Request::Boot { machine: spec(config), command_line };
-        Ok(Box::new(KvmMachine::start(&self.installation, "starting", &request, files, run_dir).await?))
+        Ok(Box::new(Waiting::start(&self.installation, run_dir).await?.make("starting", &request, files).await?))
+    }
+
+    async fn prepare(&self, run_dir: &Path) -> Result<(), HypervisorError> {
+        let started = Waiting::start(&self.installation, run_dir).await?;
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some((run_dir.to_owned(), started));
+        Ok(())
     }
 
     async fn fork(
@@ -84,8 +101,11 @@ impl Hypervisor for OwnVmm {
         files.extend(disk_files);
         files.extend(taps(network)?);
         let request = Request::Fork { machine: spec(config), disks };
-        let during = "loading the template";
-        Ok(Box::new(KvmMachine::start(&self.installation, during, &request, files, run_dir).await?))
+        let waiting = match self.take_waiting(run_dir) {
+            Some(waiting) => waiting,
+            None => Waiting::start(&self.installation, run_dir).await?,
+        };
+        Ok(Box::new(waiting.make("loading the template", &request, files).await?))
     }
 }
 

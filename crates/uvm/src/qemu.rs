@@ -87,6 +87,11 @@ impl Hypervisor for Qemu {
         Ok(Box::new(machine))
     }
 
+    async fn prepare(&self, _run_dir: &Path) -> Result<(), HypervisorError> {
+        // All that a QEMU is to have must be told when it is started.
+        Ok(())
+    }
+
     async fn fork(
         &self,
         frozen: FrozenMachine,

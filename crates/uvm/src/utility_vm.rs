@@ -163,8 +163,11 @@ impl UtilityVm {
             return Err(UvmError::Request("a hyperv container needs at least one layer".into()));
         }
         let prepared = Prepared::new(request.vm).await?;
-        let (template, built) = prepared.template().await?;
         let began = Instant::now();
+        prepared.hypervisor.prepare(&request.run_dir).await?;
+        let (template, built) = prepared.template().await?;
+        // The template's boot is no part of the fork.
+        let began = if built { Instant::now() } else { began };
         let slots = request.slots();
         let network = NetworkSlots::open(request.namespace.clone()).await.map_err(HypervisorError::from)?;
         let id = template.manifest.id.clone();

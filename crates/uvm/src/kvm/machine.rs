@@ -37,15 +37,17 @@ pub(super) struct KvmMachine {
     port: Mutex<Option<StdUnixStream>>,
 }
 
-impl KvmMachine {
-    /// Starts the process and has it make the machine. Shape: `files` are the request's own, behind KVM and the port.
-    pub(super) async fn start(
-        installation: &VmmInstallation,
-        during: &'static str,
-        request: &Request,
-        files: Vec<OwnedFd>,
-        run_dir: &Path,
-    ) -> Result<Self, HypervisorError> {
+/// A process that was started and has no machine yet: it builds its jail meanwhile. Dropping it kills it.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    machine: KvmMachine,
+    /// KVM and the guest's end of the port.
+    files: [OwnedFd; 2],
+}
+
+impl Waiting {
+    /// Starts the process. Shape: `run_dir` takes its log.
+    pub(super) async fn start(installation: &VmmInstallation, run_dir: &Path) -> Result<Self, HypervisorError> {
         let io_error = |action| move |source| HypervisorError::Io { action, source };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(io_error("open /dev/kvm"))?;
         let (port, guest_port) = StdUnixStream::pair().map_err(io_error("make the port's sockets"))?;
@@ -63,13 +65,24 @@ impl KvmMachine {
         let control = Arc::new(control);
         let watcher = Watcher { watched, control: Arc::clone(&control) };
         let running = Running::watched_by(process, watcher.run());
-        let machine = Self { running, control, port: Mutex::new(Some(port)) };
-        let mut all: Vec<OwnedFd> = vec![kvm.into(), guest_port.into()];
-        all.extend(files);
-        machine.ask(during, START_LIMIT, request, all).await?;
-        Ok(machine)
+        let machine = KvmMachine { running, control, port: Mutex::new(Some(port)) };
+        Ok(Self { machine, files: [kvm.into(), guest_port.into()] })
     }
 
+    /// Has it make the machine. Shape: `files` are the request's own, behind KVM and the port.
+    pub(super) async fn make(
+        self,
+        during: &'static str,
+        request: &Request,
+        files: Vec<OwnedFd>,
+    ) -> Result<KvmMachine, HypervisorError> {
+        let all = self.files.into_iter().chain(files).collect();
+        self.machine.ask(during, START_LIMIT, request, all).await?;
+        Ok(self.machine)
+    }
+}
+
+impl KvmMachine {
     async fn ask(
         &self,
         during: &'static str,
