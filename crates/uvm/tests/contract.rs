@@ -197,13 +197,22 @@ in_lab!(two_first_starts_make_one_template, lab, {
     assert_eq!(templates, 1);
 });
 
-in_lab!(a_template_is_removed_under_a_running_fork, lab, {
+in_lab!(a_template_is_removed_under_running_forks, lab, {
     let store = lab.private_store();
-    let vm = lab.start_in(&store, "survivor").await.unwrap();
+    let mut forks = Vec::new();
+    for number in 0..lab::forks() {
+        let vm = lab.start_in(&store, &format!("survivor{number}")).await.unwrap();
+        assert_eq!(vm.report().template_built, number == 0);
+        forks.push(vm);
+    }
     let opened = bulkhead_uvm::TemplateStore::open(&store).unwrap();
-    opened.remove(&vm.report().template).await.unwrap();
-    let asked = vm.guest().processes(&Default::default()).await;
-    assert_eq!(asked.unwrap_err().kind(), ErrorKind::FailedPrecondition);
+    opened.remove(&forks[0].report().template).await.unwrap();
+    for vm in &forks {
+        let asked = vm.guest().processes(&Default::default()).await;
+        assert_eq!(asked.unwrap_err().kind(), ErrorKind::FailedPrecondition);
+    }
+    drop(forks);
+    lab::until(Duration::from_secs(10), || lab.own_children().is_empty()).await;
 });
 
 in_lab!(a_guest_that_gets_no_time_to_answer_is_destroyed, lab, {

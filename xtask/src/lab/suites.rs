@@ -177,6 +177,9 @@ const E2E_KVM_QUICK: [&str; 6] = [
     "volumes::a_utility_vm_reaches_just_the_folder",
 ];
 
+/// How many forks a test of many makes.
+const FORKS: &str = "BULKHEAD_TEST_FORKS";
+
 /// Where things are outside, and so inside.
 #[derive(Debug)]
 pub struct Environment<'a> {
@@ -209,6 +212,10 @@ pub fn choose(quick: bool, only: Option<&str>) -> Vec<Suite> {
 /// When a test program was not built.
 pub fn job(environment: &Environment, builds: &Builds, suites: &[Suite]) -> Result<String> {
     let mut script = prologue(environment);
+    // As many as whoever runs the tests wants.
+    if let Ok(forks) = std::env::var(FORKS) {
+        let _ = writeln!(script, "export {FORKS}={}", quoted(&forks));
+    }
     script.push_str(HARNESS);
     for suite in suites {
         let program = quoted(&builds.test(suite.package, suite.program)?.display().to_string());

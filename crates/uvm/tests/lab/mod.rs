@@ -2,7 +2,7 @@
 //!
 //! They run over software emulation, which every machine has, unless `BULKHEAD_TEST_BACKEND=auto` lets the probe choose;
 //! `BULKHEAD_TEST_ACCELERATOR` is what it must find then. `BULKHEAD_TEST_REQUIRE=1`: a missing need fails.
-//! `BULKHEAD_TEST_PATIENCE=10`: ten times the deadlines, for a slow machine. `cargo xtask lab --test` sets all of them.
+//! `BULKHEAD_TEST_FORKS`: how many run at once where that matters. `BULKHEAD_TEST_PATIENCE=10`: ten times the deadlines, for a slow machine. `cargo xtask lab --test` sets all of them.
 #![allow(dead_code, clippy::unwrap_used, reason = "part of the tests; each test binary uses a part of it")]
 
 use std::fs::{self, File};
@@ -47,6 +47,11 @@ pub fn is_own_vmm() -> bool {
 /// What must execute the utility VMs of this run.
 pub fn expected_accelerator() -> String {
     std::env::var("BULKHEAD_TEST_ACCELERATOR").unwrap_or_else(|_| "tcg".to_owned())
+}
+
+/// How many forks of one template run at once where that matters.
+pub fn forks() -> usize {
+    std::env::var("BULKHEAD_TEST_FORKS").map_or(2, |count| count.parse().unwrap())
 }
 
 /// A deadline, longer on a machine that is known to be slow.
