@@ -137,7 +137,11 @@ pub fn send(socket: impl AsFd, message: &impl Serialize, descriptors: &[Borrowed
 /// # Errors
 /// When the socket fails or would block, or when that is no message: too long, more descriptors than allowed, or not `M`.
 pub fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
-    let mut bytes = vec![0; MOST_BYTES];
+    let socket = socket.as_fd();
+    // Most messages are a few bytes, and room for the longest would be as many pages to clear.
+    let length =
+        recvmsg(socket, &mut [], &mut RecvAncillaryBuffer::default(), RecvFlags::PEEK | RecvFlags::TRUNC)?.bytes;
+    let mut bytes = vec![0; length.min(MOST_BYTES)];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
