@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::reaper::Exit;
 use crate::substreams::{StdioStreams, Substream};
@@ -29,6 +29,11 @@ use crate::sys;
 const BUFFER_BYTES: usize = 64 << 10;
 /// How long after a process's end its output may still come from others that hold the same pipe, as in Docker.
 const OUTPUT_GRACE: Duration = Duration::from_secs(2);
+/// How long the rest of a terminal's line may take. The kernel writes a line and its end one after the other, and wakes the
+/// reader in between: on a host it comes too late to see that, here it is quick enough (28 of 100 lines under TCG), and
+/// clients that were made for Docker take the piece for the line. Of 300 lines under TCG on a busy host, 1 ms left 12 in pieces, 4 ms
+/// left 2; nobody who types notices 8.
+const LINE_END_WITHIN: Duration = Duration::from_millis(8);
 
 /// A terminal's size in characters; 0 is unset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +98,8 @@ impl Process {
     pub fn attach(started: Started, prepared: Prepared, exit: oneshot::Receiver<Exit>) -> io::Result<Self> {
         let Prepared { streams, stdin, stdout, stderr } = prepared;
         let (ended, has_ended) = watch::channel(None);
-        let terminal = started.terminal.map(Channel::new).transpose()?.map(Arc::new);
-        let channel = |fd: Option<OwnedFd>| fd.map(Channel::new).transpose().map(|channel| channel.map(Arc::new));
+        let terminal = started.terminal.map(Channel::terminal).transpose()?.map(Arc::new);
+        let channel = |fd: Option<OwnedFd>| fd.map(Channel::pipe).transpose().map(|channel| channel.map(Arc::new));
         let weak = terminal.as_ref().map(Arc::downgrade);
         let (input, output) = match terminal {
             Some(terminal) => (Some(Arc::clone(&terminal)), Some(terminal)),
@@ -135,7 +140,7 @@ impl Process {
         let terminal = self.terminal.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
         let terminal = terminal.upgrade().ok_or(io::ErrorKind::NotConnected)?;
         let size = Winsize { ws_col: size.width, ws_row: size.height, ws_xpixel: 0, ws_ypixel: 0 };
-        Ok(tcsetwinsize(terminal.0.get_ref(), size)?)
+        Ok(tcsetwinsize(terminal.fd.get_ref(), size)?)
     }
 
     /// Its end, once all its output was written into its substreams and these were closed.
@@ -201,7 +206,10 @@ async fn copy_output(source: Arc<Channel>, mut sink: Option<Substream>, mut ende
         };
         match read {
             Ok(0) | Err(_) => return close(sink).await,
-            Ok(read) => pass_on(&mut sink, &buffer[..read]).await,
+            Ok(read) => {
+                let filled = source.rest_of_line(&mut buffer, read).await;
+                pass_on(&mut sink, &buffer[..filled]).await;
+            }
         }
     }
     // Others hold the pipe. What is in it now may still be the process's own.
@@ -242,36 +250,107 @@ async fn close(sink: Option<Substream>) {
 
 /// Our end of a pipe, or a terminal's master side.
 #[derive(Debug)]
-struct Channel(AsyncFd<OwnedFd>);
+struct Channel {
+    fd: AsyncFd<OwnedFd>,
+    terminal: bool,
+}
 
 impl Channel {
-    fn new(fd: OwnedFd) -> io::Result<Self> {
+    fn pipe(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self(sys::watch(fd)?))
+        Ok(Self { fd: sys::watch(fd)?, terminal: false })
+    }
+
+    fn terminal(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self { terminal: true, ..Self::pipe(fd)? })
     }
 
     async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = |fd: &OwnedFd| match rustix::io::read(fd, &mut *buffer) {
+        let mut read = |fd: &OwnedFd| match rustix::io::read(fd, &mut *buffer) {
             // A terminal whose last process has gone says this instead of end of file.
             Err(Errno::IO) => Ok(0),
             result => Ok(result?),
         };
-        let mut read = read;
-        self.0.async_io(Interest::READABLE, |fd| read(fd)).await
+        self.fd.async_io(Interest::READABLE, |fd| read(fd)).await
+    }
+
+    /// Reads more of a terminal's line, of which `filled` bytes of the buffer were read. Returns how much is filled then.
+    async fn rest_of_line(&self, buffer: &mut [u8], mut filled: usize) -> usize {
+        let deadline = Instant::now() + LINE_END_WITHIN;
+        while self.terminal && (1..buffer.len()).contains(&filled) && buffer[filled - 1] != b'\n' {
+            match timeout_at(deadline, self.read(&mut buffer[filled..])).await {
+                Ok(Ok(read)) if read > 0 => filled += read,
+                // An end, or a fault, is met again by the next reading.
+                Ok(_) | Err(_) => break,
+            }
+        }
+        filled
     }
 
     async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let written = self.0.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
+            let written = self.fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
             bytes = &bytes[written..];
         }
         Ok(())
     }
 
     fn readable_bytes(&self) -> usize {
-        rustix::io::ioctl_fionread(self.0.get_ref())
+        rustix::io::ioctl_fionread(self.fd.get_ref())
             .ok()
             .and_then(|bytes| usize::try_from(bytes).ok())
             .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A terminal's two ends: ours, and the process's.
+    fn terminal() -> (Channel, OwnedFd) {
+        let master = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
+        let slave = rustix::fs::open(name, rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY, 0o0.into()).unwrap();
+        (Channel::terminal(master).unwrap(), slave)
+    }
+
+    async fn first_piece(source: &Channel) -> Vec<u8> {
+        let mut buffer = vec![0; 64];
+        let read = source.read(&mut buffer).await.unwrap();
+        let filled = source.rest_of_line(&mut buffer, read).await;
+        buffer.truncate(filled);
+        buffer
+    }
+
+    #[tokio::test]
+    async fn a_terminals_line_is_in_one_piece_with_its_end() {
+        let (ours, theirs) = terminal();
+        rustix::io::write(&theirs, b"hello").unwrap();
+        let (piece, ()) = tokio::join!(first_piece(&ours), async {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            rustix::io::write(&theirs, b"\n").unwrap();
+        });
+        assert_eq!(piece, b"hello\r\n");
+    }
+
+    #[tokio::test]
+    async fn a_prompt_is_not_held_back() {
+        let (ours, theirs) = terminal();
+        rustix::io::write(&theirs, b"$ ").unwrap();
+        let piece = tokio::time::timeout(Duration::from_secs(5), first_piece(&ours)).await;
+        assert_eq!(piece.unwrap(), b"$ ");
+    }
+
+    #[tokio::test]
+    async fn a_pipes_bytes_are_passed_on_as_they_come() {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let ours = Channel::pipe(reader).unwrap();
+        rustix::io::write(&writer, b"hello").unwrap();
+        let mut buffer = [0; 64];
+        let read = ours.read(&mut buffer).await.unwrap();
+        rustix::io::write(&writer, b"\n").unwrap();
+        assert_eq!(ours.rest_of_line(&mut buffer, read).await, 5);
     }
 }
