@@ -68,6 +68,8 @@ impl CgroupError {
 
 /// How long processes may take to freeze, thaw, or die.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long processes that are to be killed may take to freeze: one that waits in the kernel for another cannot.
+const FREEZE_TO_KILL: Duration = Duration::from_millis(100);
 
 /// One container's cgroup.
 #[derive(Debug, Clone)]
@@ -144,10 +146,10 @@ impl Cgroup {
         }
         let freezable = self.v1("freezer").is_some_and(Path::exists);
         // Frozen, they cannot fork away from under us. If that fails, they are killed all the same.
-        let _ = freezable.then(|| self.set_frozen_v1(true));
+        let _ = freezable.then(|| self.set_frozen_v1(true, FREEZE_TO_KILL));
         self.processes()?.into_iter().for_each(|pid| send(pid, libc::SIGKILL));
         // A frozen process of version 1 dies only when it is thawed.
-        if freezable { unless_gone(self.set_frozen_v1(false)) } else { Ok(()) }
+        if freezable { unless_gone(self.set_frozen_v1(false, PATIENCE)) } else { Ok(()) }
     }
 
     /// Kills every process and waits until none is left.
@@ -186,17 +188,17 @@ impl Cgroup {
                 write(&folder.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
                 let events = folder.join("cgroup.events");
                 let wanted = if frozen { "frozen 1" } else { "frozen 0" };
-                await_freezer(frozen, || Ok(read(&events)?.lines().any(|line| line == wanted)))
+                await_freezer(frozen, PATIENCE, || Ok(read(&events)?.lines().any(|line| line == wanted)))
             }
-            None => self.set_frozen_v1(frozen),
+            None => self.set_frozen_v1(frozen, PATIENCE),
         }
     }
 
-    fn set_frozen_v1(&self, frozen: bool) -> Result<(), CgroupError> {
+    fn set_frozen_v1(&self, frozen: bool, patience: Duration) -> Result<(), CgroupError> {
         let folder = self.v1("freezer").ok_or(CgroupError::Freezer("frozen without the freezer controller", 0))?;
         let file = folder.join("freezer.state");
         let wanted = if frozen { "FROZEN" } else { "THAWED" };
-        let done = await_freezer(frozen, || {
+        let done = await_freezer(frozen, patience, || {
             // Again each time: a process that was forking meanwhile is caught by the next write.
             write(&file, wanted)?;
             Ok(read(&file)?.trim() == wanted)
@@ -272,12 +274,16 @@ impl Readiness {
     }
 }
 
-fn await_freezer(frozen: bool, mut is_done: impl FnMut() -> Result<bool, CgroupError>) -> Result<(), CgroupError> {
-    let deadline = Instant::now() + PATIENCE;
+fn await_freezer(
+    frozen: bool,
+    patience: Duration,
+    mut is_done: impl FnMut() -> Result<bool, CgroupError>,
+) -> Result<(), CgroupError> {
+    let deadline = Instant::now() + patience;
     let mut pause = Duration::from_micros(50);
     while !is_done()? {
         if Instant::now() > deadline {
-            return Err(CgroupError::Freezer(if frozen { "frozen" } else { "thawed" }, PATIENCE.as_secs()));
+            return Err(CgroupError::Freezer(if frozen { "frozen" } else { "thawed" }, patience.as_secs()));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));

@@ -23,8 +23,7 @@ use crate::bundle::{self, BundleError};
 use crate::devices::{SlotError, Slots};
 use crate::identity;
 use crate::machine::{Machine, Spare};
-use crate::process::{Prepared, Process, TerminalSize};
-use crate::reaper::Reaper;
+use crate::process::{Attendants, Prepared, Process, TerminalSize};
 use crate::shares::{self, SharedMount, Shares};
 use crate::substreams::StdioStreams;
 
@@ -151,7 +150,7 @@ impl Compute {
         streams: StdioStreams,
         shares: Shares,
         machine: Machine,
-        reaper: &Reaper,
+        attendants: &Attendants,
     ) -> Result<Self, ComputeError> {
         let Machine { mut slots, mut spare } = machine;
         let (rootfs, scratch, layers) = mount_root(&request.layers, request.scratch_slot, &mut slots)?;
@@ -165,7 +164,7 @@ impl Compute {
         let processes = HashMap::new();
         let shared = shares::shared_mounts(&request.spec);
         let mut this = Self { container, processes, spare, rootfs, shares, shared, scratch, slots, layers };
-        this.attach(INIT_PROCESS, started, prepared, reaper)?;
+        this.attach(INIT_PROCESS, started, prepared, attendants)?;
         Ok(this)
     }
 
@@ -181,7 +180,12 @@ impl Compute {
     ///
     /// # Errors
     /// `Process` — the number is in use; `Bundle`, `Exec`, `Stdio`, `Helper`.
-    pub fn exec(&mut self, request: &ExecRequest, streams: StdioStreams, reaper: &Reaper) -> Result<u32, ComputeError> {
+    pub fn exec(
+        &mut self,
+        request: &ExecRequest,
+        streams: StdioStreams,
+        attendants: &Attendants,
+    ) -> Result<u32, ComputeError> {
         let number = request.process;
         if self.processes.contains_key(&number) {
             return Err(ComputeError::Process { number, problem: "exists already", kind: ErrorKind::AlreadyExists });
@@ -192,7 +196,7 @@ impl Compute {
         let helper = self.spare.exec_helper.take().map_or_else(Helper::spawn, Ok).map_err(ExecError::Helper)?;
         let started = self.container.exec(helper, &process, stdio)?;
         let pid = started.pid;
-        self.attach(number, started, prepared, reaper)?;
+        self.attach(number, started, prepared, attendants)?;
         Ok(pid)
     }
 
@@ -210,10 +214,10 @@ impl Compute {
         number: u32,
         started: Started,
         prepared: Prepared,
-        reaper: &Reaper,
+        attendants: &Attendants,
     ) -> Result<(), ComputeError> {
         let pid = started.pid;
-        let process = Process::attach(started, prepared, reaper.watch(pid)).map_err(|error| {
+        let process = Process::attach(started, prepared, attendants).map_err(|error| {
             // Nobody could ever read from it.
             let _ = signal_pid(pid, 9);
             ComputeError::Stdio(error)

@@ -6,8 +6,8 @@
 //! early_boot ─▶ port ─▶ READY ═ freeze, fork ═▶ substreams ─▶ service ─▶ identity, compute ─▶ process, reaper
 //! ```
 //!
-//! One thread, no timer before the fork, no socket but two to the kernel, so that a frozen guest has nothing that could be late or wrong
-//! when it runs again. A panic ends PID 1 and with it the VM, which is what the host expects of a broken guest.
+//! One thread beside that of the processes' streams, no timer before the fork, no socket but two to the kernel, so that a frozen guest
+//! has nothing that could be late or wrong when it runs again. A panic ends PID 1 and with it the VM, which is what the host expects of a broken guest.
 #![deny(unsafe_code)]
 
 mod archive;
@@ -26,6 +26,7 @@ mod process;
 mod reaper;
 mod service;
 mod shares;
+mod stream_thread;
 mod substreams;
 #[allow(unsafe_code)]
 mod sys;

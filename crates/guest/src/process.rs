@@ -4,7 +4,7 @@
 //! substream stdin ──▶ copy_input ──▶ pipe or terminal ──▶ process ──▶ pipe or terminal ──▶ copy_output ──▶ substream
 //! ```
 //!
-//! Nothing is queued: a reader that does not read fills its substream's window, then the pipe, then stops the process.
+//! All copying is the stream thread's (`stream_thread.rs` says why). Nothing is queued: a reader that does not read fills its substream's window, then the pipe, then stops the process.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,7 +21,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use crate::reaper::Exit;
+use crate::reaper::{Exit, Reaper};
+use crate::stream_thread::StreamThread;
 use crate::substreams::{StdioStreams, Substream};
 use crate::sys;
 
@@ -80,6 +81,15 @@ impl Prepared {
     }
 }
 
+/// Who serves and watches processes.
+#[derive(Debug, Clone)]
+pub struct Attendants {
+    /// Learns of their ends.
+    pub reaper: Reaper,
+    /// Copies their streams.
+    pub streams: StreamThread,
+}
+
 /// A process that was started. Shape: `finished` holds its end once it has ended and all its output was written.
 #[derive(Debug)]
 pub struct Process {
@@ -95,8 +105,11 @@ impl Process {
     ///
     /// # Errors
     /// When its streams cannot be watched; the process then runs on without us, so the caller must end it.
-    pub fn attach(started: Started, prepared: Prepared, exit: oneshot::Receiver<Exit>) -> io::Result<Self> {
+    pub fn attach(started: Started, prepared: Prepared, attendants: &Attendants) -> io::Result<Self> {
         let Prepared { streams, stdin, stdout, stderr } = prepared;
+        let exit = attendants.reaper.watch(started.pid);
+        let thread = attendants.streams.handle();
+        let watched_there = thread.enter();
         let (ended, has_ended) = watch::channel(None);
         let terminal = started.terminal.map(Channel::terminal).transpose()?.map(Arc::new);
         let channel = |fd: Option<OwnedFd>| fd.map(Channel::pipe).transpose().map(|channel| channel.map(Arc::new));
@@ -105,11 +118,12 @@ impl Process {
             Some(terminal) => (Some(Arc::clone(&terminal)), Some(terminal)),
             None => (channel(stdin)?, channel(stdout)?),
         };
-        let input = input.zip(streams.stdin).map(|(sink, source)| tokio::spawn(copy_input(source, sink)));
+        let input = input.zip(streams.stdin).map(|(sink, source)| thread.spawn(copy_input(source, sink)));
         let outputs = [(output, streams.stdout), (channel(stderr)?, streams.stderr)]
             .into_iter()
-            .filter_map(|(source, sink)| Some(tokio::spawn(copy_output(source?, sink, has_ended.clone()))))
+            .filter_map(|(source, sink)| Some(thread.spawn(copy_output(source?, sink, has_ended.clone()))))
             .collect();
+        drop(watched_there);
         let (finish, finished) = watch::channel(None);
         let ended_by_now = has_ended.clone();
         tokio::spawn(run_to_end(exit, ended, Copies { input, outputs }, finish));

@@ -27,9 +27,10 @@ use crate::machine::Machine;
 use crate::name_files;
 use crate::network::Network;
 use crate::port::Port;
-use crate::process::{Process, TerminalSize};
+use crate::process::{Attendants, Process, TerminalSize};
 use crate::reaper::Reaper;
 use crate::shares::{SharedMount, Shares};
+use crate::stream_thread::StreamThread;
 use crate::substreams::{self, Destinations, Substreams};
 
 const SIGKILL: i32 = 9;
@@ -60,7 +61,10 @@ impl Ready {
             network: Mutex::new(network),
             identity: IdentityFiles::open().context("cannot open the identity's files")?,
             substreams: substreams.clone(),
-            reaper: Reaper::spawn().context("cannot watch for processes that end")?,
+            attendants: Attendants {
+                reaper: Reaper::spawn().context("cannot watch for processes that end")?,
+                streams: StreamThread::spawn().context("no thread for the streams of processes")?,
+            },
         };
         let listener = Listener::new(incoming.boxed());
         let mut server = Server::new().add_listener(listener).register_service(create_guest(Arc::new(service)));
@@ -155,7 +159,7 @@ struct GuestService {
     network: Mutex<Network>,
     identity: IdentityFiles,
     substreams: Substreams,
-    reaper: Reaper,
+    attendants: Attendants,
 }
 
 fn lock(life: &Mutex<Life>) -> MutexGuard<'_, Life> {
@@ -218,11 +222,11 @@ impl GuestService {
         }
         self.shared.store(!shares.is_empty(), Ordering::SeqCst);
         let shares = Shares::mount(shares).map_err(|error| failed(&ComputeError::Share(error)))?;
-        let (reaper, request) = (self.reaper.clone(), request.clone());
+        let (attendants, request) = (self.attendants.clone(), request.clone());
         if self.shared.load(Ordering::SeqCst) {
-            reaper.remember();
+            attendants.reaper.remember();
         }
-        let made = self.aside(move || Compute::create(&request, streams, shares, machine, &reaper));
+        let made = self.aside(move || Compute::create(&request, streams, shares, machine, &attendants));
         let compute = made.await?.map_err(|error| failed(&error))?;
         let first = compute.process(INIT_PROCESS).map_err(|error| failed(&error))?;
         *lock(&self.life) = Life::Container { compute: Box::new(compute), rehearsal };
@@ -287,13 +291,13 @@ impl GuestService {
         if !request.stdin {
             streams.stdin = None;
         }
-        let (request, reaper) = (request.clone(), self.reaper.clone());
+        let (request, attendants) = (request.clone(), self.attendants.clone());
         let shared = self.shared.load(Ordering::SeqCst);
         let started = self.with_container(move |compute| {
             if shared {
-                reaper.remember();
+                attendants.reaper.remember();
             }
-            compute.exec(&request, streams, &reaper).map_err(|error| failed(&error))
+            compute.exec(&request, streams, &attendants).map_err(|error| failed(&error))
         });
         let started = started.await;
         let life = Arc::clone(&self.life);

@@ -66,7 +66,7 @@ impl ProcessSystem {
         let fifos = Fifos::open(&stdio).await.map_err(|error| status!(error))?;
         let foreign_root = bundle.path().join("rootfs");
         let place = StatePlace { root: bundle.runtime_root(), id: id.to_string() };
-        let (streams, direct) = Streaming::prepare(fifos, stdio.terminal)?;
+        let (streams, pipes) = Streaming::prepare(fifos, stdio.terminal)?;
         let (made_place, made_bundle) = (place.clone(), bundle.clone());
         let (container, rootfs, started) = blocking(move || {
             let of_bundle = |error: BundleError| status!(error);
@@ -92,7 +92,7 @@ impl ProcessSystem {
                 None => Helper::spawn().map_err(|error| status!(error))?,
             };
             let (width, height) = spec.process().as_ref().map_or((0, 0), terminal::console_size);
-            let stdio = direct.unwrap_or(Stdio::Terminal { width, height });
+            let stdio = pipes.unwrap_or(Stdio::Terminal { width, height });
             let created = Container::create(helper, &place.root, &place.id, bundle.path(), stdio);
             let (container, started) = created.map_err(|error| status!(error))?;
             Ok((container, rootfs, started))
@@ -161,12 +161,12 @@ impl ComputeSystem for ProcessSystem {
     async fn exec(&self, exec: ExecRequest) -> Result<Arc<dyn Process>, Status> {
         let ExecRequest { process, stdio } = exec;
         let fifos = Fifos::open(&stdio).await.map_err(|error| status!(error))?;
-        let (streams, direct) = Streaming::prepare(fifos, stdio.terminal)?;
+        let (streams, pipes) = Streaming::prepare(fifos, stdio.terminal)?;
         let started = self
             .with(move |container| {
                 let helper = Helper::spawn().map_err(|error| status!(error))?;
                 let (width, height) = terminal::console_size(&process);
-                let stdio = direct.unwrap_or(Stdio::Terminal { width, height });
+                let stdio = pipes.unwrap_or(Stdio::Terminal { width, height });
                 container.exec(helper, &process, stdio).map_err(|error| status!(error))
             })
             .await?;
@@ -229,8 +229,8 @@ impl ComputeSystem for ProcessSystem {
 
 /// A process's streams before it exists.
 enum Streaming {
-    /// It has the fifos; this is what we keep.
-    Direct(Streams),
+    /// It inherits pipes; this is what we keep.
+    Pipes(Streams),
     /// To be connected to its terminal.
     Terminal(Fifos),
 }
@@ -240,10 +240,10 @@ impl Streaming {
         if terminal {
             return Ok((Self::Terminal(fifos), None));
         }
-        let direct = fifos.into_direct().map_err(|error| io_status("cannot watch the process's streams", &error));
-        let (direct, streams) = direct?;
-        let stdio = Stdio::Streams { stdin: direct.stdin, stdout: direct.stdout, stderr: direct.stderr };
-        Ok((Self::Direct(streams), Some(stdio)))
+        let pipes = fifos.pipe().map_err(|error| io_status("cannot make the process's streams", &error));
+        let (inherited, streams) = pipes?;
+        let stdio = Stdio::Streams { stdin: inherited.stdin, stdout: inherited.stdout, stderr: inherited.stderr };
+        Ok((Self::Pipes(streams), Some(stdio)))
     }
 }
 
@@ -260,7 +260,10 @@ impl LocalProcess {
     fn adopt(started: Started, streaming: Streaming, container: Option<SharedContainer>) -> std::io::Result<Self> {
         let child = Child::adopt(started.pid)?;
         let (terminal, streams) = match (streaming, started.terminal) {
-            (Streaming::Direct(streams), _) => (None, streams),
+            (Streaming::Pipes(streams), _) => {
+                streams.process_started();
+                (None, streams)
+            }
             (Streaming::Terminal(fifos), Some(master)) => {
                 let terminal = Terminal::new(master)?;
                 let ends = ProcessEnds {

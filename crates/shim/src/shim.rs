@@ -278,7 +278,7 @@ impl Shim {
     }
 }
 
-async fn discard(task: &Task) {
+async fn discard(task: &Arc<Task>) {
     if task.kill("", libc::SIGKILL, false).await.is_ok() {
         let _ = tokio::time::timeout(std::time::Duration::from_secs(2), task.wait("")).await;
     }

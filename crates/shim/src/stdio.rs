@@ -1,7 +1,7 @@
 //! A process's standard streams: the caller's fifos on one side, the process on the other.
 //!
-//! Two ways. *Direct*: a process without a terminal gets the fifos themselves, so that no byte passes through the shim.
-//! *Copied*: between the fifos and a terminal or the streams of a utility VM. In both the shim holds for itself
+//! All is copied: between the fifos and a process's pipes, by a thread of its own (`thread.rs` says why), or its terminal, or the
+//! streams of a utility VM. Only files and logging programs a process gets directly. The shim holds for itself
 //! - a read end of each output fifo until Delete, so that a caller that dies neither kills the writer (SIGPIPE) nor loses
 //!   what it has not read; while nobody reads, the writer waits as at any full pipe;
 //! - a write end of the input fifo: for our engine until CloseIO, so that an engine that dies is no end of file for the
@@ -10,6 +10,8 @@
 //! Source: containerd core/runtime/v2/README.md, "IO"; containerd `cmd/containerd-shim-runc-v2/process/io.go`.
 
 mod logger;
+mod pipes;
+mod thread;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -29,6 +31,7 @@ use crate::sys;
 
 use logger::{Logger, Program};
 pub use logger::{Owner, WORD as LOGGER_WORD, become_program as become_logger};
+use thread::StreamThread;
 
 /// How long an output without a byte is waited for after its process has ended, because a process that it left behind
 /// still has it open.
@@ -163,28 +166,6 @@ impl Fifos {
         self.stdin.is_some()
     }
 
-    /// Hands the fifos themselves out, for a process to inherit. The descriptors block. When: within the runtime.
-    ///
-    /// # Errors
-    /// A fifo cannot be watched.
-    pub fn into_direct(self) -> io::Result<(DirectStreams, Streams)> {
-        let mut streams = Streams::new(self.logger);
-        let stdin = match self.stdin {
-            Some(input) => Some(streams.hold_input(input)?),
-            None => None,
-        };
-        let mut holds = Vec::new();
-        let mut output = |output: Option<Output>| {
-            output.map(|Output { write, hold }| {
-                holds.extend(hold);
-                write
-            })
-        };
-        let direct = DirectStreams { stdin, stdout: output(self.stdout), stderr: output(self.stderr) };
-        streams.output_holds = Arc::new(holds);
-        Ok((direct, streams))
-    }
-
     /// Copies between the fifos and a process's ends. When: within the runtime.
     ///
     /// Shape: `stdin` is shut down at the end of the input; the others are read to their end of file.
@@ -216,17 +197,6 @@ impl Fifos {
     }
 }
 
-/// Descriptors for a process to inherit; `None` is /dev/null.
-#[derive(Debug)]
-pub struct DirectStreams {
-    /// Standard input.
-    pub stdin: Option<OwnedFd>,
-    /// Standard output.
-    pub stdout: Option<OwnedFd>,
-    /// Standard error.
-    pub stderr: Option<OwnedFd>,
-}
-
 /// A readable stream of a process, or the caller's input.
 pub type Source = std::pin::Pin<Box<dyn AsyncRead + Send>>;
 /// A writable stream of a process, or the caller's output.
@@ -252,6 +222,8 @@ pub struct Streams {
     outputs: Mutex<JoinSet<()>>,
     /// Copying of the input, and what waits for callers that come or go.
     others: Mutex<JoinSet<()>>,
+    /// Has our ends of the process's pipes, if it has any.
+    thread: Option<StreamThread>,
     /// What reads the outputs, if that is a program of the caller's.
     _logger: Option<Logger>,
 }
@@ -259,6 +231,7 @@ pub struct Streams {
 impl Streams {
     fn new(logger: Option<Logger>) -> Self {
         Self {
+            thread: None,
             _logger: logger,
             stdin_hold: Arc::default(),
             output_holds: Arc::default(),
@@ -285,6 +258,13 @@ impl Streams {
             });
         }
         Ok(input.read)
+    }
+
+    /// Says that the process has its ends of its pipes now.
+    pub fn process_started(&self) {
+        if let Some(thread) = &self.thread {
+            thread.process_started();
+        }
     }
 
     /// Ends the input: the process reads what is still in the fifo, then end of file. May be repeated.

@@ -1,7 +1,7 @@
 //! A container as a containerd task: its processes' states, and what each request does to them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use containerd_shim_protos::events::task as message;
 use proto::{ContainerId, ErrorKind, ExecId, ProcessDetails, Status};
@@ -18,6 +18,8 @@ use crate::turns::Turns;
 
 /// How long Delete waits for a killed process and for output that is still being copied.
 const DELETE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+/// How long a first process may take to die of SIGKILL before everything else of its container is killed, too.
+const DEATH_PATIENCE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// A request that a task cannot fulfil.
 #[derive(Debug, thiserror::Error)]
@@ -262,7 +264,15 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]: it has ended, or was not started.
-    pub async fn kill(&self, exec_id: &str, signal: i32, all: bool) -> Result<(), TaskError> {
+    pub async fn kill(self: &Arc<Self>, exec_id: &str, signal: i32, all: bool) -> Result<(), TaskError> {
+        self.send(exec_id, signal, all).await?;
+        if signal == libc::SIGKILL && exec_id.is_empty() && !all {
+            tokio::spawn(kill_the_rest(Arc::downgrade(self)));
+        }
+        Ok(())
+    }
+
+    async fn send(&self, exec_id: &str, signal: i32, all: bool) -> Result<(), TaskError> {
         let tracked = self.find(exec_id).await?;
         let state = tracked.state.lock().await;
         let process = Arc::clone(state.live("kill")?);
@@ -463,6 +473,19 @@ fn exit_code_of(kind: ErrorKind) -> u32 {
         ErrorKind::NotFound => 127,
         ErrorKind::PermissionDenied => 126,
         _ => 255,
+    }
+}
+
+/// Kills everything in a container whose first process does not die of SIGKILL: it may wait in the kernel, unkillable, for another of
+/// them, as for the lock of a pipe that that one splices into.
+async fn kill_the_rest(task: Weak<Task>) {
+    tokio::time::sleep(DEATH_PATIENCE).await;
+    let Some(task) = task.upgrade() else { return };
+    if task.init.state.lock().await.live("kill").is_err() {
+        return;
+    }
+    if let Err(error) = task.system.signal_all(libc::SIGKILL).await {
+        tracing::warn!(%error, "cannot kill all processes of the container");
     }
 }
 

@@ -44,11 +44,11 @@ async fn read_to_end(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
 #[tokio::test]
 async fn the_input_ends_by_close_and_not_by_a_caller_that_dies() {
     let pipes = Pipes::new();
-    let (direct, streams) = Fifos::open(&pipes.paths).await.unwrap().into_direct().unwrap();
+    let (inherited, streams) = Fifos::open(&pipes.paths).await.unwrap().pipe().unwrap();
     let mut caller = pipes.caller_writes("in");
     caller.write_all(b"first").await.unwrap();
     drop(caller);
-    let mut process = reader(direct.stdin.unwrap()).unwrap();
+    let mut process = reader(inherited.stdin.unwrap()).unwrap();
     let mut buffer = [0; 16];
     assert_eq!(process.read(&mut buffer).await.unwrap(), 5);
     let more = tokio::time::timeout(Duration::from_millis(100), process.read(&mut buffer)).await;
@@ -63,8 +63,8 @@ async fn the_input_ends_by_close_and_not_by_a_caller_that_dies() {
 async fn with_a_foreign_containerd_the_input_ends_when_its_writer_closes() {
     let mut pipes = Pipes::new();
     pipes.paths.stdin_end = StdinEnd::Writer;
-    let (direct, _streams) = Fifos::open(&pipes.paths).await.unwrap().into_direct().unwrap();
-    let mut process = reader(direct.stdin.unwrap()).unwrap();
+    let (inherited, _streams) = Fifos::open(&pipes.paths).await.unwrap().pipe().unwrap();
+    let mut process = reader(inherited.stdin.unwrap()).unwrap();
     let early = tokio::time::timeout(Duration::from_millis(100), process.read(&mut [0; 1])).await;
     assert!(early.is_err(), "a writer that has not come yet is no end of file");
     let mut caller = pipes.caller_writes("in");
@@ -76,10 +76,10 @@ async fn with_a_foreign_containerd_the_input_ends_when_its_writer_closes() {
 #[tokio::test]
 async fn output_waits_in_the_fifo_for_a_caller_that_comes_late() {
     let pipes = Pipes::new();
-    let (direct, streams) = Fifos::open(&pipes.paths).await.unwrap().into_direct().unwrap();
-    let mut out = std::fs::File::from(direct.stdout.unwrap());
+    let (inherited, streams) = Fifos::open(&pipes.paths).await.unwrap().pipe().unwrap();
+    let mut out = std::fs::File::from(inherited.stdout.unwrap());
     std::io::Write::write_all(&mut out, b"nobody reads yet").unwrap();
-    drop((out, direct.stderr));
+    drop((out, inherited.stderr));
     streams.complete().await;
     assert_eq!(read_to_end(pipes.caller_reads("out")).await, b"nobody reads yet");
     assert_eq!(read_to_end(pipes.caller_reads("err")).await, b"");
@@ -151,11 +151,38 @@ async fn what_is_no_fifo_is_told_apart() {
 #[tokio::test]
 async fn every_late_caller_sees_the_end() {
     let pipes = Pipes::new();
-    let (direct, streams) = Fifos::open(&pipes.paths).await.unwrap().into_direct().unwrap();
-    drop(direct);
+    let (inherited, streams) = Fifos::open(&pipes.paths).await.unwrap().pipe().unwrap();
+    drop(inherited);
     streams.complete().await;
     for _ in 0..3 {
         assert_eq!(read_to_end(pipes.caller_reads("out")).await, b"");
         assert_eq!(read_to_end(pipes.caller_reads("err")).await, b"");
     }
+}
+
+#[tokio::test]
+async fn a_process_that_keeps_its_pipes_lock_stops_no_caller() {
+    let pipes = Pipes::new();
+    let (inherited, streams) = Fifos::open(&pipes.paths).await.unwrap().pipe().unwrap();
+    let (stdin, stdout) = (inherited.stdin.unwrap(), inherited.stdout.unwrap());
+    let (silent, ours) = std::os::unix::net::UnixStream::pair().unwrap();
+    // It ends when the other side is closed.
+    let splicing = std::thread::spawn({
+        let stdout = stdout.try_clone().unwrap();
+        move || rustix::pipe::splice(silent, None, stdout, None, 1, rustix::pipe::SpliceFlags::empty())
+    });
+    let mut caller = pipes.caller_reads("out");
+    let reading = tokio::spawn(async move { caller.read(&mut [0; 16]).await });
+    // What comes now makes our side read, and so wait for the lock.
+    let writing = std::thread::spawn(move || rustix::io::write(&stdout, b"x"));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!splicing.is_finished() && !writing.is_finished(), "the lock is not kept");
+    pipes.caller_writes("in").write_all(b"typed").await.unwrap();
+    let another = pipes.caller_reads("out");
+    drop((another, stdin, streams));
+    drop(ours);
+    splicing.join().unwrap().unwrap();
+    // Whether anybody still reads by now is a matter of luck.
+    let _ = writing.join().unwrap();
+    reading.abort();
 }

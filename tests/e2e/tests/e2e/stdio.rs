@@ -29,6 +29,19 @@ behind_both_walls! {
         assert_eq!(cat.end().ok(), "after");
     }
 
+    /// `cat` keeps the lock of its output's pipe for as long as the terminal that it splices from has nothing: for ever.
+    fn a_container_that_keeps_the_lock_of_its_pipe_stops_nobody(host) {
+        let hostile = "while :; do for i in 1 2 3 4 5 6 7 8; do (echo $i; exec cat /dev/ptmx) & done; sleep 0.3; killall cat; done";
+        let id = host.run_detached(&[], &["sh", "-c", hostile]);
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(300));
+            assert_eq!(host.docker(&["exec", &id, "echo", "inside"]).ok(), "inside");
+            assert_eq!(host.docker(&["inspect", "-f", "{{.State.Status}}", &id]).ok(), "running");
+        }
+        assert_eq!(host.docker(&["kill", &id]).ok(), id);
+        host.wait_state(&id, "exited");
+    }
+
     fn ten_thousand_lines_of_both_arrive_in_order(host) {
         let script = "i=0; while [ $i -lt 10000 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done";
         let said = host.sh(script);

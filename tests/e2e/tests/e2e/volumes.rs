@@ -62,6 +62,16 @@ fn volumes_are_made_listed_and_removed_as_dockers_are() {
 }
 
 behind_both_walls! {
+    /// Each `cat` keeps the lock of its output's pipe while it asks for the file's end: of a hyperv container, the host.
+    fn what_is_read_from_a_volume_comes_out_at_the_same_time(host) {
+        if host.is_reference() {
+            return;
+        }
+        let script = "echo content > /data/f; i=0; while [ $i -lt 60 ]; do cat /data/f; i=$((i+1)); done";
+        assert_eq!(host.run(&["-v", "looped:/data"], &["sh", "-c", script]).ok().lines().count(), 60);
+        assert_eq!(host.docker(&["volume", "rm", "looped"]).code, 0);
+    }
+
     fn a_volume_starts_with_what_the_image_has_there(host) {
         if host.is_reference() {
             return;
