@@ -251,8 +251,8 @@ fn ctr_sees_over_our_shim_what_it_sees_over_runcs() {
     // The moment, and so the number, of the first depends on the kernel; what the shim says of processes does not.
     let without_oom =
         |events: Vec<String>| events.into_iter().filter(|line| !line.starts_with("oom ")).collect::<Vec<_>>();
-    let oom = |events: &[String]| events.iter().any(|line| line.starts_with("oom run"));
-    assert!(oom(&expected_events) && oom(&seen_events), "{expected_events:?}\n{seen_events:?}");
+    // On a busy host runc's shim comes too late to see it.
+    assert!(seen_events.iter().any(|line| line.starts_with("oom run")), "{seen_events:?}");
     assert_eq!(without_oom(expected_events), without_oom(seen_events));
 }
 
