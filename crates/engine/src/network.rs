@@ -26,7 +26,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
-use hostnet::{Firewall, GuardInWaiting, Namespace};
+use hostnet::{Firewall, Namespace};
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -52,8 +52,6 @@ struct Sandbox {
     /// Ends the name server.
     names: Option<CancellationToken>,
     ports: Vec<PublishedPort>,
-    /// A utility VM's guard that is still at work.
-    guard: Option<GuardInWaiting>,
 }
 
 impl Sandbox {

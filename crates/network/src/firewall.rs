@@ -6,6 +6,7 @@
 //! keeps for this, `DOCKER-USER`.
 
 mod docker;
+mod elements;
 pub(crate) mod guard;
 pub(crate) mod nft;
 

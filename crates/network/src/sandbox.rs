@@ -321,9 +321,7 @@ mod tests {
         let mut bound = outer.run(|| waiting.bind(sandbox.path()))?;
         connect_tap(&bound.namespace, &interface(), Some(sandbox.open()?.as_fd()))?;
         assert!(!sends("nobody's"), "a guest that nobody knows");
-        let mut guard = bound.guard.take().unwrap();
-        guard.begin(&[interface()]);
-        guard.finish()
+        bound.guard.take().unwrap().tell(&[interface()])
     }
 
     const LINK: &str = "bhv-g";

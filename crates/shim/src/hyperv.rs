@@ -115,11 +115,14 @@ impl HypervSystem {
             bundle.write_utility_vm(report).map_err(|error| status!(error))?;
             bundle.write_processes(&report.vmm_pids).map_err(|error| status!(error))?;
             let pid = report.vmm_pids.first().copied().unwrap_or(0);
-            if let Some(network) = &plan.network {
-                network::connect(&worker.vm, network).await?;
-            }
-            let shares = Shares::serve(worker.vm.guest(), &plan.shares, &plan.cgroup).await?;
-            let init = create_container(&worker, id.as_str(), &plan, Caller { stdio: &stdio, fifos }, pid).await?;
+            let make = async {
+                let shares = Shares::serve(worker.vm.guest(), &plan.shares, &plan.cgroup).await?;
+                let caller = Caller { stdio: &stdio, fifos };
+                let init = create_container(&worker, id.as_str(), &plan, caller, pid).await?;
+                Ok::<_, Status>((shares, init))
+            };
+            // None of the container's processes runs before both are there.
+            let ((), (shares, init)) = tokio::try_join!(connect(&worker.vm, plan.network.as_ref()), make)?;
             let files = FilesRelay::start(bundle.path(), worker.vm.guest().clone());
             Ok((init, shares, files.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?))
         };
@@ -141,6 +144,13 @@ impl HypervSystem {
                 Err(status)
             }
         }
+    }
+}
+
+async fn connect(vm: &UtilityVm, network: Option<&SandboxNetwork>) -> Result<(), Status> {
+    match network {
+        Some(network) => network::connect(vm, network).await,
+        None => Ok(()),
     }
 }
 

@@ -86,7 +86,6 @@ async fn try_launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
         fifo::open(&bundle.stdio).map_err(|error| ApiError::caused("cannot open the container's fifos", &error))?;
     let task = Task::connect(&bundle.socket, container.id.as_str()).await?;
     task.create(&bundle.dir, &bundle.stdio).await?;
-    networking::finish(engine, container).await?;
     drop(files);
     let log = container.log.clone().map(|log| LogWriter::start(log, &bundle.dir)).transpose();
     let log = log.map_err(|error| ApiError::caused("cannot open the container's log", &error))?;

@@ -78,18 +78,6 @@ pub fn attach(
     Ok(())
 }
 
-/// Waits for what [`attach`] has only begun. When: before any of the container's processes runs.
-///
-/// # Errors
-/// As [`crate::network::Networks::finish_guard`].
-pub async fn finish(engine: &Arc<Engine>, container: &Container) -> ApiResult<()> {
-    if container.isolation == Isolation::Process {
-        return Ok(());
-    }
-    let (engine, id) = (Arc::clone(engine), container.id.clone());
-    tokio::task::spawn_blocking(move || engine.networks.finish_guard(id.as_str())).await?
-}
-
 /// The container of `--network container:NAME`.
 fn shared_with(host: &HostConfig) -> Option<&str> {
     host.network_mode.as_deref()?.strip_prefix("container:")

@@ -64,7 +64,7 @@ impl Networks {
     /// Puts a container on its networks; the answer is for its record. Addresses, ports, namespace, links, routes, names, files. Whatever fails is undone.
     /// Shape: `waiting` is the namespace of the utility VM that the container is to have; it is taken if it is of use.
     ///
-    /// When: in a blocking thread in a runtime's context; the container does not run. [`Networks::finish_guard`] follows.
+    /// When: in a blocking thread in a runtime's context; the container does not run.
     ///
     /// # Errors
     /// 404 for a network that is not there; 400 for what a network cannot give; 403 for an address that is taken; 500 for
@@ -129,7 +129,7 @@ impl Networks {
             self.plug(&namespace, request, network, &mut undo.endpoints, link.take())?;
         }
         match guard {
-            Some(guard) => self.begin_guard(guard, request.id, &undo.endpoints)?,
+            Some(guard) => self.tell_guard(guard, request.id, &undo.endpoints)?,
             None => self.route(&namespace, request, &undo.endpoints)?,
         }
         let has_names = self.is_named(&undo.endpoints);

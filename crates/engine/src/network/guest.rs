@@ -10,7 +10,7 @@ use proto::network::{NETWORK_SLOTS, NetworkUpdate, SandboxInterface, SandboxNetw
 use super::attach::{AttachRequest, parse_mac};
 use super::endpoint::{Endpoints, LiveEndpoint};
 use super::record::Network;
-use super::{Networks, host_error, lock};
+use super::{Networks, host_error};
 use crate::error::{ApiError, ApiResult};
 
 /// An interface's slot is the number in its name.
@@ -54,22 +54,10 @@ impl Networks {
         hostnet::guard_guest(namespace, &network.interfaces).map_err(|error| host_error(&error))
     }
 
-    /// As [`Networks::guard_guest`] by a guard that waited. [`Networks::finish_guard`] waits for it.
-    pub(super) fn begin_guard(&self, mut guard: GuardInWaiting, id: &str, endpoints: &Endpoints) -> ApiResult<()> {
-        guard.begin(&self.sandbox_network(id, endpoints)?.interfaces);
-        lock(&self.sandboxes).entry(id.to_owned()).or_default().guard = Some(guard);
-        Ok(())
-    }
-
-    /// Waits until the guest's own frames may pass; until then, none do.
-    ///
-    /// When: in a blocking thread.
-    ///
-    /// # Errors
-    /// 500 for what `nft` refuses.
-    pub fn finish_guard(&self, id: &str) -> ApiResult<()> {
-        let guard = lock(&self.sandboxes).get_mut(id).and_then(|sandbox| sandbox.guard.take());
-        guard.map_or(Ok(()), GuardInWaiting::finish).map_err(|error| host_error(&error))
+    /// As [`Networks::guard_guest`] by a guard that waited.
+    pub(super) fn tell_guard(&self, guard: GuardInWaiting, id: &str, endpoints: &Endpoints) -> ApiResult<()> {
+        let network = self.sandbox_network(id, endpoints)?;
+        guard.tell(&network.interfaces).map_err(|error| host_error(&error))
     }
 
     /// What shim and guest are to know of a hyperv container's network.

@@ -14,9 +14,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use proto::network::{NETWORK_SLOTS, SandboxInterface, tap_name};
 
-use super::nft::{self, Transaction};
+use super::elements::{Addition, Elements};
+use super::nft;
 use crate::error::NetworkError;
 use crate::failpoint;
+
+const TABLE: &str = "bulkhead";
 
 /// Puts the rules for these interfaces in the place of all earlier ones; names are asked for at an address of 127.0.0.0/8. When:
 /// in the namespace.
@@ -26,45 +29,87 @@ pub(crate) fn load(interfaces: &[SandboxInterface], names: Ipv4Addr) -> Result<(
 
 /// The rules of a namespace whose guest's addresses are not known yet: none passes, until they are told.
 #[derive(Debug)]
-pub struct GuardInWaiting(Transaction);
+pub struct GuardInWaiting(Elements);
 
 impl GuardInWaiting {
-    /// Lets nothing pass, and has the program ready that will let the guest's own pass. When: in the namespace.
+    /// Lets nothing pass. When: in the namespace.
     pub(crate) fn open(names: Ipv4Addr) -> Result<Self, NetworkError> {
         load(&[], names)?;
-        Transaction::open().map(Self)
+        Elements::open().map(Self).map_err(NetworkError::kernel("open the firewall of a network namespace"))
     }
 
-    /// Tells it the guest's interfaces, all of them; [`GuardInWaiting::finish`] must follow.
-    ///
-    /// When: once. It adds rules and takes none away: whoever does has to wait until the kernel is sure that no packet is just
-    /// passing them, ten milliseconds.
-    pub fn begin(&mut self, interfaces: &[SandboxInterface]) {
-        let chains: Vec<String> = interfaces.iter().map(own_chain).collect();
-        self.0.give(&format!("table bridge bulkhead {{\n{}}}\n", chains.concat()));
-    }
-
-    /// Waits until the rules are there.
+    /// Lets the guest's own pass, on these interfaces, which are all that it has. When: once, from anywhere.
     ///
     /// # Errors
-    /// `Firewall`; nothing passes then.
-    pub fn finish(self) -> Result<(), NetworkError> {
-        failpoint::step("let a utility VM send")?;
-        self.0.finish()
+    /// `Kernel`; nothing passes then.
+    pub fn tell(self, interfaces: &[SandboxInterface]) -> Result<(), NetworkError> {
+        const WHAT: &str = "let a utility VM send";
+        failpoint::step(WHAT)?;
+        let additions: Vec<Addition> = interfaces.iter().flat_map(own).collect();
+        self.0.add(TABLE, &additions).map_err(NetworkError::kernel(WHAT))
     }
 }
 
 /// Takes the rules away. When: in the namespace.
 pub(crate) fn unload() -> Result<(), NetworkError> {
-    nft::run("table bridge bulkhead\ndelete table bridge bulkhead\n")
+    nft::run(&format!("table bridge {TABLE}\ndelete table bridge {TABLE}\n"))
+}
+
+/// What each slot has a set of, with its number behind the name, and the set's type.
+const SETS: [(&str, &str); 6] = [
+    ("mac", "type ether_addr"),
+    ("arp", "type ipv4_addr"),
+    ("four", "type ipv4_addr"),
+    ("six", "type ipv6_addr"),
+    // Targets of advertisements: behind type, code, checksum and flags.
+    ("target", "typeof @th,64,128"),
+    ("probe", "type ipv6_addr"),
+];
+
+/// What is an interface's own, by the sets in which it belongs.
+fn own(interface: &SandboxInterface) -> Vec<Addition> {
+    let mut own = vec![("mac", vec![interface.mac.to_vec()])];
+    if let Some((address, _)) = interface.ipv4 {
+        let address = address.octets().to_vec();
+        // From 0.0.0.0 a host asks whether an address is free.
+        own.push(("arp", vec![address.clone(), vec![0; 4]]));
+        own.push(("four", vec![address]));
+    }
+    if let Some((address, _)) = interface.ipv6 {
+        let addresses: Vec<_> = [address, link_local(interface.mac)].map(|own| own.octets().to_vec()).into();
+        own.push(("six", addresses.clone()));
+        own.push(("target", addresses));
+        own.push(("probe", vec![vec![0; 16]]));
+    }
+    own.into_iter().map(|(set, elements)| (format!("{set}{}", interface.slot), elements)).collect()
+}
+
+/// An element as the program reads it.
+fn written(set: &str, element: &[u8]) -> String {
+    let hex = || element.iter().map(|byte| format!("{byte:02x}"));
+    match (set.starts_with("target"), element.len()) {
+        (true, _) => format!("0x{}", hex().collect::<String>()),
+        (_, 6) => hex().collect::<Vec<_>>().join(":"),
+        (_, 4) => element.iter().map(u8::to_string).collect::<Vec<_>>().join("."),
+        _ => hex().collect::<Vec<_>>().chunks(2).map(<[String]>::concat).collect::<Vec<_>>().join(":"),
+    }
 }
 
 fn render(interfaces: &[SandboxInterface], names: Ipv4Addr) -> String {
-    let mut text = String::from("table bridge bulkhead\ndelete table bridge bulkhead\ntable bridge bulkhead {\n");
-    // A slot that is not in use has an empty chain, and what comes from it is dropped.
-    (0..NETWORK_SLOTS).for_each(|slot| text.push_str(&format!("chain guest{slot} {{ }}\n")));
-    interfaces.iter().for_each(|interface| text.push_str(&own_chain(interface)));
+    let mut text = format!("table bridge {TABLE}\ndelete table bridge {TABLE}\ntable bridge {TABLE} {{\n");
+    let own: Vec<Addition> = interfaces.iter().flat_map(own).collect();
     // Writing to a string cannot fail.
+    for slot in 0..NETWORK_SLOTS {
+        for (name, kind) in SETS {
+            let name = format!("{name}{slot}");
+            let elements = own.iter().filter(|(set, _)| *set == name).flat_map(|(_, elements)| elements);
+            let elements: Vec<String> = elements.map(|element| written(&name, element)).collect();
+            let given =
+                if elements.is_empty() { String::new() } else { format!(" elements = {{ {} }};", elements.join(", ")) };
+            let _ = writeln!(text, "set {name} {{ {kind};{given} }}");
+        }
+        let _ = writeln!(text, "chain guest{slot} {{\n{}\n}}", allowed(slot).join("\n"));
+    }
     let _ = writeln!(text, "chain first {{ type filter hook prerouting priority -200;");
     for slot in 0..NETWORK_SLOTS {
         let _ = writeln!(text, "iifname \"{}\" jump guest{slot}", tap_name(slot));
@@ -95,42 +140,26 @@ oifname != \"nic*\" drop
     text
 }
 
-fn own_chain(interface: &SandboxInterface) -> String {
-    format!("chain guest{} {{\n{}\n}}\n", interface.slot, allowed(interface).join("\n"))
-}
-
-/// What ends in `accept` may pass; the rest of what the guest sends is dropped.
-fn allowed(interface: &SandboxInterface) -> Vec<String> {
-    let mac = interface.mac.map(|byte| format!("{byte:02x}")).join(":");
-    let mut rules = vec![format!("ether saddr != {mac} drop")];
-    if let Some((address, _)) = interface.ipv4 {
-        // From 0.0.0.0 a host asks whether an address is free.
-        rules.push(format!("arp saddr ether {mac} arp saddr ip {{ {address}, 0.0.0.0 }} accept"));
+/// What ends in `accept` may pass; the rest of what a slot's guest sends is dropped: all of it, while the sets are empty.
+fn allowed(slot: u32) -> Vec<String> {
+    [
+        "ether saddr != @mac# drop",
+        "arp saddr ether != @mac# drop",
+        "arp saddr ip @arp# accept",
         // It leases no addresses to others.
-        rules.push(format!("ip saddr {address} udp sport 67 drop"));
-        rules.push(format!("ip saddr {address} accept"));
-    }
-    if let Some((address, _)) = interface.ipv6 {
-        let link_local = link_local(interface.mac);
-        // It is no router, and answers for nobody else: the target is behind type, code, checksum and flags.
-        rules.push("icmpv6 type { nd-router-advert, nd-redirect } drop".into());
-        for own in [link_local, address] {
-            let digits = hex(own);
-            rules.push(format!(
-                "icmpv6 type nd-neighbor-advert @th,64,128 0x{digits} ip6 saddr {{ {address}, {link_local} }} accept"
-            ));
-        }
-        rules.push("icmpv6 type nd-neighbor-advert drop".into());
-        rules.push("ip6 saddr :: icmpv6 type { nd-neighbor-solicit, 143 } accept".into());
-        rules.push(format!("ip6 saddr {{ {address}, {link_local} }} udp sport 547 drop"));
-        rules.push(format!("ip6 saddr {{ {address}, {link_local} }} accept"));
-    }
-    rules.push("drop".into());
-    rules
-}
-
-fn hex(address: Ipv6Addr) -> String {
-    address.octets().iter().map(|byte| format!("{byte:02x}")).collect()
+        "ip saddr @four# udp sport 67 drop",
+        "ip saddr @four# accept",
+        // It is no router, and answers for nobody else.
+        "icmpv6 type { nd-router-advert, nd-redirect } drop",
+        "icmpv6 type nd-neighbor-advert @th,64,128 @target# ip6 saddr @six# accept",
+        "icmpv6 type nd-neighbor-advert drop",
+        "ip6 saddr @probe# icmpv6 type { nd-neighbor-solicit, 143 } accept",
+        "ip6 saddr @six# udp sport 547 drop",
+        "ip6 saddr @six# accept",
+        "drop",
+    ]
+    .map(|rule| rule.replace('#', &slot.to_string()))
+    .into()
 }
 
 /// The address that a kernel makes of a hardware address. Source: RFC 4291, appendix A.
@@ -146,6 +175,56 @@ mod tests {
     #[test]
     fn a_link_local_address_is_made_of_the_hardware_address() {
         assert_eq!(link_local([2, 0x42, 0xac, 0x11, 0, 2]).to_string(), "fe80::42:acff:fe11:2");
-        assert_eq!(hex("fd00::2".parse().unwrap()), "fd000000000000000000000000000002");
+    }
+
+    /// In whichever way the guest's addresses are told, the same rules come of it.
+    #[test]
+    fn what_is_told_later_is_what_would_have_been_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let Ok(space) = crate::Namespace::make(&folder.path().join("ns")) else {
+            eprintln!("SKIPPED: no rights for a network namespace");
+            return;
+        };
+        let interfaces = [(0, Some(2)), (3, None)].map(|(slot, v6)| SandboxInterface {
+            slot,
+            mac: [2, 0, 0, 0, 0, 2],
+            mtu: None,
+            ipv4: Some((Ipv4Addr::new(10, 9, 0, 2), 24)),
+            ipv6: v6.map(|last| (Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, last), 64)),
+            names: true,
+        });
+        let names = Ipv4Addr::new(127, 0, 0, 11);
+        let listed = || nft::listing("bridge", TABLE).map(Option::unwrap);
+        let compared = space.run(|| {
+            let waiting = match GuardInWaiting::open(names) {
+                Err(error) if error.to_string().contains("install nftables") => {
+                    eprintln!("SKIPPED: no nft");
+                    return Ok(());
+                }
+                outcome => outcome?,
+            };
+            let closed = listed()?;
+            waiting.tell(&interfaces)?;
+            let told = listed()?;
+            load(&interfaces, names)?;
+            assert_eq!(told, listed()?);
+            assert!(told != closed && told.contains("fd000009000000000000000000000002"), "{told}");
+            Ok(())
+        });
+        crate::Namespace::remove(space.path()).unwrap();
+        compared.unwrap();
+    }
+
+    #[test]
+    fn elements_are_written_as_what_they_are() {
+        let address: Ipv6Addr = "fd00::2".parse().unwrap();
+        for (set, element, text) in [
+            ("mac0", vec![2, 0x42, 0xac, 0x11, 0, 2], "02:42:ac:11:00:02"),
+            ("four1", vec![10, 0, 0, 2], "10.0.0.2"),
+            ("six0", address.octets().to_vec(), "fd00:0000:0000:0000:0000:0000:0000:0002"),
+            ("target3", address.octets().to_vec(), "0xfd000000000000000000000000000002"),
+        ] {
+            assert_eq!(written(set, &element), text);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -19,47 +19,13 @@ pub(super) fn run(commands: &str) -> Result<(), NetworkError> {
         return Ok(());
     }
     failpoint::step("change the firewall")?;
-    let mut transaction = Transaction::open()?;
-    transaction.give(commands);
-    transaction.finish()
-}
-
-/// One transaction to come: the program runs, in the namespace of whoever opened it, and reads its input. Dropped before it
-/// was finished, it is ended. Shape: if its owner dies, its input ends, and it with it.
-#[derive(Debug)]
-pub(crate) struct Transaction(Option<Child>);
-
-impl Transaction {
-    /// Starts the program.
-    pub(crate) fn open() -> Result<Self, NetworkError> {
-        let child = program(&["-f", "-"]).stdin(Stdio::piped()).spawn().map_err(|error| no_program(&error))?;
-        Ok(Self(Some(child)))
+    let mut child = program(&["-f", "-"]).stdin(Stdio::piped()).spawn().map_err(|error| no_program(&error))?;
+    if let Some(mut input) = child.stdin.take() {
+        // A program that ended early says why itself.
+        let _ = input.write_all(commands.as_bytes());
     }
-
-    /// Gives it the commands, and does not wait until they are carried out. When: once.
-    pub(crate) fn give(&mut self, commands: &str) {
-        if let Some(mut input) = self.0.as_mut().and_then(|child| child.stdin.take()) {
-            // A program that ended early says why itself.
-            let _ = input.write_all(commands.as_bytes());
-        }
-    }
-
-    /// Waits until the commands are carried out, all or none.
-    pub(crate) fn finish(mut self) -> Result<(), NetworkError> {
-        let Some(child) = self.0.take() else { return Ok(()) };
-        let output = child.wait_with_output().map_err(failed)?;
-        if output.status.success() { Ok(()) } else { Err(said(&output)) }
-    }
-}
-
-impl Drop for Transaction {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0
-            && let Err(error) = child.kill().and_then(|()| child.wait())
-        {
-            tracing::warn!(%error, "an nft that waited was not ended");
-        }
-    }
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() { Ok(()) } else { Err(said(&output)) }
 }
 
 /// How many elements each set and map of a table has, and how many rules each chain; none when there is no such table.
@@ -105,4 +71,11 @@ fn said(output: &Output) -> NetworkError {
     let text = String::from_utf8_lossy(&output.stderr);
     let first: Vec<&str> = text.lines().take(3).collect();
     failed(format!("nft: {}", first.join(" ")))
+}
+
+/// A table as the program writes it; none when there is no such table.
+#[cfg(test)]
+pub(super) fn listing(family: &str, table: &str) -> Result<Option<String>, NetworkError> {
+    let output = program(&["list", "table", family, table]).output().map_err(|error| no_program(&error))?;
+    Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
 }
