@@ -102,8 +102,8 @@ pub fn measure(host: &TestHost, dockerd: Option<&Dockerd>, rounds: usize) -> any
             on_host: Box::new(|program| dockerd.on_host(program)),
         });
     }
-    let plain = PlainMachine::boot(&folder)?;
-    let mut plain_column = Column::new("QEMU/TCG, plain");
+    let machines = [PlainMachine::in_a_containers_place(&folder, host)?, PlainMachine::on_a_host(&folder)?];
+    let mut plain = ["QEMU/TCG, a container's tap", "QEMU/TCG, a tap of the host's"].map(Column::new);
     for round in 0..=rounds {
         for side in &mut sides {
             // The sides have the same host port, so one is up at a time.
@@ -112,15 +112,17 @@ pub fn measure(host: &TestHost, dockerd: Option<&Dockerd>, rounds: usize) -> any
             side.docker_says(&["rm", "-f", "server", "client"])?;
             side.column.figures.extend(figures?.into_iter().filter(|_| round > 0));
         }
-        let figures = [
-            (Figure::FromHost, throughput(&|| plain.on_host("iperf3"), plain::ADDRESS, PORT)?),
-            (Figure::RoundTrip, round_trip(plain.on_host("busybox"), plain::ADDRESS)?),
-        ];
-        plain_column.figures.extend(figures.into_iter().filter(|_| round > 0));
+        for (machine, column) in machines.iter().zip(&mut plain) {
+            let figures = [
+                (Figure::FromHost, throughput(&|| machine.on_host("iperf3"), machine.address(), PORT)?),
+                (Figure::RoundTrip, round_trip(machine.on_host("busybox"), machine.address())?),
+            ];
+            column.figures.extend(figures.into_iter().filter(|_| round > 0));
+        }
     }
     let columns: Vec<Column> = sides.into_iter().map(|side| side.column).collect();
     let (ours, dockerd) = columns.split_at(2);
-    print(&ours[0], &ours[1], dockerd.first(), &plain_column);
+    print(&ours[0], &ours[1], dockerd.first(), &plain);
     Ok(())
 }
 
@@ -230,13 +232,13 @@ fn iperf_layer() -> anyhow::Result<Vec<u8>> {
     Ok(tar.bytes())
 }
 
-/// Docker's daemon is the process container's peer, the plain machine the emulated utility VM's.
-fn print(process: &Column, hyperv: &Column, dockerd: Option<&Column>, plain: &Column) {
+/// Docker's daemon is the process container's peer, the plain machines are the emulated utility VM's.
+fn print(process: &Column, hyperv: &Column, dockerd: Option<&Column>, plain: &[Column]) {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    let columns: Vec<&Column> = [Some(process), Some(hyperv), dockerd, Some(plain)].into_iter().flatten().collect();
-    let pairs: Vec<(&Column, &Column)> =
-        dockerd.map(|peer| (process, peer)).into_iter().chain([(hyperv, plain)]).collect();
+    let columns: Vec<&Column> = [process, hyperv].into_iter().chain(dockerd).chain(plain).collect();
+    let pairs = dockerd.map(|peer| (process, peer)).into_iter().chain(plain.iter().map(|peer| (hyperv, peer)));
+    let pairs: Vec<(&Column, &Column)> = pairs.collect();
     let mut head = vec!["figure".to_owned()];
     head.extend(columns.iter().map(|column| column.name.clone()));
     head.extend(pairs.iter().map(|(one, peer)| format!("{} to {}", one.name, peer.name)));

@@ -65,7 +65,8 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
 /// ordinary build follows, so that none of them is left as such a one.
 fn build_failpoints(args: &TestArgs, profile: &[&str]) -> anyhow::Result<()> {
     let mut build = workspace::cargo();
-    build.arg("build").args(profile).args(["-p", "bulkhead-engine", "-p", "bulkhead-shim"]);
+    // As the ordinary build, so that what both have is built once.
+    build.arg("build").args(profile).args(BINARIES.iter().flat_map(|package| ["-p", package]));
     build.args(["--features", "bulkhead-engine/failpoints,bulkhead-shim/failpoints"]);
     workspace::run_checked(&mut build)?;
     let folder = workspace::target_dir().join(if args.dev { "debug" } else { "release" });

@@ -215,6 +215,34 @@ behind_both_walls! { own:
         }
     }
 
+    fn ranges_and_ports_that_are_chosen_lead_in(host) {
+        // The first that is free of a range, for as many as there are.
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let begin = std::iter::repeat_with(free).find(|port| *port < u16::MAX - 2).unwrap();
+        let range = format!("127.0.0.1:{begin}-{}:80", begin + 1);
+        let first = start(host, "first", &["-p", &range], SERVER);
+        start(host, "second", &["-p", &range], SERVER);
+        let ports = ["first", "second"].map(|name| port(host, name, "80/tcp").parse::<u16>().unwrap());
+        assert_eq!(ports, [begin, begin + 1]);
+        let third = run(host, &["--rm", "-p", &range], &["true"]);
+        assert!(third.code == 125 && third.err.contains("port is already allocated"), "{third}");
+        wait_read(&format!("127.0.0.1:{begin}"), &first[..12]);
+        // All that the container exposes, wherever there is room, in both protocols.
+        host.docker(&["rm", "-f", "second"]).ok();
+        let options = ["-P", "--expose", "80", "--expose", "81-82/udp"];
+        let all = start(host, "all", &options, SERVER);
+        wait_read(&format!("127.0.0.1:{}", port(host, "all", "80/tcp")), &all[..12]);
+        let shown = host.docker(&["port", "all"]).ok();
+        for exposed in ["80/tcp -> 0.0.0.0:", "81/udp -> 0.0.0.0:", "82/udp -> 0.0.0.0:"] {
+            assert!(shown.contains(exposed), "{exposed}: {shown}");
+        }
+        // Range to range, port by port.
+        let pairs = format!("127.0.0.1:{}-{}:80-81", begin + 1, begin + 2);
+        start(host, "pairs", &["-p", &pairs], SERVER);
+        let shown = host.docker(&["port", "pairs"]).ok();
+        assert!(shown.contains(&format!("81/tcp -> 127.0.0.1:{}", begin + 2)), "{shown}");
+    }
+
     fn addresses_modes_and_files_are_as_asked_for(host) {
         let create = [
             "network",

@@ -173,6 +173,28 @@ fn folders_and_files_of_the_host_are_bound() {
     assert!(over_file.code != 0 && over_file.err.contains("not a directory"), "{over_file}");
 }
 
+/// Mounts made below a bound folder later are seen behind the wall as the bind says.
+#[test]
+fn mounts_propagate_as_asked() {
+    let Some(host) = TestHost::start(Wall::Process) else { return };
+    let bound = folder(&host, "bound");
+    let path = bound.display().to_string();
+    let ran = |words: &str| {
+        let status = std::process::Command::new("sh").args(["-c", words]).status().unwrap();
+        assert!(status.success(), "{words}");
+    };
+    ran(&format!("mount -t tmpfs tmpfs {path} && mount --make-shared {path} && mkdir {path}/in"));
+    for mode in ["", ":rslave"] {
+        let id = host.run_detached(&["-v", &format!("{path}:/b{mode}")], &["sleep", "1000"]);
+        ran(&format!("mount -t tmpfs tmpfs {path}/in && touch {path}/in/seen"));
+        let inside = host.docker(&["exec", &id, "ls", "/b/in"]).ok();
+        assert_eq!(inside == "seen", !mode.is_empty(), "{mode:?}");
+        host.docker(&["rm", "-f", &id]).ok();
+        ran(&format!("umount {path}/in"));
+    }
+    ran(&format!("umount {path}"));
+}
+
 #[test]
 fn mounts_that_would_break_the_wall_are_refused() {
     let Some(host) = TestHost::start_own(Wall::Process) else { return };
