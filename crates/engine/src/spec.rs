@@ -121,6 +121,14 @@ pub enum SpecError {
     /// Known, and not there yet.
     #[error("{0}")]
     NotAvailable(String),
+    /// `--gpus`, and what else only a driver can give.
+    #[error("could not select device driver {driver:?} with capabilities: [{capabilities}]")]
+    DeviceDriver {
+        /// Its name; empty for any.
+        driver: String,
+        /// As dockerd writes them: `[gpu]`.
+        capabilities: String,
+    },
     /// A device that cannot be given.
     #[error("error gathering device information while adding custom device {path:?}")]
     CustomDevice {
@@ -147,6 +155,7 @@ impl SpecError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotAvailable(_) => ErrorKind::NotImplemented,
+            Self::DeviceDriver { .. } => ErrorKind::Internal,
             Self::UnknownCapability { .. }
             | Self::Sysctl { .. }
             | Self::Limit(_)
@@ -269,10 +278,9 @@ fn read_or_empty(path: &Path) -> Result<String, SpecError> {
     }
 }
 
-/// A host or domain name that the kernel and /etc/hosts can take.
+/// A host or domain name that the kernel and a line of /etc/hosts can take; Docker does not ask for more.
 fn host_name(name: &str) -> Result<String, SpecError> {
-    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if name.len() <= MAX_HOSTNAME_BYTES && name.bytes().all(valid) {
+    if name.len() <= MAX_HOSTNAME_BYTES && !name.chars().any(char::is_control) {
         return Ok(name.to_owned());
     }
     Err(SpecError::Process(format!("invalid hostname format: {name}")))

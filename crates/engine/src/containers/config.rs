@@ -166,11 +166,6 @@ fn check(host: &HostConfig) -> ApiResult<()> {
     if restarts && host.auto_remove == Some(true) {
         return Err(ApiError::invalid("can't create 'AutoRemove' container with restart policy"));
     }
-    if host.device_requests.as_ref().is_some_and(|list| !list.is_empty()) {
-        return Err(ApiError::not_implemented(
-            "--gpus and other device requests: not supported by this version of Bulkhead",
-        ));
-    }
     Ok(())
 }
 
@@ -215,8 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_yet_is_refused_and_not_ignored() {
-        assert_eq!(read(json!({ "DeviceRequests": [{}] })).unwrap_err().http_status(), 501);
+    fn what_cannot_be_is_refused_and_not_ignored() {
         assert_eq!(read(json!({ "Runtime": "nosuch" })).unwrap_err().http_status(), 400);
         let both = json!({ "AutoRemove": true, "RestartPolicy": { "Name": "always" } });
         assert_eq!(read(both).unwrap_err().message, "can't create 'AutoRemove' container with restart policy");

@@ -71,7 +71,8 @@ pub fn attach(
         isolation: container.isolation,
     };
     let endpoints = container.record().network.clone();
-    let attached = engine.networks.attach(&request, endpoints, waiting)?;
+    let attached = engine.networks.attach(&request, endpoints, waiting);
+    let attached = attached.map_err(|error| error.context("failed to set up container networking"))?;
     container.record().network = attached;
     links::write_hosts(engine, container)?;
     links::tell_owners(engine, container);

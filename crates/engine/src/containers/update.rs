@@ -45,18 +45,20 @@ pub async fn update(
     let wanted: Value = body::json(request).await?;
     let _lifecycle = container.hold().await?;
     let before = container.record().host.clone();
-    let after = merge(&before, &wanted)?;
+    let cannot = |error: ApiError| error.context(format!("Cannot update container {}", container.id));
+    let after = merge(&before, &wanted).map_err(|error| match error.kind {
+        ErrorKind::Conflict => cannot(error),
+        // What the client asked for wrongly is told as it is.
+        _ => error,
+    })?;
     let (was, is) = (body::typed::<HostConfig, _>(&before)?, body::typed::<HostConfig, _>(&after)?);
     if container.isolation == Isolation::Hyperv && container.running().is_ok() {
-        let refused = |error: ApiError| error.context(format!("Cannot update container {}", container.id));
-        fits_utility_vm(&was, &is, processors_of(&container)).map_err(refused)?;
+        fits_utility_vm(&was, &is, processors_of(&container)).map_err(cannot)?;
     }
     container.record().host = after;
     if let Err(error) = apply(&engine, &container).await {
         container.record().host = before;
-        // What the client asked for wrongly is told as it is.
-        let is_wrong = error.kind == ErrorKind::InvalidArgument;
-        return Err(if is_wrong { error } else { error.context(format!("Cannot update container {}", container.id)) });
+        return Err(if error.kind == ErrorKind::InvalidArgument { error } else { cannot(error) });
     }
     container.save().await?;
     container.emit(&engine.events, "update", &[]);
@@ -106,7 +108,8 @@ fn check_conflicts(before: &Value, wanted: &serde_json::Map<String, Value>) -> A
             return conflict(&format!("{} cannot be updated as {} has already been set", names.0, names.1));
         }
     }
-    if old("MemorySwap") > 0 && new("MemorySwap") == 0 && new("Memory") > old("MemorySwap") {
+    // Also where none is set, as dockerd has it.
+    if new("MemorySwap") == 0 && new("Memory") > 0 && new("Memory") > old("MemorySwap") {
         return Err(ApiError::conflict(
             "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time",
         ));
@@ -155,10 +158,13 @@ mod tests {
 
     #[test]
     fn only_what_was_given_changes() {
-        let before = json!({ "Memory": 1, "CpuShares": 2, "AutoRemove": false, "Privileged": false });
+        let before = json!({ "Memory": 1, "MemorySwap": 9, "CpuShares": 2, "AutoRemove": false, "Privileged": false });
         let wanted = json!({ "Memory": 5, "CpuShares": 0, "CpusetCpus": "", "Privileged": true, "RestartPolicy": { "Name": "" } });
         let after = merge(&before, &wanted).unwrap();
-        assert_eq!(after, json!({ "Memory": 5, "CpuShares": 2, "AutoRemove": false, "Privileged": false }));
+        assert_eq!(
+            after,
+            json!({ "Memory": 5, "MemorySwap": 9, "CpuShares": 2, "AutoRemove": false, "Privileged": false })
+        );
     }
 
     #[test]
@@ -182,6 +188,7 @@ mod tests {
             (json!({ "CpuPeriod": 5 }), json!({ "NanoCpus": 5 })),
             (json!({ "NanoCpus": 5 }), json!({ "CpuQuota": 5 })),
             (json!({ "Memory": 5, "MemorySwap": 6 }), json!({ "Memory": 7 })),
+            (json!({}), json!({ "Memory": 7 })),
         ] {
             assert_eq!(merge(&before, &wanted).unwrap_err().http_status(), 409, "{wanted}");
         }

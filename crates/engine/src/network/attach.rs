@@ -326,7 +326,7 @@ impl Networks {
         };
         ports::take(wanted, target, network.host_binding(), &own).map_err(|text| {
             ApiError::internal(format!(
-                "failed to set up container networking: driver failed programming external connectivity on endpoint {} ({}): {text}",
+                "driver failed programming external connectivity on endpoint {} ({}): {text}",
                 request.name, live.id
             ))
         })

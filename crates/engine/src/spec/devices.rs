@@ -35,13 +35,19 @@ pub(super) struct Devices {
 /// Decides a container's devices. Shape: rules are in the order in which the kernel applies them, "deny all" first.
 pub(super) fn decide(host: &HostConfig, isolation: Isolation) -> Result<Devices, SpecError> {
     let asked = host.devices.as_deref().unwrap_or_default();
-    if host.device_requests.as_ref().is_some_and(|requests| !requests.is_empty()) {
-        return Err(SpecError::NotAvailable("--gpus and device requests are not there yet".into()));
-    }
-    if isolation == Isolation::Hyperv && !asked.is_empty() {
+    let request = host.device_requests.iter().flatten().next();
+    if isolation == Isolation::Hyperv && (request.is_some() || !asked.is_empty()) {
         return Err(SpecError::NotAvailable(
-            "--device cannot be used with isolation hyperv yet: a utility VM has none of the host's devices".into(),
+            "--device and --gpus cannot be used with isolation hyperv: a utility VM has none of the host's devices"
+                .into(),
         ));
+    }
+    if let Some(request) = request {
+        let capabilities = request.capabilities.iter().flatten().map(|all| format!("[{}]", all.join(" ")));
+        return Err(SpecError::DeviceDriver {
+            driver: request.driver.clone().unwrap_or_default(),
+            capabilities: capabilities.collect::<Vec<_>>().join(" "),
+        });
     }
     if host.privileged.unwrap_or_default() {
         let nodes = if isolation == Isolation::Process { all_of_the_host()? } else { Vec::new() };

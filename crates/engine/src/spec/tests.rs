@@ -117,10 +117,23 @@ fn a_required_boundary_needs_a_utility_vm() {
 
 #[test]
 fn host_names_are_checked() {
-    for bad in ["a b", "a\nb", &"x".repeat(65), "ü"] {
-        let config = ContainerConfig { hostname: Some(bad.into()), ..shell() };
-        assert!(try_built(&config, &HostConfig::default(), Isolation::Process).is_err(), "{bad:?}");
+    for (name, good) in [("a b", true), ("ü", true), ("a\nb", false), (&"x".repeat(65), false)] {
+        let config = ContainerConfig { hostname: Some(name.into()), ..shell() };
+        assert_eq!(try_built(&config, &HostConfig::default(), Isolation::Process).is_ok(), good, "{name:?}");
     }
+}
+
+#[test]
+fn there_is_no_driver_for_device_requests() {
+    let request = bollard::models::DeviceRequest {
+        capabilities: Some(vec![vec!["gpu".into(), "compute".into()]]),
+        ..Default::default()
+    };
+    let host = HostConfig { device_requests: Some(vec![request]), ..Default::default() };
+    let said = |isolation| try_built(&shell(), &host, isolation).unwrap_err();
+    let process = said(Isolation::Process);
+    assert_eq!(process.to_string(), "could not select device driver \"\" with capabilities: [[gpu compute]]");
+    assert_eq!((process.kind(), said(Isolation::Hyperv).kind()), (ErrorKind::Internal, ErrorKind::NotImplemented));
 }
 
 #[test]
