@@ -440,12 +440,13 @@ impl Task {
             }
         }
         process.output_complete().await;
-        tracked.complete.send_replace(Some((pid, exit.clone())));
-        let container_id = self.id.to_string();
-        if is_init {
+        if is_init && self.publisher.is_heard() {
+            // Before those who wait hear of the end: a reason that comes after it may be of no use to them.
             self.look_for_lack(exit.oom_killed.into()).await;
             self.lack.end().await;
         }
+        tracked.complete.send_replace(Some((pid, exit.clone())));
+        let container_id = self.id.to_string();
         self.publisher.publish(&Event::Exit(message::TaskExit {
             id: if is_init { container_id.clone() } else { tracked.exec_id.clone() },
             container_id,
