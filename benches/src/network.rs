@@ -191,8 +191,10 @@ fn throughput(client: &dyn Fn() -> Command, address: &str, port: &str) -> anyhow
                     report["end"]["sum_received"]["bits_per_second"].as_f64().context("no rate in the report")?;
                 return Ok(rate / 1e9);
             }
-            // It serves one client after the other, and the last one may have gone just now.
-            Some(error) if error.contains("busy") => std::thread::sleep(Duration::from_millis(100)),
+            // It serves one client after the other, and the last one may have gone just now; between two it listens anew.
+            Some(error) if ["busy", "refused"].iter().any(|word| error.contains(word)) => {
+                std::thread::sleep(Duration::from_millis(100))
+            }
             Some(error) => bail!("{command:?}: {error}"),
         }
     }
