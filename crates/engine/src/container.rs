@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bollard::models::{ContainerConfig, HostConfig};
 use proto::{ContainerId, Isolation};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{ApiError, ApiResult};
 use crate::events::EventBus;
@@ -90,6 +91,8 @@ pub struct Container {
     pauses: Mutex<Pauses>,
     /// Taken while the record is written, so that the newest is written last.
     persist: Mutex<()>,
+    /// Of a build's container, while the build works with it: says that the build's client has gone.
+    abandoned: Mutex<Option<CancellationToken>>,
 }
 
 /// Locks; what a thread that panicked left is taken as it is, since every change under these locks is a single step.
@@ -128,6 +131,7 @@ impl Container {
             progress: watch::Sender::new(progress),
             pauses: Mutex::default(),
             persist: Mutex::default(),
+            abandoned: Mutex::default(),
         })
     }
 
@@ -191,6 +195,16 @@ impl Container {
     /// The pauses before the engine starts it again.
     pub fn pauses(&self) -> MutexGuard<'_, Pauses> {
         lock(&self.pauses)
+    }
+
+    /// Ties it to a build, or, with `None`, no longer.
+    pub fn work_for(&self, build: Option<CancellationToken>) {
+        *lock(&self.abandoned) = build;
+    }
+
+    /// A build made it whose client has gone: it is about to be taken away, and no list has it any more.
+    pub fn is_abandoned(&self) -> bool {
+        lock(&self.abandoned).as_ref().is_some_and(CancellationToken::is_cancelled)
     }
 
     /// What waiters wait for.

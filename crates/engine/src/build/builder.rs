@@ -330,13 +330,14 @@ impl Builder {
         body["Volumes"] = Value::Null;
         body["HostConfig"] = self.options.host.clone();
         let isolation: Isolation = self.options.isolation;
-        Intermediate::create(&self.engine, body, isolation).await
+        Intermediate::create(&self.engine, body, isolation, self.cancelled.clone()).await
     }
 
     /// Removes a step's container, if the client wants that.
     pub(super) async fn clear(&self, container: Intermediate, went_well: bool) -> ApiResult<()> {
         let cancelled = self.cancelled.is_cancelled();
         if !(self.options.force_remove || cancelled || self.options.remove && went_well) {
+            container.keep();
             return Ok(());
         }
         let id = container.id()[..12].to_owned();

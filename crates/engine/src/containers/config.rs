@@ -139,6 +139,12 @@ fn fill_defaults(host: &mut Map<String, Value>) {
             host.insert(name.into(), value);
         }
     }
+    // As dockerd keeps it: an update that says nothing of swap must fit it.
+    if let Some(memory) = host.get("Memory").and_then(Value::as_i64).filter(|memory| *memory > 0)
+        && empty(host.get("MemorySwap"))
+    {
+        host.insert("MemorySwap".into(), json!(memory.saturating_mul(2)));
+    }
     // How clients say "as it is".
     for (name, nothing) in [("MemorySwappiness", -1), ("PidsLimit", 0)] {
         if host.get(name).and_then(Value::as_i64) == Some(nothing) {
@@ -207,6 +213,14 @@ mod tests {
         assert_eq!(read(both).unwrap_err().http_status(), 400);
         let error = read(json!({ "Isolation": "vm" })).unwrap_err();
         assert_eq!((error.http_status().as_u16(), error.message.contains("invalid isolation \"vm\"")), (400, true));
+    }
+
+    #[test]
+    fn memory_and_swap_are_twice_the_memory_when_nothing_is_said() {
+        let swap = |host: Value| read(host).unwrap().host["MemorySwap"].clone();
+        assert_eq!(swap(json!({ "Memory": 100 << 20 })), 200 << 20);
+        assert_eq!(swap(json!({ "Memory": 100 << 20, "MemorySwap": -1 })), -1);
+        assert_eq!(swap(json!({})), Value::Null);
     }
 
     #[test]

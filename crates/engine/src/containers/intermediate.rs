@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proto::Isolation;
 use proto::files::{FilesRequest, PathStat};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use super::config::Requested;
 use super::files::{Operation, own_paths, received};
@@ -25,14 +26,21 @@ pub struct Intermediate {
 }
 
 impl Intermediate {
-    /// Creates it. Shape: `body` is that of `POST /containers/create`; its image is given by its id.
+    /// Creates it. Shape: `body` is that of `POST /containers/create`; its image is given by its id. From when `cancelled` is, which
+    /// means that it will be removed, no list has it.
     ///
     /// # Errors
     /// As creating a container.
-    pub async fn create(engine: &Arc<Engine>, body: Value, isolation: Isolation) -> ApiResult<Self> {
+    pub async fn create(
+        engine: &Arc<Engine>,
+        body: Value,
+        isolation: Isolation,
+        cancelled: CancellationToken,
+    ) -> ApiResult<Self> {
         let requested = Requested::read(body, isolation, &engine.settings.container_defaults)?;
         let maker = Arc::clone(engine);
         let container = tokio::task::spawn_blocking(move || create::make(&maker, requested, None)).await??;
+        container.work_for(Some(cancelled));
         container.emit(&engine.events, "create", &[]);
         Ok(Self { engine: Arc::clone(engine), container })
     }
@@ -142,11 +150,17 @@ impl Intermediate {
         }
     }
 
+    /// Leaves it as any other container.
+    pub fn keep(self) {
+        self.container.work_for(None);
+    }
+
     /// Ends it, if it runs, and removes it with everything that it has changed.
     ///
     /// # Errors
     /// As removing a container by force.
     pub async fn remove(self) -> ApiResult<()> {
+        let container = Arc::clone(&self.container);
         let done = tokio::spawn(async move {
             if self.container.running().is_ok() {
                 stop::force(&self.engine, &self.container, Sender::Client).await?;
@@ -154,6 +168,11 @@ impl Intermediate {
             let wanted = remove::Removal { force: true, volumes: true, version: crate::version::MAX };
             remove::take_down(&self.engine, &self.container, wanted).await
         });
-        done.await?
+        let removed = done.await?;
+        if removed.is_err() {
+            // It is to be seen, so that somebody may try again.
+            container.work_for(None);
+        }
+        removed
     }
 }

@@ -49,7 +49,7 @@ pub async fn list(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<
     let filters = query.filters()?;
     let choice = Choice::read(&engine, &filters, query.flag("all") || limit.is_some())?;
     let all = engine.containers.all();
-    let chosen = all.iter().filter(|container| choice.has(container));
+    let chosen = all.iter().filter(|container| !container.is_abandoned() && choice.has(container));
     let chosen: Vec<_> = chosen.take(limit.unwrap_or(usize::MAX)).collect();
     let mut shown = Vec::with_capacity(chosen.len());
     for container in chosen {

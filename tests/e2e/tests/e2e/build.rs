@@ -61,10 +61,14 @@ behind_both_walls! {
         let wall: &[&str] = if host.is_reference() { &[] } else { &wall };
         let building = host.spawn(&[&["build", "--network", "none"], wall, &[path]].concat());
         building.wait_for("begun");
+        let id = host.docker(&["ps", "-q", "--no-trunc"]).ok();
+        assert_eq!(id.len(), 64, "{id}");
         building.signal(Signal::KILL);
         assert_eq!(building.wait().code, 128 + 9);
-        let is_gone = eventually(Duration::from_secs(20), || host.docker(&["ps", "-aq"]).ok().is_empty());
+        // It is in no list before it is away; nothing but its removal answers this.
+        let is_gone = eventually(Duration::from_secs(20), || host.docker(&["inspect", &id]).code != 0);
         assert!(is_gone, "the container goes with the client");
+        assert_eq!(host.docker(&["ps", "-aq"]).ok(), "");
     }
 }
 
