@@ -33,6 +33,7 @@ mod process;
 mod rootfs;
 mod serve;
 mod service;
+mod shared_binds;
 mod shares;
 mod shim;
 mod spec;

@@ -18,7 +18,7 @@ use crate::rootfs::{Places, Rootfs};
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, Streams};
 use crate::terminal::Terminal;
-use crate::{clock, parts, spec, terminal};
+use crate::{clock, parts, shared_binds, spec, terminal};
 
 /// A container on the host's kernel.
 pub struct ProcessSystem {
@@ -87,6 +87,9 @@ impl ProcessSystem {
                 }
                 None => Rootfs::foreign(&rootfs, &foreign_root).map_err(|error| status!(error))?,
             };
+            if shared_binds::bring(&mut spec, bundle.path())? {
+                bundle.write_spec(&spec).map_err(of_bundle)?;
+            }
             let helper = match helper {
                 Some(helper) => helper,
                 None => Helper::spawn().map_err(|error| status!(error))?,

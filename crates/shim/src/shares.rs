@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use nix::sched::{CloneFlags, setns, unshare};
 use oci_spec::runtime::Mount;
 use proto::control::VolumePart;
 use proto::gcs::{StreamHeader, StreamKind};
@@ -108,6 +109,23 @@ pub fn keep_host_mounts() -> io::Result<()> {
     // Only the first call counts.
     let _ = HOST_MOUNTS.set(mounts);
     Ok(())
+}
+
+/// Does something where the host's mounts are, on a thread of its own. Paths are the host's there.
+///
+/// # Errors
+/// The host's mounts cannot be entered; what `act` answers.
+pub fn in_host_mounts<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let mounts = HOST_MOUNTS.get().ok_or_else(|| io::Error::other("the host's mounts are not at hand"))?;
+    let enter = || -> io::Result<()> {
+        // Only who shares his working directory with no other thread may change his mounts.
+        unshare(CloneFlags::CLONE_FS)?;
+        Ok(setns(mounts, CloneFlags::CLONE_NEWNS)?)
+    };
+    std::thread::scope(|scope| {
+        let there = std::thread::Builder::new().spawn_scoped(scope, || enter().and_then(|()| act()))?;
+        there.join().unwrap_or_else(|_| Err(io::Error::other("a thread among the host's mounts failed")))
+    })
 }
 
 /// What serves a container's shares; ends on drop.

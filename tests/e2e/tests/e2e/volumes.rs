@@ -192,7 +192,12 @@ fn mounts_propagate_as_asked() {
         host.docker(&["rm", "-f", &id]).ok();
         ran(&format!("umount {path}/in"));
     }
-    ran(&format!("umount {path}"));
+    let mounting = "mount -t tmpfs tmpfs /b/in && touch /b/in/seen && echo done; sleep 1000";
+    let id = host.run_detached(&["--privileged", "-v", &format!("{path}:/b:rshared")], &["sh", "-c", mounting]);
+    host.wait_log(&id, "done");
+    assert!(bound.join("in/seen").exists(), "what is mounted below a shared bind is seen on the host");
+    host.docker(&["rm", "-f", &id]).ok();
+    ran(&format!("umount {path}/in && umount {path}"));
 }
 
 #[test]
