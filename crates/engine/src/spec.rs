@@ -30,6 +30,7 @@ use crate::container::mount_point::MountPoint;
 pub use merge::merge_image;
 pub use mounts::{NETWORK_FILES, subpath_point};
 pub use process::{build_exec_process, rlimit as check_limit};
+pub use resources::MIN_MEMORY_BYTES;
 pub use tmpfs::merge as tmpfs_options;
 
 use security::SecurityOptions;

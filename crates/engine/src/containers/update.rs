@@ -14,6 +14,7 @@ use crate::body;
 use crate::container::Container;
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
+use crate::spec::MIN_MEMORY_BYTES;
 
 /// What may be changed while a container lives. Source: Docker Engine API, `ContainerUpdate`.
 const CHANGEABLE: &[&str] = &[
@@ -108,8 +109,8 @@ fn check_conflicts(before: &Value, wanted: &serde_json::Map<String, Value>) -> A
             return conflict(&format!("{} cannot be updated as {} has already been set", names.0, names.1));
         }
     }
-    // Also where none is set, as dockerd has it.
-    if new("MemorySwap") == 0 && new("Memory") > 0 && new("Memory") > old("MemorySwap") {
+    // Also where none is set, as dockerd has it. What is too little for any container is told first.
+    if new("MemorySwap") == 0 && new("Memory") >= MIN_MEMORY_BYTES && new("Memory") > old("MemorySwap") {
         return Err(ApiError::conflict(
             "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time",
         ));
@@ -187,13 +188,15 @@ mod tests {
         for (before, wanted) in [
             (json!({ "CpuPeriod": 5 }), json!({ "NanoCpus": 5 })),
             (json!({ "NanoCpus": 5 }), json!({ "CpuQuota": 5 })),
-            (json!({ "Memory": 5, "MemorySwap": 6 }), json!({ "Memory": 7 })),
-            (json!({}), json!({ "Memory": 7 })),
+            (json!({ "Memory": 50 << 20, "MemorySwap": 60 << 20 }), json!({ "Memory": 70 << 20 })),
+            (json!({}), json!({ "Memory": 70 << 20 })),
         ] {
             assert_eq!(merge(&before, &wanted).unwrap_err().http_status(), 409, "{wanted}");
         }
         let both = merge(&json!({ "MemorySwap": 6 }), &json!({ "Memory": 7, "MemorySwap": 9 })).unwrap();
         assert_eq!(both["Memory"], 7);
+        // Too little for any container, which is found later.
+        assert_eq!(merge(&json!({}), &json!({ "Memory": 7 })).unwrap()["Memory"], 7);
     }
 
     #[test]

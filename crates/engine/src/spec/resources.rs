@@ -13,7 +13,7 @@ use proto::Isolation;
 use super::SpecError;
 
 /// Bytes: 6 MB, below which a container's first process does not come up. Source: moby `daemon/daemon_unix.go`.
-const MIN_MEMORY_BYTES: i64 = 6 * 1024 * 1024;
+pub const MIN_MEMORY_BYTES: i64 = 6 * 1024 * 1024;
 /// Microseconds: the scheduler's period when only `--cpus` is given. Source: as above.
 const CPU_PERIOD_US: u64 = 100_000;
 /// Billionths of a processor in one.
