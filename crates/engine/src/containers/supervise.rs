@@ -94,6 +94,7 @@ pub async fn finish(
     let release = release(engine, container, task);
     // The kernel takes a good part of its time for a link that goes, the shim for its own end.
     let ((), (), ()) = tokio::join!(release, container.streams.end_run(), networking::release(engine, container));
+    image::failpoint::reach("end.released");
     let ended = Ended {
         started_at,
         finished_at: Timestamp(report.exited_at_ns),
@@ -117,6 +118,8 @@ pub async fn finish(
     if let Err(error) = container.enter(phase).await {
         tracing::error!(id = %container.id, "{error}");
     }
+    // Only now: until it is on record, an engine that takes over from this one finds the end in the bundle.
+    shim::remove_files(engine.bundle(&container.id), engine.socket(&container.id)).await;
     container.tell(|progress| {
         progress.running = restarts;
         progress.exits += 1;
@@ -132,12 +135,11 @@ pub async fn finish(
     }
 }
 
-/// Lets the shim clear away, and go.
+/// Lets the shim clear away, and go; its bundle stays.
 async fn release(engine: &Arc<Engine>, container: &Arc<Container>, task: Option<&Task>) {
     if task.is_some() {
         files::no_longer_used(container).await;
     }
-    let (bundle, socket) = (engine.bundle(&container.id), engine.socket(&container.id));
     match task {
         // Its changes go with it, so nobody needs them on disk first.
         Some(task) if container.record().host_flag("AutoRemove") => task.shutdown(EndOf::TaskToo).await,
@@ -147,7 +149,7 @@ async fn release(engine: &Arc<Engine>, container: &Arc<Container>, task: Option<
                 Err(error) if error.kind == proto::ErrorKind::Unavailable => {}
                 Err(error) => {
                     tracing::warn!(id = %container.id, %error, "the shim could not clear away; its delete command does");
-                    shim::delete_leftovers(engine, &container.id).await;
+                    shim::delete(engine, container.id.as_str(), &engine.bundle(&container.id)).await;
                 }
             }
             let task = task.clone();
@@ -156,7 +158,6 @@ async fn release(engine: &Arc<Engine>, container: &Arc<Container>, task: Option<
         }
         None => {}
     }
-    shim::remove_files(bundle, socket).await;
 }
 
 /// Takes up a container that an earlier engine started and whose shim answers.

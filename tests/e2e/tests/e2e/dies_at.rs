@@ -362,3 +362,24 @@ fn a_stop_is_told_from_a_kill() {
     assert_eq!(told(&host), 1);
     assert!(host.log().contains("host_went_down=false"), "{}", host.log());
 }
+
+/// The shim is gone by then, and the end is on no record yet.
+#[test]
+fn an_end() {
+    let Some(mut host) = prepare() else { return };
+    for (removed, wanted) in [(false, Some("23")), (true, None)] {
+        host.stop_engine();
+        host.start_engine_dying_at("end.released");
+        let rm: &[&str] = if removed { &["--rm"] } else { &[] };
+        let id = host.run_detached(rm, &["sh", "-c", "sleep 0.5; echo last; exit 23"]);
+        host.wait_engine_died("end.released");
+        host.start_engine();
+        let said = host.docker(&["inspect", "-f", "{{.State.ExitCode}}", &id]);
+        assert_eq!((said.code == 0).then(|| said.ok()).as_deref(), wanted, "{said}");
+        if !removed {
+            assert_eq!(host.docker(&["logs", &id]).ok(), "last");
+            assert_eq!(host.docker(&["rm", &id]).code, 0);
+        }
+        check_whole(&host, "end.released");
+    }
+}
