@@ -47,11 +47,9 @@ pub async fn update(
     let _lifecycle = container.hold().await?;
     let before = container.record().host.clone();
     let cannot = |error: ApiError| error.context(format!("Cannot update container {}", container.id));
-    let after = merge(&before, &wanted).map_err(|error| match error.kind {
-        ErrorKind::Conflict => cannot(error),
-        // What the client asked for wrongly is told as it is.
-        _ => error,
-    })?;
+    // What the client asked for wrongly is told as it is.
+    let told = |error: ApiError| if error.kind == ErrorKind::InvalidArgument { error } else { cannot(error) };
+    let after = merge(&before, &wanted).map_err(told)?;
     let (was, is) = (body::typed::<HostConfig, _>(&before)?, body::typed::<HostConfig, _>(&after)?);
     if container.isolation == Isolation::Hyperv && container.running().is_ok() {
         fits_utility_vm(&was, &is, processors_of(&container)).map_err(cannot)?;
@@ -59,7 +57,7 @@ pub async fn update(
     container.record().host = after;
     if let Err(error) = apply(&engine, &container).await {
         container.record().host = before;
-        return Err(if error.kind == ErrorKind::InvalidArgument { error } else { cannot(error) });
+        return Err(told(error));
     }
     container.save().await?;
     container.emit(&engine.events, "update", &[]);
