@@ -4,6 +4,7 @@ pub mod block;
 pub mod duration;
 pub mod environment;
 pub mod fields;
+pub mod gpus;
 pub mod isolation;
 pub mod mount;
 pub mod ports;

@@ -15,7 +15,7 @@ use crate::args::container::{CreateArgs, HealthArgs};
 use crate::args::limits::LimitArgs;
 use crate::error::{CliError, CliResult};
 use crate::parse::block::{self, Rate};
-use crate::parse::{environment, mount, ports, restart, ulimit};
+use crate::parse::{environment, gpus, mount, ports, restart, ulimit};
 use crate::terminal;
 
 /// Which of the container's streams are attached.
@@ -120,6 +120,7 @@ fn host_config(args: &CreateArgs, auto_remove: bool) -> CliResult<HostConfig> {
         shm_size: args.shm_size,
         storage_opt: map(&args.storage_opt, "storage option")?,
         device_cgroup_rules: some(&args.device_cgroup_rule),
+        device_requests: gpus::requests(&args.gpus)?,
         cap_add: some(&args.cap_add),
         cap_drop: some(&args.cap_drop),
         privileged: Some(args.privileged),

@@ -167,6 +167,9 @@ pub struct CreateArgs {
     /// Rule for devices, such as "c 10:200 rwm"
     #[arg(long, value_name = "RULE")]
     pub device_cgroup_rule: Vec<String>,
+    /// GPUs: all, a number, or device=...,driver=...,capabilities=...,options=...
+    #[arg(long, value_name = "GPUS")]
+    pub gpus: Vec<String>,
 
     /// What the container may do besides the default
     #[arg(long, value_name = "CAPABILITY")]
