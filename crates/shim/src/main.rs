@@ -95,7 +95,7 @@ fn run() -> anyhow::Result<()> {
         ["serve"] => serve::run(&flags),
         ["files"] => files::run(&flags),
         ["copy-up"] => print(&copy_up::run()?),
-        ["share", request, cgroup] => shares::server::run(request, cgroup),
+        ["share", cgroup] => shares::server::run(cgroup),
         ["delete"] => print(&crash::run(&flags)?.write_to_bytes()?),
         ["template", words @ ..] => print(templates::run(&flags, words)?.as_bytes()),
         ["probe"] => print(templates::probe(&flags)?.as_bytes()),

@@ -60,7 +60,10 @@ fn bind(found: &OwnedFd, point: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
 
     use super::*;
 
@@ -80,5 +83,34 @@ mod tests {
         ] {
             assert_eq!(find(volume.path(), Path::new(path)).unwrap_err().kind, kind, "{path}");
         }
+    }
+    /// F48: a container changes folder and link all the time, each of them in one step.
+    #[test]
+    fn a_part_that_becomes_a_link_meanwhile_is_never_followed() {
+        let volume = tempfile::tempdir().unwrap();
+        let [part, link] = ["part", "link"].map(|name| volume.path().join(name));
+        fs::create_dir(&part).unwrap();
+        symlink("/", &link).unwrap();
+        let inside = fs::metadata(&part).unwrap().ino();
+        let over = AtomicBool::new(false);
+        let is_inside = |found: OwnedFd| fstat(&found).unwrap().st_ino == inside;
+        let (mut found, mut refused, mut wrong) = (0, 0, Vec::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    renameat_with(CWD, &part, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+                }
+            });
+            // On a busy machine the other thread comes late.
+            while wrong.is_empty() && (found + refused < 10_000 || found == 0 || refused == 0) {
+                match find(volume.path(), Path::new("part")).map(is_inside) {
+                    Ok(true) => found += 1,
+                    Err(error) if error.kind == ErrorKind::InvalidArgument => refused += 1,
+                    other => wrong.push(other),
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert!(wrong.is_empty(), "{wrong:?}");
     }
 }

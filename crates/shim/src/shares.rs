@@ -14,8 +14,7 @@ pub mod server;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -26,11 +25,13 @@ use oci_spec::runtime::Mount;
 use proto::control::VolumePart;
 use proto::gcs::{StreamHeader, StreamKind};
 use proto::{ErrorKind, Status};
-use serde::{Deserialize, Serialize};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::task::JoinHandle;
 use uvm::GuestConnection;
 
 use crate::files::relay;
+use crate::{parts, sys};
 
 /// Where the guest has them. Shape: `<folder>/<number>` is the mount; a shared file is [`FILE`] in it.
 pub const GUEST_SHARES: &str = "/run/bulkhead/shares";
@@ -39,18 +40,17 @@ pub const FILE: &str = "file";
 /// Mounts of one container; each takes a process.
 const MOST: usize = 64;
 
-/// What is shared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What is shared: opened once and held, so that what was looked at is what is served, whatever somebody puts in its place.
+#[derive(Debug)]
 pub struct Share {
-    /// The folder or file on the host.
+    /// The folder or file on the host, for who reads of it.
     pub source: PathBuf,
-    /// Only this part of it, which is looked up following no link.
-    pub part: Option<PathBuf>,
+    /// It, among the host's mounts.
+    found: OwnedFd,
     /// Nothing is written to it.
     pub read_only: bool,
     /// With what is mounted below it.
-    pub recursive: bool,
+    recursive: bool,
 }
 
 impl Share {
@@ -61,40 +61,63 @@ impl Share {
     pub fn take(mount: &mut Mount, parts: &[VolumePart], number: usize) -> Result<Self, Status> {
         let source = mount.source().clone().unwrap_or_default();
         let part = parts.iter().find(|part| part.point == source);
+        let found = in_host_mounts(|| Ok(find(&source, part))).map_err(|error| unusable(&source, &error))??;
         let has = |word: &str| mount.options().iter().flatten().any(|option| option == word);
         let (read_only, recursive) = (has("ro") || has("rro"), has("rbind"));
-        let share = match part {
-            Some(part) => Self { source: part.volume.clone(), part: Some(part.path.clone()), read_only, recursive },
-            None => Self { source, part: None, read_only, recursive },
-        };
         let point = Path::new(GUEST_SHARES).join(number.to_string());
-        let place = if share.is_folder()? { point } else { point.join(FILE) };
-        mount.set_source(Some(place));
-        Ok(share)
+        let folder = is_folder(&found, &source)?;
+        mount.set_source(Some(if folder { point } else { point.join(FILE) }));
+        Ok(Self { source, found, read_only, recursive: recursive && folder })
     }
 
-    fn is_folder(&self) -> Result<bool, Status> {
-        let facts = match &self.part {
-            Some(part) => crate::parts::find(&self.source, part).map(File::from).map(|found| found.metadata())?,
-            None => self.source.metadata(),
-        };
-        let kind = facts
-            .map_err(|error| {
-                let kind =
-                    if error.kind() == io::ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Internal };
-                let what = format!("bind source path {} cannot be used", self.source.display());
-                Status { kind, message: what, causes: vec![error.to_string()] }
-            })?
-            .file_type();
-        if kind.is_socket() || kind.is_fifo() || kind.is_block_device() || kind.is_char_device() {
+    /// A copy of its mount, and of those below it where these are shared, which hangs nowhere.
+    fn tree(&self) -> io::Result<OwnedFd> {
+        let mut flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        if self.recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let tree = in_host_mounts(|| Ok(open_tree(&self.found, "", flags)?))?;
+        sys::confine_mounts(tree.as_fd(), self.read_only)?;
+        Ok(tree)
+    }
+}
+
+fn find(source: &Path, part: Option<&VolumePart>) -> Result<OwnedFd, Status> {
+    let found = match part {
+        Some(part) => parts::find(&part.volume, &part.path)?,
+        None => open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| unusable(source, &io::Error::from(error)))?,
+    };
+    // A link may have come where the engine saw none, and lead to what is this process' own: its memory, say.
+    let reached =
+        std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(|error| unusable(source, &error))?;
+    if reached.starts_with(format!("/proc/{}", std::process::id())) {
+        let what = format!("bind source path {} would be the shim's own", source.display());
+        return Err(Status::new(ErrorKind::InvalidArgument, what));
+    }
+    Ok(found)
+}
+
+fn is_folder(found: &OwnedFd, source: &Path) -> Result<bool, Status> {
+    let facts = fstat(found).map_err(|error| unusable(source, &io::Error::from(error)))?;
+    match FileType::from_raw_mode(facts.st_mode) {
+        FileType::Directory => Ok(true),
+        FileType::RegularFile => Ok(false),
+        _ => {
             let what = format!(
                 "{} is neither a file nor a folder: it cannot be used with isolation hyperv, whose kernel is another",
-                self.source.display()
+                source.display()
             );
-            return Err(Status::new(ErrorKind::NotImplemented, what));
+            Err(Status::new(ErrorKind::NotImplemented, what))
         }
-        Ok(kind.is_dir())
     }
+}
+
+fn unusable(source: &Path, error: &io::Error) -> Status {
+    let kind = if error.kind() == io::ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Internal };
+    let what = format!("bind source path {} cannot be used", source.display());
+    Status { kind, message: what, causes: vec![error.to_string()] }
 }
 
 /// The mounts of the host, before this process had its own.
@@ -111,12 +134,13 @@ pub fn keep_host_mounts() -> io::Result<()> {
     Ok(())
 }
 
-/// Does something where the host's mounts are, on a thread of its own. Paths are the host's there.
+/// Does something where the host's mounts are, on a thread of its own. Paths are the host's there. A process that kept none has
+/// no others.
 ///
 /// # Errors
 /// The host's mounts cannot be entered; what `act` answers.
 pub fn in_host_mounts<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    let mounts = HOST_MOUNTS.get().ok_or_else(|| io::Error::other("the host's mounts are not at hand"))?;
+    let Some(mounts) = HOST_MOUNTS.get() else { return act() };
     let enter = || -> io::Result<()> {
         // Only who shares his working directory with no other thread may change his mounts.
         unshare(CloneFlags::CLONE_FS)?;
@@ -185,18 +209,18 @@ fn failed(share: &Share, error: &io::Error) -> Status {
 }
 
 fn start(share: &Share, socket: StdStream, cgroup: &str) -> io::Result<Child> {
-    let mounts = HOST_MOUNTS.get().ok_or(io::ErrorKind::NotFound)?.try_clone()?;
-    let request = serde_json::to_string(share).map_err(io::Error::other)?;
     Command::new("/proc/self/exe")
-        .args(["share", &request, cgroup])
+        .args(["share", cgroup])
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(socket)))
-        .stdout(Stdio::from(mounts))
+        .stdout(Stdio::from(share.tree()?))
         .spawn()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use oci_spec::runtime::MountBuilder;
 
     use super::*;
@@ -225,12 +249,24 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_volume_is_shared_as_the_part() {
+    fn a_part_of_a_volume_is_shared_as_the_part_whatever_comes_in_its_place() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("sub")).unwrap();
+        let sub = folder.path().join("sub");
+        std::fs::create_dir(&sub).unwrap();
+        let inside = std::fs::metadata(&sub).unwrap().ino();
         let part = VolumePart { volume: folder.path().into(), path: "sub".into(), point: "/bundle/parts/0".into() };
         let mut mount = bind(&part.point.clone(), &["rbind"]);
         let share = Share::take(&mut mount, &[part], 0).unwrap();
-        assert_eq!((share.source.as_path(), share.part.as_deref()), (folder.path(), Some(Path::new("sub"))));
+        std::fs::remove_dir(&sub).unwrap();
+        std::os::unix::fs::symlink("/", &sub).unwrap();
+        assert_eq!(fstat(&share.found).unwrap().st_ino, inside);
+    }
+
+    #[test]
+    fn what_a_link_says_is_the_shims_own_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/proc/self/mem", &link).unwrap();
+        assert_eq!(Share::take(&mut bind(&link, &[]), &[], 0).unwrap_err().kind, ErrorKind::InvalidArgument);
     }
 }

@@ -178,13 +178,16 @@ pub(super) fn clean(path: &str) -> PathBuf {
     clean
 }
 
-/// The source of a bind is a file or folder of the host, and none that changes with who looks at it.
+/// The source of a bind is a file or folder of the host, and none that changes with who looks at it; nor is there a link on the way
+/// that leads to one.
 ///
 /// # Errors
 /// What is wrong with it.
 fn check_bind_source(source: &Path) -> Result<(), String> {
     let own = ["/proc/self", "/proc/thread-self", "/dev/fd"];
-    if own.iter().any(|path| source.starts_with(path)) {
+    let reached = source.canonicalize().unwrap_or_default();
+    let leads_here = reached.starts_with(format!("/proc/{}", std::process::id()));
+    if leads_here || own.iter().any(|path| source.starts_with(path)) {
         return Err(format!("bind source path {} would be the engine's own", source.display()));
     }
     Ok(())
@@ -211,6 +214,10 @@ mod tests {
         for bad in ["/proc/self/mem", "/proc/thread-self/root", "/dev/fd/0"] {
             assert!(check_bind_source(Path::new(bad)).is_err(), "{bad}");
         }
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/proc/self/mem", &link).unwrap();
+        assert!(check_bind_source(&link).is_err());
         check_bind_source(Path::new("/proc/selfish")).unwrap();
     }
 }

@@ -6,22 +6,21 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use nix::sched::{CloneFlags, setns, unshare};
-use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{FileType, Mode, fstat};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, mount_remount,
-    move_mount, open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change, mount_remount, move_mount,
+    unmount,
 };
 use rustix::process::{Resource, Rlimit, chdir, getrlimit, pivot_root, setrlimit, umask};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-use super::{FILE, Share, filter};
-use crate::{parts, sys};
+use super::{FILE, filter};
 
 /// Where the share is in the jail.
 pub const ROOT: &str = "/share";
@@ -40,39 +39,24 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETFCAP);
 
-/// Finds the share in the host's mounts, and makes it this process' root.
+/// Makes the share, a mount that hangs nowhere, this process' root.
 ///
 /// When: in a process without threads.
 ///
 /// # Errors
 /// The step that failed, and why.
-pub fn enter(share: &Share, host: &File) -> anyhow::Result<()> {
+pub fn enter(share: BorrowedFd<'_>) -> anyhow::Result<()> {
     use anyhow::Context;
-    setns(host.as_fd(), CloneFlags::CLONE_NEWNS).context("cannot enter the host's mounts")?;
-    let found = match &share.part {
-        Some(part) => parts::find(&share.source, part)?,
-        None => open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .with_context(|| format!("cannot open {}", share.source.display()))?,
-    };
-    let folder = FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Directory;
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    if share.recursive && folder {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    let tree = open_tree(&found, "", flags).context("cannot clone the mount")?;
-    sys::confine_mounts(tree.as_fd(), share.read_only).context("cannot restrict the mount")?;
-    drop(found);
+    let folder = FileType::from_raw_mode(fstat(share)?.st_mode) == FileType::Directory;
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
         .context("cannot make namespaces")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("cannot make the mounts private")?;
-    build(&tree, folder).context("cannot build the jail")?;
-    drop(tree);
-    Ok(())
+    build(share, folder).context("cannot build the jail")
 }
 
 /// A tmpfs with the share and a procfs becomes the root.
-fn build(tree: &OwnedFd, folder: bool) -> io::Result<()> {
+fn build(tree: BorrowedFd<'_>, folder: bool) -> io::Result<()> {
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("tmpfs", STAGE, "tmpfs", plain, Some(c"mode=755,size=64k"))?;
     let stage = Path::new(STAGE);

@@ -15,7 +15,7 @@ use fuse_backend_rs::api::server::{MAX_BUFFER_SIZE, Server};
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
 
-use super::{Share, jail};
+use super::jail;
 
 /// The shortest request: a header. Source: `struct fuse_in_header`.
 const LEAST_BYTES: usize = 40;
@@ -27,28 +27,25 @@ const BELIEVED: Duration = Duration::from_millis(100);
 
 /// Serves until the other side hangs up. Shape: `cgroup` is the container's on the host.
 ///
-/// When: in a process without threads; standard input is a socket, standard output the host's mount namespace.
+/// When: in a process without threads; standard input is a socket, standard output a mount that hangs nowhere, the share.
 ///
 /// # Errors
 /// The share cannot be entered, or the other side says what is no request.
-pub fn run(request: &str, cgroup: &str) -> anyhow::Result<()> {
-    let share: Share = serde_json::from_str(request).context("cannot understand the request")?;
+pub fn run(cgroup: &str) -> anyhow::Result<()> {
     // The work is the container's. Its limits are a fence of many: a host without that cgroup serves it all the same.
     if let Err(error) = uvm::join_cgroup(cgroup) {
         tracing::warn!(cgroup, %error, "a process that serves a mount stays outside of its container's cgroup");
     }
     let socket = File::from(io::stdin().as_fd().try_clone_to_owned().context("no standard input")?);
-    let host = File::from(io::stdout().as_fd().try_clone_to_owned().context("no mount namespace")?);
-    jail::enter(&share, &host)?;
-    drop(host);
-    forget_host_mounts()?;
+    jail::enter(io::stdout().as_fd())?;
+    close_share()?;
     let files = PassthroughFs::<()>::new(config()).context("cannot open the folder")?;
     jail::confine().context("cannot confine the process")?;
     serve(&Server::new(files), socket)
 }
 
-/// Standard output still is the host's mount namespace, which a jailed process must not have.
-fn forget_host_mounts() -> anyhow::Result<()> {
+/// Standard output still is the share, from which the way would lead out of what is mounted over it.
+fn close_share() -> anyhow::Result<()> {
     let nothing: OwnedFd = File::from(io::stdin().as_fd().try_clone_to_owned()?).into();
     rustix::stdio::dup2_stdout(&nothing)?;
     Ok(())

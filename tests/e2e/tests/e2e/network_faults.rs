@@ -113,6 +113,37 @@ behind_both_walls! { own:
 }
 
 #[test]
+fn f127_rules_that_somebody_flushes_come_back_process() {
+    f127_rules_that_somebody_flushes_come_back(Wall::Process);
+}
+
+#[test]
+fn f127_rules_that_somebody_flushes_come_back_hyperv() {
+    f127_rules_that_somebody_flushes_come_back(Wall::Hyperv);
+}
+
+fn f127_rules_that_somebody_flushes_come_back(wall: Wall) {
+    let Some(host) = start(wall) else { return };
+    let isolation = format!("--isolation={}", host.wall().word());
+    let echo = ["nc", "-ll", "-p", "7", "-e", "cat"];
+    host.docker(&[&["run", "-d", &isolation, "-p=7127:7", "--name=flushed", "box"], &echo[..]].concat()).ok();
+    let script = "echo hello | busybox timeout 2 busybox nc 127.0.0.1 7127";
+    let reached = || host.on_host("sh").args(["-c", script]).output().unwrap().stdout == b"hello\n";
+    let ruleset = || {
+        let output = host.on_host("nft").args(["list", "ruleset"]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(eventually(Duration::from_secs(5), reached), "{}", host.log());
+    let before = ruleset();
+    for _ in 0..2 {
+        assert!(host.on_host("nft").args(["flush", "ruleset"]).status().unwrap().success());
+        assert!(eventually(Duration::from_secs(5), || ruleset() == before), "{}\n{before}", ruleset());
+        assert!(reached(), "{}", host.log());
+    }
+    host.docker(&["rm", "-f", "flushed"]).ok();
+}
+
+#[test]
 fn a_bridge_that_somebody_deletes_comes_back_process() {
     a_bridge_that_somebody_deletes_comes_back(Wall::Process);
 }

@@ -2,9 +2,11 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bulkhead_e2e::{TestHost, Wall};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 /// A folder of the host for binds.
 fn folder(host: &TestHost, name: &str) -> PathBuf {
@@ -145,6 +147,45 @@ behind_both_walls! {
         assert_eq!(volumes(host, &[]), ["used"]);
         assert!(host.docker(&["volume", "prune", "-af"]).ok().contains("used"));
         assert!(volumes(host, &[]).is_empty());
+    }
+}
+
+behind_both_walls! { own:
+    fn f48_a_source_that_is_swapped_meanwhile_is_one_or_the_other(host) {
+        let bound = folder(host, "raced");
+        for (name, word) in [("part", "inside"), ("other", "beside")] {
+            std::fs::create_dir(bound.join(name)).unwrap();
+            std::fs::write(bound.join(name).join("f"), word).unwrap();
+        }
+        symlink("other", bound.join("link")).unwrap();
+        let local = format!("type=none,o=bind,device={}", bound.display());
+        let options: Vec<_> = local.split(',').flat_map(|option| ["-o", option]).collect();
+        host.docker(&[&["volume", "create"], &options[..], &["raced"]].concat()).ok();
+        let over = AtomicBool::new(false);
+        let [part, link] = ["part", "link"].map(|name| bound.join(name));
+        let (folder, within) =
+            (format!("{}:/y", part.display()), "type=volume,source=raced,target=/y,volume-subpath=part");
+        let (mut bound, mut parts) = (Vec::new(), Vec::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    renameat_with(CWD, &part, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            });
+            for _ in 0..5 {
+                bound.push(host.run(&["-v", &folder], &["cat", "/y/f"]));
+                parts.push(host.run(&["--mount", within], &["cat", "/y/f"]));
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        // A folder of the host is bound as it is found, links and all, as dockerd does.
+        for said in bound {
+            assert!(["inside", "beside"].contains(&said.ok().as_str()), "{said}");
+        }
+        for said in parts {
+            assert!(said.out == b"inside" || said.err.contains("cannot access path"), "{said}");
+        }
     }
 }
 
