@@ -3,4 +3,5 @@
 pub mod layout;
 mod specialization;
 
+pub(crate) use specialization::Tmpfs;
 pub use specialization::{BoundFile, Specialization};

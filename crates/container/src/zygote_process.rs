@@ -152,7 +152,7 @@ impl Task<'_> {
 
     /// Enters the container's root, and learns there whose process this is.
     fn enter(&self, wanted: Specialization, root: OwnedFd) -> Result<Process, Refusal> {
-        let Specialization { mut process, groups, hostname, domainname, read_only, files } = wanted;
+        let Specialization { mut process, groups, hostname, domainname, read_only, tmpfs, files } = wanted;
         spec::check_process(&process)?;
         let entrance = Entrance::open(self.stage, root)?;
         spec::resolve_user(&mut process, &Accounts::read(&entrance.root)?, groups.as_deref())?;
@@ -160,7 +160,7 @@ impl Task<'_> {
         let cwd = process.cwd().clone();
         let made = entrance.root.create_folders(&cwd);
         made.map_err(|source| SpecError::WorkingDirectory { path: cwd, source })?;
-        entrance.furnish(&files)?;
+        entrance.furnish(&tmpfs, &files)?;
         if read_only {
             let set = sys::set_mount_read_only(entrance.mount());
             set.map_err(|error| Failure::step("cannot make the root read-only", &error))?;

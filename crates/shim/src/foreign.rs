@@ -9,6 +9,7 @@
 //! Why so: docs/design/0019-containerd.md.
 
 mod layers;
+mod likeness;
 mod options;
 mod roots;
 
@@ -59,6 +60,7 @@ pub fn prepare(bundle: &Bundle, foreign: &Foreign<'_>) -> Result<ContainerBundle
     refuse_what_cannot_be(&spec)?;
     let cgroup = cgroup(&spec, namespace, id);
     adapt(&mut spec, &cgroup);
+    likeness::make_plain(&mut spec).map_err(|error| Status::from_error(ErrorKind::InvalidArgument, &error))?;
     let root = spec.root().as_ref().map_or_else(|| "rootfs".into(), |root| root.path().clone());
     let parts = roots::parts(mounts, &bundle.path().join(root))?;
     let state = options.state.join(STATE);

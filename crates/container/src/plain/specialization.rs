@@ -1,7 +1,7 @@
 //! What a plain container has beyond what all plain containers have, and which containers are plain.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Mount, Process, Spec};
 use proto::{MASKED_PATHS, READ_ONLY_PATHS};
@@ -23,7 +23,41 @@ pub struct Specialization {
     pub(crate) domainname: Option<String>,
     /// Whether nothing of the root can be written to.
     pub(crate) read_only: bool,
+    /// Mounted before the files.
+    pub(crate) tmpfs: Vec<Tmpfs>,
     pub(crate) files: Vec<BoundFile>,
+}
+
+/// A further file system in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tmpfs {
+    pub(crate) destination: PathBuf,
+    /// Those that `Tmpfs::of` knows.
+    pub(crate) options: Vec<String>,
+}
+
+impl Tmpfs {
+    /// `None` for what is no tmpfs, has options that are not known, or is where something else of a plain container is made or looked up.
+    fn of(mount: &Mount, cwd: &Path) -> Option<Self> {
+        let destination = mount.destination();
+        let plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
+        let is_place =
+            destination.is_absolute() && destination.components().all(plain) && destination.parent().is_some();
+        let is_others = |place: &str| destination.starts_with(place) || Path::new(place).starts_with(destination);
+        let options = mount.options().clone().unwrap_or_default();
+        let is_known = |option: &String| {
+            ["nosuid", "noexec", "nodev", "ro", "strictatime"].contains(&option.as_str())
+                || ["mode=", "size=", "uid=", "gid="]
+                    .iter()
+                    .any(|name| option.starts_with(name) && !option.contains(','))
+        };
+        let fits = mount.typ().as_deref() == Some("tmpfs")
+            && is_place
+            && !["/proc", "/dev", "/sys", "/etc"].into_iter().any(is_others)
+            && !cwd.starts_with(destination)
+            && options.iter().all(is_known);
+        fits.then(|| Self { destination: destination.clone(), options })
+    }
 }
 
 /// A small file that is mounted over one of the container's.
@@ -56,7 +90,7 @@ impl Specialization {
             return None;
         }
         let process = plain_process(spec, annotation(USER_ANNOTATION))?;
-        let bound = bound_files(spec.mounts().as_deref().unwrap_or_default(), files)?;
+        let (tmpfs, bound) = further_mounts(spec.mounts().as_deref().unwrap_or_default(), files, process.cwd())?;
         let resources = plain_linux(all.remove("linux")?)?;
         for known in ["ociVersion", "root", "mounts", "process", "hostname", "domainname", "annotations"] {
             all.remove(known);
@@ -67,6 +101,7 @@ impl Specialization {
             hostname: spec.hostname().clone(),
             domainname: spec.domainname().clone(),
             read_only: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
+            tmpfs,
             files: bound,
         };
         is_blank(&all).then_some((specialization, resources))
@@ -124,10 +159,15 @@ fn plain_linux(linux: Value) -> Option<LinuxResources> {
     plain.then_some(resources)
 }
 
-/// The files that are bound, if all other mounts are just those of every plain container.
-fn bound_files(mounts: &[Mount], files: &BTreeMap<PathBuf, String>) -> Option<Vec<BoundFile>> {
+/// The file systems in memory and the files that are bound, if all other mounts are just those of every plain container.
+fn further_mounts(
+    mounts: &[Mount],
+    files: &BTreeMap<PathBuf, String>,
+    cwd: &Path,
+) -> Option<(Vec<Tmpfs>, Vec<BoundFile>)> {
     let mut expected: Vec<_> = MOUNTS.iter().collect();
-    let mut bound = Vec::new();
+    let mut bound: Vec<BoundFile> = Vec::new();
+    let mut further: Vec<Tmpfs> = Vec::new();
     for mount in mounts {
         let options: BTreeSet<&str> = mount.options().iter().flatten().map(String::as_str).collect();
         if let Some(text) = mount.source().as_ref().and_then(|source| files.get(source)) {
@@ -148,9 +188,18 @@ fn bound_files(mounts: &[Mount], files: &BTreeMap<PathBuf, String>) -> Option<Ve
                 && mount.typ().as_deref() == Some(plain.kind)
                 && options == plain.options.iter().copied().collect()
         };
-        expected.remove(expected.iter().position(is_this)?);
+        if let Some(at) = expected.iter().position(is_this) {
+            expected.remove(at);
+        } else {
+            further.push(Tmpfs::of(mount, cwd)?);
+        }
     }
-    expected.is_empty().then_some(bound)
+    // Then their order does not matter.
+    let places = further.iter().map(|tmpfs| &tmpfs.destination).chain(bound.iter().map(|file| &file.destination));
+    let places: Vec<&PathBuf> = places.collect();
+    let is_apart = |tmpfs: &Tmpfs| places.iter().filter(|place| place.starts_with(&tmpfs.destination)).count() == 1;
+    let apart = further.iter().all(is_apart);
+    (expected.is_empty() && apart).then_some((further, bound))
 }
 
 fn texts(value: Value) -> Option<BTreeSet<String>> {
@@ -227,6 +276,34 @@ mod tests {
     }
 
     #[test]
+    fn file_systems_in_memory_are_plain_where_nothing_else_is() {
+        let with = |mounts: Vec<Value>| {
+            let mut spec = plain();
+            spec["mounts"].as_array_mut().unwrap().extend(mounts);
+            spec["process"]["cwd"] = json!("/work");
+            of(spec).map(|(specialization, _)| specialization.tmpfs)
+        };
+        let tmpfs = |destination: &str, options: &[&str]| json!({"destination": destination, "type": "tmpfs", "source": "tmpfs", "options": options});
+        let usual = ["nosuid", "strictatime", "mode=755", "size=65536k"];
+        let expected = Tmpfs { destination: "/run".into(), options: usual.map(str::to_owned).to_vec() };
+        assert_eq!(with(vec![tmpfs("/run", &usual)]), Some(vec![expected]));
+        assert!(with(vec![tmpfs("/run", &[]), tmpfs("/tmp", &[])]).is_some());
+        for (destination, options) in [
+            ("/etc", ""),
+            ("/", ""),
+            ("/dev/x", ""),
+            ("/work", ""),
+            ("/a/../proc", ""),
+            ("/a", "tmpcopyup"),
+            ("/a", "mode=1,x"),
+        ] {
+            let options: Vec<&str> = options.split_whitespace().collect();
+            assert!(with(vec![tmpfs(destination, &options)]).is_none(), "{destination} {options:?}");
+        }
+        assert!(with(vec![tmpfs("/a", &[]), tmpfs("/a/b", &[])]).is_none(), "one in another");
+    }
+
+    #[test]
     fn what_is_not_plain_is_made_from_its_specification() {
         let changes = [
             ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"})),
@@ -249,7 +326,7 @@ mod tests {
             assert!(of(spec).is_none(), "{pointer}");
         }
         let mut spec = plain();
-        spec["mounts"].as_array_mut().unwrap().push(json!({"destination": "/x", "type": "tmpfs", "source": "tmpfs"}));
+        spec["mounts"].as_array_mut().unwrap().push(json!({"destination": "/x", "type": "ramfs", "source": "ramfs"}));
         assert!(of(spec).is_none(), "a further mount");
         let mut spec = plain();
         spec["mounts"].as_array_mut().unwrap().remove(0);

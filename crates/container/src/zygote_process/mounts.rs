@@ -16,8 +16,8 @@ use rustix::mount::{
 use rustix::process::{chdir, fchdir, pivot_root};
 
 use crate::confine::Failure;
-use crate::plain::BoundFile;
-use crate::plain::layout::{DEVICES, LINKS, MOUNTED_FOLDERS, MOUNTS, PlainMount};
+use crate::plain::layout::{DEVICES, LINKS, MOUNTED_FOLDERS, MOUNTS};
+use crate::plain::{BoundFile, Tmpfs};
 use crate::rootpath::Root;
 use crate::sys;
 
@@ -36,7 +36,9 @@ pub fn prepare(stage: &Path) -> Result<(), Failure> {
         made.map_err(|error| Failure::step(&format!("cannot make the mount point {folder}"), &error))?;
     }
     for plain in &MOUNTS {
-        let made = mount_plain(plain, &staged(stage, plain.destination));
+        // Of version 2: a utility VM has no other.
+        let kind = if plain.kind == "cgroup" { "cgroup2" } else { plain.kind };
+        let made = mount_new(kind, plain.source, plain.options, &staged(stage, plain.destination));
         made.map_err(|error| Failure::step(&format!("cannot mount {}", plain.destination), &error))?;
     }
     furnish_devices(&stage.join("dev")).map_err(|error| Failure::step("cannot furnish /dev", &error))?;
@@ -56,11 +58,11 @@ fn staged(stage: &Path, path: &str) -> PathBuf {
     stage.join(path.trim_start_matches('/'))
 }
 
-fn mount_plain(plain: &PlainMount, target: &Path) -> io::Result<()> {
+fn mount_new(kind: &str, source: &str, options: &[impl AsRef<str>], target: &Path) -> io::Result<()> {
     let mut flags = MountFlags::empty();
     let mut data = Vec::new();
-    for option in plain.options {
-        match *option {
+    for option in options {
+        match option.as_ref() {
             "nosuid" => flags |= MountFlags::NOSUID,
             "noexec" => flags |= MountFlags::NOEXEC,
             "nodev" => flags |= MountFlags::NODEV,
@@ -73,9 +75,7 @@ fn mount_plain(plain: &PlainMount, target: &Path) -> io::Result<()> {
         fs::create_dir(target)?;
     }
     let data = CString::new(data.join(",")).map_err(io::Error::other)?;
-    // Of version 2: a utility VM has no other.
-    let kind = if plain.kind == "cgroup" { "cgroup2" } else { plain.kind };
-    Ok(mount(plain.source, target, kind, flags, Some(data.as_c_str()))?)
+    Ok(mount(source, target, kind, flags, Some(data.as_c_str()))?)
 }
 
 fn furnish_devices(folder: &Path) -> io::Result<()> {
@@ -128,11 +128,15 @@ impl Entrance {
         Ok(Self { stage: stage.to_owned(), mount, root })
     }
 
-    /// Puts the staged mounts and the files where the container has them.
-    pub fn furnish(&self, files: &[BoundFile]) -> Result<(), Failure> {
+    /// Puts the staged mounts, further file systems in memory and the files where the container has them.
+    pub fn furnish(&self, tmpfs: &[Tmpfs], files: &[BoundFile]) -> Result<(), Failure> {
         for folder in MOUNTED_FOLDERS {
             let moved = self.move_in(folder);
             moved.map_err(|error| Failure::step(&format!("cannot mount /{folder}"), &error))?;
+        }
+        for (number, tmpfs) in tmpfs.iter().enumerate() {
+            let mounted = self.mount_tmpfs(number, tmpfs);
+            mounted.map_err(|error| Failure::step(&format!("cannot mount {}", tmpfs.destination.display()), &error))?;
         }
         for (number, file) in files.iter().enumerate() {
             let bound = self.bind(number, file);
@@ -150,6 +154,14 @@ impl Entrance {
         self.root.create_folders(Path::new(folder))?;
         let target = self.root.open_path(Path::new(folder))?;
         Ok(move_mount(CWD, self.stage.join(folder), target.as_fd(), "", MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)?)
+    }
+
+    fn mount_tmpfs(&self, number: usize, tmpfs: &Tmpfs) -> io::Result<()> {
+        let staged = self.stage.join(format!("tmpfs-{number}"));
+        mount_new("tmpfs", "tmpfs", &tmpfs.options, &staged)?;
+        self.root.create_folders(&tmpfs.destination)?;
+        let target = self.root.open_path(&tmpfs.destination)?;
+        Ok(move_mount(CWD, &staged, target.as_fd(), "", MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)?)
     }
 
     fn bind(&self, number: usize, file: &BoundFile) -> io::Result<()> {
