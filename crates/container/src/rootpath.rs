@@ -136,6 +136,20 @@ impl Root {
         Ok(self.resolve(path, OFlags::PATH)?)
     }
 
+    /// As [`Root::open_path`], on the root's own mount.
+    ///
+    /// # Errors
+    /// `CrossesDevices` where a mount is on the way, or at the end.
+    pub fn open_unmounted(&self, path: &Path) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        loop {
+            match openat2(&self.folder, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+
     /// Whether a path leads to an empty file, or could lead to a file in a folder that exists.
     ///
     /// # Errors

@@ -160,7 +160,8 @@ impl Entrance {
         let staged = self.stage.join(format!("tmpfs-{number}"));
         mount_new("tmpfs", "tmpfs", &tmpfs.options, &staged)?;
         self.root.create_folders(&tmpfs.destination)?;
-        let target = self.root.open_path(&tmpfs.destination)?;
+        // A link of the image's leads nowhere near /proc, which must be a true one.
+        let target = self.root.open_unmounted(&tmpfs.destination)?;
         Ok(move_mount(CWD, &staged, target.as_fd(), "", MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)?)
     }
 

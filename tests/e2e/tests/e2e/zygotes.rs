@@ -15,12 +15,15 @@ const LOOK: &str = r#"
     echo "--- cgroup"; cat /proc/self/cgroup /proc/self/oom_score_adj; cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/memory.max
     echo "--- namespaces"; ls /proc/self/ns
     echo "--- hidden"; head -c 1 /proc/kcore | wc -c; ls /sys/firmware /proc/acpi; (echo 1 >/proc/sys/kernel/panic) 2>&1
-    echo "--- sessions"; awk '{ print $5, $6 }' /proc/1/stat; ls -l /proc/1/fd | wc -l
+    echo "--- sessions"; awk '{ print $5, $6 }' /proc/1/stat; ls /proc/1/fd
 "#;
 
-/// What tells the two apart: the second has a mount more, and what binds them.
+/// One in another is what no zygote has.
+const NOT_PLAIN: [&str; 4] = ["--tmpfs", "/elsewhere", "--tmpfs", "/elsewhere/inner"];
+
+/// What tells the two apart: the second has two mounts more, and what binds them.
 fn without_differences(seen: &str) -> String {
-    let kept = seen.lines().filter(|line| !line.starts_with("/elsewhere ") && !line.starts_with("/etc/machine-id "));
+    let kept = seen.lines().filter(|line| !line.starts_with("/elsewhere") && !line.starts_with("/etc/machine-id "));
     kept.collect::<Vec<_>>().join("\n")
 }
 
@@ -32,16 +35,17 @@ fn look(host: &TestHost, flags: &[&str]) -> String {
 #[test]
 fn a_plain_container_is_what_its_specification_says() {
     let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
-    let variants: [&[&str]; 5] = [
+    let variants: [&[&str]; 6] = [
         &[],
         &["--read-only", "--user", "1234:2345", "--group-add", "7", "--workdir", "/made/here"],
         &["--cap-drop", "ALL", "--cap-add", "NET_ADMIN", "--security-opt", "no-new-privileges", "-e", "A=b c"],
         &["--ulimit", "nofile=100:200", "--pids-limit", "50", "--memory", "64m", "--oom-score-adj", "300"],
         &["--security-opt", "seccomp=unconfined", "--domainname", "example.org", "-t"],
+        &["--tmpfs", "/run", "--tmpfs", "/made/here:size=1m,mode=700,uid=5"],
     ];
     for flags in variants {
         let plain = look(&host, flags);
-        let from_specification = look(&host, &[flags, &["--tmpfs", "/elsewhere"]].concat());
+        let from_specification = look(&host, &[flags, &NOT_PLAIN].concat());
         assert!(plain.contains("--- sessions") && from_specification.contains("/elsewhere "), "{from_specification}");
         assert_eq!(without_differences(&plain), without_differences(&from_specification), "{flags:?}");
     }
@@ -55,10 +59,12 @@ fn a_plain_container_is_made_of_a_zygote() {
         let command = [IMAGE, "awk", "$5 == \"/etc/hosts\" { print $4 }", "/proc/self/mountinfo"];
         host.docker(&[&words, flags, &command].concat()).ok()
     };
-    for flags in [[].as_slice(), &["-t"], &["--memory=64m", "--cpus=0.5"], &["--user=1000", "--read-only"]] {
+    for flags in
+        [[].as_slice(), &["-t"], &["--memory=64m", "--cpus=0.5"], &["--user=1000", "--read-only"], &["--tmpfs=/x"]]
+    {
         assert!(source(flags).contains("/zygotes/"), "{flags:?}");
     }
-    for flags in [["--privileged"].as_slice(), &["--tmpfs=/x"], &["--shm-size=1m"], &["--ipc=none"]] {
+    for flags in [["--privileged"].as_slice(), &NOT_PLAIN, &["--shm-size=1m"], &["--ipc=none"]] {
         assert!(!source(flags).contains("/zygotes/"), "{flags:?}");
     }
 }
@@ -76,4 +82,17 @@ fn an_image_keeps_a_machine_id_of_its_own() {
     let (first, second) = (id_in(IMAGE), id_in(IMAGE));
     assert_eq!((first.len(), second.len()), (32, 32), "{first} {second}");
     assert_ne!(first, second);
+}
+
+#[test]
+fn no_link_of_an_image_leads_a_mount_over_proc() {
+    let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
+    let layers = [busybox_rootfs(), Tar::new().symlink("run", "proc/self").symlink("more", "tmp").bytes()];
+    host.docker_input(&["load"], &saved_image("linked:1", &layers)).ok();
+    let with = |place: &str| {
+        let words = ["run", "--rm", "--network", "none", "--isolation=hyperv", "--tmpfs", place, "linked:1"];
+        host.docker(&[&words, ["stat", "-f", "-c", "%T", "/tmp"].as_slice()].concat())
+    };
+    with("/run").fails_saying(125, &["cannot mount /run"]);
+    assert_eq!(with("/more").ok(), "tmpfs");
 }
