@@ -30,6 +30,7 @@ mod network;
 mod parts;
 mod plan;
 mod process;
+mod rest;
 mod rootfs;
 mod serve;
 mod service;

@@ -180,6 +180,7 @@ async fn serve(
         () = shim.ended() => {}
         () = abandoned => tracing::warn!("nobody has created a container; ending"),
         result = ignore_signals() => result?,
+        () = shim.rest.keep() => {}
     }
     if let Some(address) = address {
         // At once: who starts the next container of the group must not find this shim any more.

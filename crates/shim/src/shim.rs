@@ -17,6 +17,7 @@ use crate::events::{Event, Publisher};
 use crate::foreign::{self, Foreign, Options};
 use crate::hyperv::HypervSystem;
 use crate::process::ProcessSystem;
+use crate::rest::Rest;
 use crate::standby::Standby;
 use crate::state::Exit;
 use crate::stdio::{Owner, StdinEnd, StdioPaths};
@@ -40,6 +41,8 @@ pub struct Shim {
     /// See [`Calling`].
     is_group: bool,
     tasks: Mutex<Tasks>,
+    /// Every request for a task disturbs it.
+    pub rest: Rest,
     ended: CancellationToken,
 }
 
@@ -88,6 +91,7 @@ impl Shim {
             is_engines: AtomicBool::new(false),
             is_group: calling.is_group,
             tasks: Mutex::default(),
+            rest: Rest::default(),
             ended: CancellationToken::new(),
         })
     }
@@ -115,6 +119,7 @@ impl Shim {
     /// # Errors
     /// `NotFound` when there is none.
     pub async fn task(&self, id: &str) -> Result<Arc<Task>, Status> {
+        self.rest.disturb();
         match self.tasks.lock().await.slots.get(id) {
             Some(Slot::Full(task)) => Ok(Arc::clone(task)),
             Some(Slot::Reserved) | None => {
@@ -135,6 +140,7 @@ impl Shim {
     /// `AlreadyExists` when the shim has a task, or has that one if it serves a group; `FailedPrecondition` when it is about to end;
     /// what the bundle, the streams or the compute system say.
     pub async fn create(&self, request: CreateTaskRequest) -> Result<u32, Status> {
+        self.rest.disturb();
         let id = request.id.clone();
         self.reserve(&id).await?;
         let created = self.create_task(request).await;

@@ -112,3 +112,52 @@ pub fn trim_heap() {
     // SAFETY: malloc_trim takes no pointer and may be called at any time.
     unsafe { libc::malloc_trim(0) };
 }
+
+/// Has this process forget which pages of its program it has touched. They stay in the page cache, and come back as they are needed.
+///
+/// # Errors
+/// What madvise(2) says; nothing is lost then.
+pub fn forget_program() -> io::Result<()> {
+    unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: libc::size_t, data: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: dl_iterate_phdr calls this with a description that is valid meanwhile, and with the pointer that it was given.
+        let (info, done) = unsafe { (&*info, &mut *data.cast::<io::Result<()>>()) };
+        // SAFETY: the loader says where the program's headers are and how many there are, and they stay as long as the program.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        *done = headers.iter().filter(|header| is_as_in_the_file(header)).try_for_each(|header| forget(info, header));
+        // Only the first, which is the program itself; libraries are shared with others.
+        1
+    }
+    let mut done = Ok(());
+    // SAFETY: the function does not unwind, and the pointer is to a result that lives until it returns.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut done).cast()) };
+    done
+}
+
+/// What is never written to, not by the loader either.
+fn is_as_in_the_file(header: &libc::Elf64_Phdr) -> bool {
+    header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0
+}
+
+fn forget(info: &libc::dl_phdr_info, header: &libc::Elf64_Phdr) -> io::Result<()> {
+    let page = rustix::param::page_size();
+    let too_large = |_| io::Error::from(io::ErrorKind::InvalidData);
+    let begin = usize::try_from(info.dlpi_addr.wrapping_add(header.p_vaddr)).map_err(too_large)?;
+    let length = usize::try_from(header.p_memsz).map_err(too_large)?;
+    let inside = begin.next_multiple_of(page);
+    let length = length.saturating_sub(inside - begin) / page * page;
+    // SAFETY: the range is within a segment of the program that is mapped from its file, privately, and has no pages of its own: it
+    // can not be written to. So whatever is read there is read from the file again, and is the same.
+    let done = unsafe { libc::madvise(std::ptr::without_provenance_mut(inside), length, libc::MADV_DONTNEED) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_runs_on_when_its_pages_are_forgotten() {
+        forget_program().unwrap();
+        assert_eq!(format!("{:?}", "read from the file again".split(' ').collect::<Vec<_>>()).len(), 41);
+    }
+}
