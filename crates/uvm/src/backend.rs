@@ -23,7 +23,7 @@ struct KnownKvm {
 }
 
 /// Makes the backend for a choice. What was found out about the host is kept in the template store, since each start is
-/// a process of its own and asking costs 30 ms (QEMU's version) to 1.5 s (an unusable KVM).
+/// a process of its own and asking costs 30 ms (QEMU's version) to 0.3 s (an unusable KVM).
 pub(crate) async fn choose(
     choice: BackendChoice,
     store: &TemplateStore,

@@ -127,7 +127,8 @@ impl Builder<'_> {
             },
             Err(_) => {
                 let (said, standing) = (machine.console().await, machine.standing().await);
-                let detail = format!("; the guest said last: {}; {standing}", last_lines(&said));
+                let by = &self.key.backend().name;
+                let detail = format!(" on {by}; the guest said last: {}; {standing}", last_lines(&said));
                 Err(HypervisorError::Deadline { during: "booting the guest", limit_s: BOOT_LIMIT.as_secs(), detail }
                     .into())
             }

@@ -1,7 +1,8 @@
 //! Finds out whether /dev/kvm has hardware virtualization under it.
 //!
 //! A /dev/kvm that opens is not enough: some hosts have a KVM that interprets every kernel-mode instruction of its
-//! guests. So a short loop runs at ring 0 in a throw-away VM, and its time tells.
+//! guests. So a short loop runs at ring 0 in a throw-away VM, and its time tells: the quickest of several pieces, since a busy host makes
+//! any of them slow and none quick. What is found out stays true until the host boots again, and most hosts ask while they boot.
 
 use std::io;
 use std::sync::mpsc;
@@ -12,11 +13,13 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 
 use crate::sys::ProbeMemory;
 
-/// The longest that the probe may take.
-const LIMIT: Duration = Duration::from_millis(1500);
-/// The loop runs in pieces of this many iterations, so that a slow host is known after the first one.
-const ITERATIONS_PER_PIECE: u32 = 100_000;
-const PIECES: u32 = 10;
+/// How long a KVM may take that does not come back. Long, since on a host that boots nothing may run for a second.
+const LIMIT: Duration = Duration::from_secs(10);
+/// The loop runs in pieces of this many iterations.
+const ITERATIONS_PER_PIECE: u32 = 20_000;
+/// As many pieces may be slow. All of them together take a quarter of a second where they are interpreted.
+const PIECES: u32 = 12;
+const MILLION: u32 = 1_000_000;
 /// A million iterations take under 10 ms on hardware, over a second where they are interpreted.
 const SLOWEST_HARDWARE: Duration = Duration::from_millis(150);
 
@@ -29,18 +32,18 @@ pub(crate) struct KvmProbe {
     pub(crate) reason: String,
 }
 
-/// Runs the probe loop, at most for 1.5 s: where KVM does not come back, the thread is left behind and KVM is unusable.
+/// Runs the probe loop: where KVM does not come back, the thread is left behind and KVM is unusable.
 pub(crate) fn probe_kvm() -> KvmProbe {
     let (sender, receiver) = mpsc::channel();
     let spawned = thread::Builder::new().name("kvm-probe".into()).spawn(move || {
         // The receiver is gone when the limit has passed: then nobody needs the answer.
-        let _ = sender.send(time_loop());
+        let _ = sender.send(time_million());
     });
     if let Err(error) = spawned {
         return KvmProbe { usable: false, reason: format!("cannot start a thread to probe /dev/kvm: {error}") };
     }
     match receiver.recv_timeout(LIMIT) {
-        Ok(Ok(pieces)) => judge(pieces),
+        Ok(Ok(million)) => judge(million),
         Ok(Err(error)) => KvmProbe { usable: false, reason: format!("/dev/kvm is not usable: {error}") },
         Err(_) => KvmProbe {
             usable: false,
@@ -49,16 +52,8 @@ pub(crate) fn probe_kvm() -> KvmProbe {
     }
 }
 
-/// How many iterations ran, and how long they took.
-#[derive(Debug, Clone, Copy)]
-struct LoopTime {
-    iterations: u32,
-    took: Duration,
-}
-
-fn judge(time: LoopTime) -> KvmProbe {
-    let full = ITERATIONS_PER_PIECE * PIECES;
-    let million = time.took * full / time.iterations.max(1);
+/// Shape: how long a million iterations take.
+fn judge(million: Duration) -> KvmProbe {
     if million <= SLOWEST_HARDWARE {
         return KvmProbe {
             usable: true,
@@ -77,7 +72,8 @@ fn judge(time: LoopTime) -> KvmProbe {
 /// `loop: dec ecx; jnz loop; hlt; jmp loop` in 16-bit code, which is kernel mode (ring 0) without any set-up.
 const LOOP: [u8; 7] = [0x66, 0x49, 0x75, 0xfc, 0xf4, 0xeb, 0xf9];
 
-fn time_loop() -> Result<LoopTime, io::Error> {
+/// How long a million iterations take, by the quickest piece.
+fn time_million() -> Result<Duration, io::Error> {
     let kvm = Kvm::new().map_err(from_kvm)?;
     let vm = kvm.create_vm().map_err(from_kvm)?;
     let memory = ProbeMemory::install(&vm, &LOOP)?;
@@ -86,20 +82,25 @@ fn time_loop() -> Result<LoopTime, io::Error> {
     special.cs.base = 0;
     special.cs.selector = 0;
     vcpu.set_sregs(&special).map_err(from_kvm)?;
-    let mut time = LoopTime { iterations: 0, took: Duration::ZERO };
-    for _ in 0..PIECES {
-        let began = Instant::now();
-        run_piece(&mut vcpu)?;
-        time.took += began.elapsed();
-        time.iterations += ITERATIONS_PER_PIECE;
-        if time.took > SLOWEST_HARDWARE {
-            break;
-        }
-    }
+    let million = quickest(|| run_piece(&mut vcpu))?;
     drop(vcpu);
     drop(vm);
     drop(memory);
-    Ok(time)
+    Ok(million)
+}
+
+/// Runs pieces until one is as quick as on hardware.
+fn quickest(mut piece: impl FnMut() -> Result<(), io::Error>) -> Result<Duration, io::Error> {
+    let mut quickest = Duration::MAX;
+    for _ in 0..PIECES {
+        let began = Instant::now();
+        piece()?;
+        quickest = quickest.min(began.elapsed() * (MILLION / ITERATIONS_PER_PIECE));
+        if quickest <= SLOWEST_HARDWARE {
+            break;
+        }
+    }
+    Ok(quickest)
 }
 
 fn run_piece(vcpu: &mut VcpuFd) -> Result<(), io::Error> {
@@ -124,10 +125,33 @@ mod tests {
 
     #[test]
     fn interpretation_and_hardware_are_told_apart() {
-        let hardware = judge(LoopTime { iterations: 1_000_000, took: Duration::from_millis(4) });
+        let hardware = judge(Duration::from_millis(4));
         assert!(hardware.usable, "{hardware:?}");
-        let interpreted = judge(LoopTime { iterations: 200_000, took: Duration::from_millis(220) });
+        let interpreted = judge(Duration::from_millis(1100));
         assert!(!interpreted.usable && interpreted.reason.contains("1.1 s"), "{interpreted:?}");
+    }
+
+    #[test]
+    fn a_busy_host_is_no_slow_one() {
+        let (slow, mut ran) = (Duration::from_millis(8), 0);
+        let mut piece = |quick_after: u32| {
+            ran += 1;
+            if ran <= quick_after {
+                thread::sleep(slow);
+            }
+            Ok(())
+        };
+        assert!(judge(quickest(|| piece(5)).unwrap()).usable);
+        assert!(ran >= 6);
+        ran = 0;
+        let mut piece = || {
+            ran += 1;
+            thread::sleep(slow);
+            Ok(())
+        };
+        assert!(!judge(quickest(&mut piece).unwrap()).usable);
+        assert_eq!(ran, PIECES);
+        assert!(quickest(|| Err(io::Error::other("no"))).is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::guest_image::GuestImage;
 use crate::kvm_probe::{KvmProbe, probe_kvm};
 use crate::qemu::QemuInstallation;
 
-/// Says what this host can do. When: takes up to 1.5 s on a host with an unusable KVM (blocking); the caller keeps the
+/// Says what this host can do. When: takes 0.3 s on a host with an unusable KVM, ten where it hangs (blocking); the caller keeps the
 /// answer, which changes only with a reboot or an installation.
 #[must_use]
 pub fn probe(guest_image: &Path, backend: BackendChoice) -> HostProbe {
