@@ -60,6 +60,7 @@ async fn fork(folder: &Path, backend: BackendChoice, round: usize) -> anyhow::Re
         boundary_required: false,
         machine_id: "0f".repeat(16),
         personalize_timeout_ms: PERSONALIZE_LIMIT_MS,
+        disk_rates: proto::control::DiskRates::default(),
     };
     let request = StartRequest {
         vm: &vm,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vmm::protocol::{self, GuestEnd, MachineSpec, Reply, Request};
+use vmm::protocol::{self, DiskRates, GuestEnd, MachineSpec, Reply, Request};
 
 const ENTRY: u64 = 0x10_0000;
 const FLAG: u64 = 0x30_0000;
@@ -55,7 +55,7 @@ impl Frozen {
     pub fn fork(&mut self) -> anyhow::Result<Took> {
         self.state.rewind()?;
         let disks = (0..SLOTS).map(|_| None).collect();
-        let request = Request::Fork { machine: self.spec.clone(), disks };
+        let request = Request::Fork { machine: self.spec.clone(), disks, rates: DiskRates::default() };
         let began = Instant::now();
         let vmm = Vmm::start(&request, &[&self.memory, &self.state])?;
         vmm.ask(&Request::Resume, &[])?;

@@ -6,6 +6,7 @@
 
 mod capabilities;
 mod devices;
+mod disk_rates;
 mod merge;
 mod mounts;
 mod namespaces;
@@ -27,6 +28,7 @@ use proto::{ErrorKind, Isolation};
 
 use crate::container::mount_point::MountPoint;
 
+pub use disk_rates::disk_rates;
 pub use merge::merge_image;
 pub use mounts::{NETWORK_FILES, subpath_point};
 pub use process::{build_exec_process, rlimit as check_limit};
@@ -227,6 +229,9 @@ pub fn boundary_required(host: &HostConfig) -> bool {
 
 fn linux(input: &SpecInput<'_>, shared: namespaces::Shared, mounts: &[Mount]) -> Result<Linux, SpecError> {
     let host = input.host_config;
+    if input.isolation == Isolation::Hyperv {
+        disk_rates(host, input.files)?;
+    }
     let privileged = host.privileged.unwrap_or_default();
     let devices = devices::decide(host, input.isolation)?;
     let own = sysctl::OwnNamespaces { ipc: !shared.ipc, network: input.network != NetworkNamespace::Host };

@@ -4,6 +4,7 @@
 //! writes [`UtilityVmReport::FILE_NAME`] into it once a utility VM runs. A bundle without our file is a foreign
 //! containerd's: root file system from the Create request, isolation from the runtime's options; for hyperv the shim then writes our file.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -144,6 +145,23 @@ pub struct UtilityVmRequest {
     pub machine_id: String,
     /// How long the guest may take to personalize, milliseconds (2000 unless a test says otherwise).
     pub personalize_timeout_ms: u64,
+    /// How fast its disks may be.
+    #[serde(default)]
+    pub disk_rates: DiskRates,
+}
+
+/// How fast a utility VM's disks, all together, may be read and written, each a second; `None` is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskRates {
+    /// Bytes read.
+    pub read_bytes: Option<NonZeroU64>,
+    /// Bytes written.
+    pub write_bytes: Option<NonZeroU64>,
+    /// Requests that read.
+    pub read_requests: Option<NonZeroU64>,
+    /// Requests that write or discard.
+    pub write_requests: Option<NonZeroU64>,
 }
 
 impl UtilityVmRequest {

@@ -160,6 +160,7 @@ fn utility_vm(spec: &Spec, options: &Options, namespace: &str, bundle: &Path) ->
         boundary_required: options.require_boundary,
         machine_id: unique_name(),
         personalize_timeout_ms: options.personalize_timeout_ms,
+        disk_rates: proto::control::DiskRates::default(),
     }
 }
 

@@ -62,10 +62,11 @@ impl Standby {
     /// True when a container that asks for this may have it.
     #[must_use]
     pub fn fits(&self, request: &UtilityVmRequest) -> bool {
-        let UtilityVmRequest { machine_id, personalize_timeout_ms, .. } = &self.request;
+        let UtilityVmRequest { machine_id, personalize_timeout_ms, disk_rates, .. } = &self.request;
         let like_ours = UtilityVmRequest {
             machine_id: machine_id.clone(),
             personalize_timeout_ms: *personalize_timeout_ms,
+            disk_rates: *disk_rates,
             ..request.clone()
         };
         self.request == like_ours

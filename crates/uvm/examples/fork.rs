@@ -46,6 +46,7 @@ fn main() -> Result<(), Failure> {
         boundary_required: false,
         machine_id: "0f".repeat(16),
         personalize_timeout_ms: 2000,
+        disk_rates: proto::control::DiskRates::default(),
     };
     let folder = PathBuf::from(store).with_extension("example");
     std::fs::create_dir_all(&folder)?;

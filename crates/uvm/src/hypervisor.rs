@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use proto::ErrorKind;
+use proto::control::DiskRates;
 use tokio::net::UnixStream;
 
 use crate::disk::{DiskBinding, DiskError};
@@ -169,6 +170,8 @@ pub struct SlotBindings {
     pub scratch: Option<DiskBinding>,
     /// The read-only layers, lowest first. Up to three have a slot each (1 to 3); more share slot 1 as partitions.
     pub layers: Vec<PathBuf>,
+    /// How fast all of them together may be.
+    pub rates: DiskRates,
 }
 
 impl SlotBindings {

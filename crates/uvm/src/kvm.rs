@@ -100,7 +100,7 @@ impl Hypervisor for OwnVmm {
         let mut files: Vec<OwnedFd> = vec![frozen.memory.into(), frozen.state.into()];
         files.extend(disk_files);
         files.extend(taps(network)?);
-        let request = Request::Fork { machine: spec(config), disks };
+        let request = Request::Fork { machine: spec(config), disks, rates: disks::rates(bindings.rates) };
         let waiting = match self.take_waiting(run_dir) {
             Some(waiting) => waiting,
             None => Waiting::start(&self.installation, run_dir).await?,

@@ -118,6 +118,7 @@ impl Hypervisor for Qemu {
                 });
             }
         }
+        machine.limit(bindings.rates).await?;
         Ok(Box::new(machine))
     }
 }

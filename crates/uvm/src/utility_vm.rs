@@ -114,7 +114,7 @@ pub struct StartRequest<'a> {
 impl StartRequest<'_> {
     fn slots(&self) -> SlotBindings {
         let scratch = Some(DiskBinding { path: self.scratch.clone(), read_only: false });
-        SlotBindings { scratch, layers: self.layers.clone() }
+        SlotBindings { scratch, layers: self.layers.clone(), rates: self.vm.disk_rates }
     }
 
     fn identity(&self) -> Identity {
@@ -411,13 +411,15 @@ impl TemplateStore {
 
 #[cfg(test)]
 mod tests {
+    use proto::control::DiskRates;
+
     use super::*;
 
     #[test]
     fn layers_are_named_top_first() {
         let devices = |count: usize| {
             let layers = (0..count).map(|n| PathBuf::from(n.to_string())).collect();
-            let slots = SlotBindings { scratch: None, layers };
+            let slots = SlotBindings { scratch: None, layers, rates: DiskRates::default() };
             layer_devices(&slots).iter().map(|device| (device.slot, device.partition)).collect::<Vec<_>>()
         };
         assert_eq!(devices(1), [(1, 0)]);

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vmm::protocol::{self, MachineSpec, Reply, Request};
+use vmm::protocol::{self, DiskRates, MachineSpec, Reply, Request};
 
 struct Vmm {
     control: OwnedFd,
@@ -82,7 +82,7 @@ fn main() {
     println!("ended: {:?}, state has {} bytes", vmm.child.wait(), state.metadata().unwrap().len());
     for _ in 0..3 {
         let began = Instant::now();
-        let request = Request::Fork { machine: machine.clone(), disks: vec![None; 4] };
+        let request = Request::Fork { machine: machine.clone(), disks: vec![None; 4], rates: DiskRates::default() };
         let mut fork = Vmm::start(program, &request, &[&File::open(&path).unwrap(), &File::open(&state_path).unwrap()]);
         let loaded = began.elapsed();
         println!("resume: {:?}", fork.ask(&Request::Resume, &[]));

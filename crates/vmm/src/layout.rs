@@ -1,7 +1,7 @@
 //! Where things are in the guest's physical address space. A template depends on all of it.
 //!
 //! ```text
-//! 0          0x7000..  start info, memory map, modules, command line (read by the kernel at its start)
+//! 0          0x7000..  start info or zero page, memory map, modules, command line (read by the kernel at its start)
 //! 0xe_0000             ACPI tables
 //! 0x10_0000            the kernel; the initramfs ends where the lower memory ends
 //! 0xc000_0000          3 GiB: the hole begins
@@ -19,6 +19,8 @@ pub(crate) const HOLE_END: u64 = 4 << 30;
 
 /// What the kernel is told at its start. Source: xen/include/public/arch-x86/hvm/start_info.h.
 pub(crate) const START_INFO: u64 = 0x7000;
+/// What a bzImage is told in its place, a page. Source: Linux Documentation/arch/x86/zero-page.rst.
+pub(crate) const ZERO_PAGE: u64 = START_INFO;
 /// The memory map that the start info points to.
 pub(crate) const MEMORY_MAP: u64 = 0x7100;
 /// The description of the initramfs.

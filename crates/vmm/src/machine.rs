@@ -30,7 +30,7 @@ use crate::processor::cpuid;
 use crate::processor::gate::Gate;
 use crate::processor::registers::{self, ProcessorError, ProcessorState};
 use crate::processor::thread::{Runner, SharedVcpu};
-use crate::protocol::{GuestEnd, MachineSpec};
+use crate::protocol::{DiskRates, GuestEnd, MachineSpec};
 use crate::state::{self, MachineState, StateError};
 use crate::virtio::block::disk::{Disk, DiskError};
 
@@ -177,13 +177,18 @@ impl Machine {
     }
 
     /// A copy of a frozen machine, paused. What its guest writes is its own.
-    pub(crate) fn fork(parts: Parts, frozen: File, disks: Vec<Option<Disk>>) -> Result<Self, MachineError> {
+    pub(crate) fn fork(
+        parts: Parts,
+        frozen: File,
+        disks: Vec<Option<Disk>>,
+        rates: DiskRates,
+    ) -> Result<Self, MachineError> {
         let state: MachineState = state::read(frozen)?;
         if state.spec != parts.spec {
             return Err(StateError::OtherMachine("another size").into());
         }
         let mut machine = Self::new(parts, Writes::Private)?;
-        machine.bind(disks)?;
+        machine.bind(disks, rates)?;
         machine.restore(state)?;
         machine.start_threads()?;
         Ok(machine)
@@ -258,8 +263,8 @@ impl Machine {
     }
 
     /// Puts other disks behind all slots. When: the guest uses none.
-    pub(crate) fn bind(&self, disks: Vec<Option<Disk>>) -> Result<(), MachineError> {
-        self.devices.bind(disks)
+    pub(crate) fn bind(&self, disks: Vec<Option<Disk>>, rates: DiskRates) -> Result<(), MachineError> {
+        self.devices.bind(disks, rates)
     }
 
     /// The console's last output.

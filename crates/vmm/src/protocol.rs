@@ -10,6 +10,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
@@ -50,6 +51,19 @@ pub struct DiskSpec {
     pub parts: Vec<u64>,
 }
 
+/// How fast a machine's disks, all together, may be read and written, each a second. Nothing is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRates {
+    /// Bytes read.
+    pub read_bytes: Option<NonZeroU64>,
+    /// Bytes written.
+    pub write_bytes: Option<NonZeroU64>,
+    /// Requests that read.
+    pub read_requests: Option<NonZeroU64>,
+    /// Requests that write or discard.
+    pub write_requests: Option<NonZeroU64>,
+}
+
 /// What `uvm` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -70,6 +84,8 @@ pub enum Request {
         machine: MachineSpec,
         /// What is behind its slots, slot 0 first; as many as there are slots.
         disks: Vec<Option<DiskSpec>>,
+        /// How fast they may be.
+        rates: DiskRates,
     },
     /// Lets the processors run.
     Resume,
@@ -79,6 +95,8 @@ pub enum Request {
     Rebind {
         /// As for a fork.
         disks: Vec<Option<DiskSpec>>,
+        /// As for a fork.
+        rates: DiskRates,
     },
     /// Stops the machine and says where it stands: what was waiting for what. For diagnosis.
     Stand,
@@ -179,7 +197,10 @@ mod tests {
     fn messages_and_descriptors_arrive_together() {
         let (one, other) = pair();
         let (mut reader, mut writer) = std::io::pipe().unwrap();
-        let request = Request::Rebind { disks: vec![None, Some(DiskSpec { read_only: true, parts: vec![512] })] };
+        let request = Request::Rebind {
+            disks: vec![None, Some(DiskSpec { read_only: true, parts: vec![512] })],
+            rates: DiskRates { read_bytes: NonZeroU64::new(7), ..DiskRates::default() },
+        };
         send(&one, &request, &[writer.as_fd()]).unwrap();
         send(&one, &Request::Pause, &[]).unwrap();
         let (message, mut descriptors) = receive::<Request>(&other).unwrap().unwrap();

@@ -16,6 +16,7 @@ pub(crate) mod interrupt;
 pub(crate) mod network;
 pub(crate) mod phase;
 pub(crate) mod queue;
+mod rate;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod transport;

@@ -64,12 +64,12 @@ fn first_request(control: impl AsFd) -> Result<Option<Machine>, WorkerError> {
             let mut images = Images { kernel: &mut kernel, initramfs: &mut initramfs, command_line: &command_line };
             Ok(Some(Machine::boot(parts, &mut images)?))
         }
-        Request::Fork { machine, disks } => {
+        Request::Fork { machine, disks, rates } => {
             let mut parts = descriptors.parts(machine)?;
             let state = File::from(descriptors.next()?);
             let disks = descriptors.disks(disks)?;
             parts.behind.taps = descriptors.taps(&parts.spec)?;
-            Ok(Some(Machine::fork(parts, state, disks)?))
+            Ok(Some(Machine::fork(parts, state, disks, rates)?))
         }
         _ => Err(WorkerError::Request("there is no machine yet")),
     }
@@ -108,7 +108,7 @@ fn answer(machine: &Machine, request: Request, mut descriptors: Descriptors) -> 
     match request {
         Request::Resume => machine.resume(),
         Request::Pause => machine.pause(),
-        Request::Rebind { disks } => machine.bind(descriptors.disks(disks)?)?,
+        Request::Rebind { disks, rates } => machine.bind(descriptors.disks(disks)?, rates)?,
         Request::Freeze => machine.freeze(File::from(descriptors.next()?))?,
         Request::Console => return Ok(Reply::Console(machine.console())),
         Request::Stand => return Ok(Reply::Standing(machine.stand())),

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vmm::protocol::{self, DiskSpec, MachineSpec, Reply, Request};
+use vmm::protocol::{self, DiskRates, DiskSpec, MachineSpec, Reply, Request};
 
 const MEMORY: u64 = 16 << 20;
 
@@ -181,7 +181,11 @@ fn it_is_frozen_forked_and_gets_other_disks() {
     disk.set_len(1 << 20).unwrap();
     let half = || DiskSpec { read_only: true, parts: vec![1 << 19; 2] };
     let whole = Some(DiskSpec { read_only: false, parts: vec![1 << 20] });
-    let request = Request::Fork { machine: machine(), disks: vec![whole.clone(), None, None, Some(half())] };
+    let request = Request::Fork {
+        machine: machine(),
+        disks: vec![whole.clone(), None, None, Some(half())],
+        rates: DiskRates::default(),
+    };
     for _ in 0..2 {
         state.rewind().unwrap();
         let fork = Vmm::start();
@@ -189,13 +193,19 @@ fn it_is_frozen_forked_and_gets_other_disks() {
         fork.run();
         assert_eq!(fork.ask(&Request::Pause, &[]), Reply::Done);
         let disks = vec![None, Some(half()), None, None];
-        assert_eq!(fork.ask(&Request::Rebind { disks }, &[disk.as_fd(), disk.as_fd()]), Reply::Done);
+        assert_eq!(
+            fork.ask(&Request::Rebind { disks, rates: DiskRates::default() }, &[disk.as_fd(), disk.as_fd()]),
+            Reply::Done
+        );
         assert_eq!(fork.ask(&Request::Resume, &[]), Reply::Done);
         let Reply::Standing(standing) = fork.ask(&Request::Stand, &[]) else { panic!("no answer") };
         assert!(standing.starts_with("processor 0 asleep at 0x1000"), "{standing}");
         // A writable disk in a slot that is not.
         let disks = vec![None, whole.clone(), None, None];
-        assert!(matches!(fork.ask(&Request::Rebind { disks }, &[disk.as_fd()]), Reply::Failed(_)));
+        assert!(matches!(
+            fork.ask(&Request::Rebind { disks, rates: DiskRates::default() }, &[disk.as_fd()]),
+            Reply::Failed(_)
+        ));
     }
     // F109: a tap too few, or what is none.
     for taps in [1, 2] {

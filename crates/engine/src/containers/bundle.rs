@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bollard::models::HostConfig;
 use oci_spec::runtime::Spec;
-use proto::control::{ContainerBundle, UpperDisk, UtilityVmRequest, VolumePart, Writable};
+use proto::control::{ContainerBundle, DiskRates, UpperDisk, UtilityVmRequest, VolumePart, Writable};
 use proto::network::SandboxNetwork;
 use proto::{ContainerId, Isolation};
 
@@ -140,8 +140,14 @@ pub fn describe(
         ApiError::not_found(format!("the container's image {image_id} was removed; make the container again"))
     })?;
     let layers = engine.images.layer_files(&image).map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
-    let utility_vm =
-        (container.isolation == Isolation::Hyperv).then(|| utility_vm(engine, host, machine_id(&container.id)));
+    let utility_vm = match container.isolation {
+        Isolation::Process => None,
+        Isolation::Hyperv => {
+            let disk_rates = spec::disk_rates(host, &container.dir);
+            let disk_rates = disk_rates.map_err(|error| ApiError::new(error.kind(), chain(&error)))?;
+            Some(UtilityVmRequest { disk_rates, ..utility_vm(engine, host, machine_id(&container.id)) })
+        }
+    };
     Ok(ContainerBundle {
         isolation: container.isolation,
         layers,
@@ -187,7 +193,7 @@ pub(super) fn machine_id(id: &ContainerId) -> String {
     id.as_str()[..32].to_owned()
 }
 
-/// What a container that is configured so asks of its utility VM.
+/// What a container that is configured so asks of its utility VM, but for its disks' rates, which a VM that stands by takes.
 #[must_use]
 pub fn utility_vm(engine: &Engine, host: &HostConfig, machine_id: String) -> UtilityVmRequest {
     let positive = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0);
@@ -201,6 +207,7 @@ pub fn utility_vm(engine: &Engine, host: &HostConfig, machine_id: String) -> Uti
         boundary_required: settings.boundary_required || spec::boundary_required(host),
         machine_id,
         personalize_timeout_ms: settings.personalize_timeout_ms,
+        disk_rates: DiskRates::default(),
     }
 }
 

@@ -28,13 +28,15 @@ pub(super) fn build(
     if isolation == Isolation::Hyperv {
         refuse_what_a_utility_vm_has_not(host)?;
     }
+    // Rates of devices are the utility VM's own.
+    let block_io = if isolation == Isolation::Process { block_io(host)? } else { None };
     let mut resources = LinuxResources::default();
     resources
         .set_devices(Some(devices))
         .set_memory(memory(host, isolation)?)
         .set_cpu(cpu(host)?)
         .set_pids(pids(host))
-        .set_block_io(block_io(host)?);
+        .set_block_io(block_io);
     Ok(resources)
 }
 
@@ -58,20 +60,11 @@ fn set(value: Option<i64>) -> Option<i64> {
 
 fn refuse_what_a_utility_vm_has_not(host: &HostConfig) -> Result<(), SpecError> {
     let text = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
-    let throttled = [
-        &host.blkio_device_read_bps,
-        &host.blkio_device_write_bps,
-        &host.blkio_device_read_iops,
-        &host.blkio_device_write_iops,
-    ]
-    .iter()
-    .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()));
     let asked = [
         ("--cpuset-cpus", text(&host.cpuset_cpus)),
         ("--cpuset-mems", text(&host.cpuset_mems)),
         ("--blkio-weight", host.blkio_weight.is_some_and(|weight| weight > 0)),
         ("--blkio-weight-device", host.blkio_weight_device.as_ref().is_some_and(|list| !list.is_empty())),
-        ("--device-read-bps and its like", throttled),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((option, _)) => Err(SpecError::NotAvailable(format!("{option} cannot be used with isolation hyperv yet"))),

@@ -103,6 +103,7 @@ mod tests {
             boundary_required: false,
             machine_id: "0".repeat(32),
             personalize_timeout_ms: 2000,
+            disk_rates: proto::control::DiskRates::default(),
         }
     }
 

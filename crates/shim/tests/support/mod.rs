@@ -474,5 +474,6 @@ fn vm_request(memory_bytes: Option<u64>) -> UtilityVmRequest {
         boundary_required: false,
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         personalize_timeout_ms: 2000,
+        disk_rates: proto::control::DiskRates::default(),
     }
 }

@@ -5,8 +5,9 @@ use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use proto::control;
 use rustix::fs::MemfdFlags;
-use vmm::protocol::DiskSpec;
+use vmm::protocol::{DiskRates, DiskSpec};
 
 use crate::disk::{DiskError, PackedDisk, SlotDisk};
 use crate::hypervisor::SlotBindings;
@@ -36,6 +37,12 @@ pub(super) fn open(bindings: &SlotBindings) -> Result<(Vec<Option<DiskSpec>>, Ve
         specs.push(spec);
     }
     Ok((specs, files))
+}
+
+/// Rates as the VMM takes them.
+pub(super) fn rates(rates: control::DiskRates) -> DiskRates {
+    let control::DiskRates { read_bytes, write_bytes, read_requests, write_requests } = rates;
+    DiskRates { read_bytes, write_bytes, read_requests, write_requests }
 }
 
 fn lock(file: &File, path: &Path) -> Result<(), DiskError> {
@@ -87,7 +94,8 @@ mod tests {
             [(0, vec![1, 0, 0, 0]), (1, vec![1, 1, 0, 0]), (3, vec![1, 1, 1, 1]), (5, vec![1, 7, 0, 0])]
         {
             let layers = (0..layers).map(|n| file(&n.to_string())).collect();
-            let bindings = SlotBindings { scratch: Some(scratch.clone()), layers };
+            let bindings =
+                SlotBindings { scratch: Some(scratch.clone()), layers, rates: control::DiskRates::default() };
             let (specs, files) = open(&bindings).unwrap();
             let found: Vec<usize> = specs.iter().map(|spec| spec.as_ref().map_or(0, |spec| spec.parts.len())).collect();
             assert_eq!((found, files.len()), (parts.clone(), parts.iter().sum()));

@@ -128,7 +128,8 @@ impl VirtualMachine for KvmMachine {
 
     async fn rebind(&self, bindings: &SlotBindings) -> Result<(), HypervisorError> {
         let (disks, files) = disks::open(bindings)?;
-        self.ask("binding the disks", REQUEST_LIMIT, &Request::Rebind { disks }, files).await.map(|_| ())
+        let request = Request::Rebind { disks, rates: disks::rates(bindings.rates) };
+        self.ask("binding the disks", REQUEST_LIMIT, &request, files).await.map(|_| ())
     }
 
     async fn freeze(self: Box<Self>, state: File) -> Result<(), HypervisorError> {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use proto::control::DiskRates;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
@@ -19,6 +20,7 @@ use super::installation::QemuInstallation;
 use super::slots::{self, SlotNode};
 use crate::console_text::{panic_text, printable};
 use crate::hypervisor::{ExitReason, HypervisorError, SlotBindings, VirtualMachine, VmExit};
+use crate::machine::DISK_SLOTS;
 use crate::process::{self, Running, Watched};
 use crate::qmp::{GuestEnd, MigrationEnd, Qmp, QmpError};
 use crate::{spawn, sys};
@@ -169,6 +171,17 @@ impl QemuMachine {
         Ok(())
     }
 
+    /// Limits how fast the disks may be. When: no limits were set before.
+    pub(super) async fn limit(&self, rates: DiskRates) -> Result<(), HypervisorError> {
+        if rates != DiskRates::default() {
+            for slot in 0..DISK_SLOTS {
+                let arguments = slots::throttle(slot, rates);
+                self.command("limiting the disks", "block_set_io_throttle", arguments).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Exchanges what is under a slot's upper node, and lets go of what was there.
     async fn rebind_slot(&self, node: SlotNode, earlier: u32) -> Result<(), HypervisorError> {
         let during = "binding the disks";
@@ -230,6 +243,7 @@ impl VirtualMachine for QemuMachine {
         for node in slots::bound(bindings, earlier + 1)? {
             self.rebind_slot(node, earlier).await?;
         }
+        self.limit(bindings.rates).await?;
         self.drop_descriptors(earlier).await
     }
 

@@ -12,8 +12,10 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
+use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
+use proto::control::DiskRates;
 use rustix::fs::MemfdFlags;
 use serde_json::{Value, json};
 
@@ -93,6 +95,16 @@ pub(super) fn bound(bindings: &SlotBindings, generation: u32) -> Result<Vec<Slot
     Ok(nodes)
 }
 
+/// The arguments that limit one slot's device. All slots share one group of limits.
+///
+/// Source: QEMU QMP Reference Manual, "block_set_io_throttle"; docs/throttle.txt.
+pub(super) fn throttle(slot: u32, rates: DiskRates) -> Value {
+    let rate = |rate: Option<NonZeroU64>| rate.map_or(0, NonZeroU64::get);
+    json!({"id": format!("/machine/peripheral/slot{slot}/virtio-backend"), "group": "disks", "bps": 0, "iops": 0,
+        "bps_rd": rate(rates.read_bytes), "bps_wr": rate(rates.write_bytes),
+        "iops_rd": rate(rates.read_requests), "iops_wr": rate(rates.write_requests)})
+}
+
 /// Hands out numbers of descriptor sets, and keeps the descriptors of the node that is being described.
 struct Sets {
     generation: u32,
@@ -165,6 +177,7 @@ mod tests {
         let bindings = |layers: usize| SlotBindings {
             scratch: Some(scratch.clone()),
             layers: (0..layers).map(|n| file(&folder, &n.to_string())).collect(),
+            rates: DiskRates::default(),
         };
         for (layers, drivers) in
             [(1, ["file", "file", "null-co", "null-co"]), (5, ["file", "vmdk", "null-co", "null-co"])]

@@ -105,6 +105,7 @@ impl Lab {
             machine_id: "0123456789abcdef".repeat(2),
             // Several emulated machines share two processors here.
             personalize_timeout_ms: 20_000,
+            disk_rates: proto::control::DiskRates::default(),
         }
     }
 

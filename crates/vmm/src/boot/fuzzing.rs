@@ -12,14 +12,15 @@ const MEMORY: u64 = 4 * GRANULE;
 /// Bytes of the kernel's file before it is changed.
 const KERNEL: usize = 512;
 
-/// Loads what is nearly a kernel: an ELF file with four segments, whose bytes are changed in places.
+/// Loads what is nearly a kernel: an ELF file with four segments, or a bzImage, whose bytes are changed in places.
 pub fn loader(data: &[u8]) {
     let mut input = Input(data);
-    let mut kernel = elf();
+    let packed = input.byte().is_some_and(|byte| byte & 1 == 1);
+    let (mut kernel, begin) = if packed { (bzimage(&[0xf4]), 0x1f1) } else { (elf(), 0) };
     for _ in 0..64 {
         let Some(place) = input.byte() else { break };
         // Twice as often in the head and in the descriptions of segments than behind them.
-        let place = usize::from(place) * if place & 1 == 0 { 1 } else { 2 };
+        let place = begin + usize::from(place) * if place & 1 == 0 { 1 } else { 2 };
         let bytes = match input.byte() {
             Some(0..=127) => input.bytes(1),
             Some(128..=191) => input.bytes(4),
@@ -37,6 +38,25 @@ pub fn loader(data: &[u8]) {
         // Refused or loaded: whatever is entered then is the guest.
         let _ = load(&memory(MEMORY), MEMORY, &mut images, acpi::Hardware { processors: 2, devices: 4 });
     }
+}
+
+/// A bzImage that does not unpack anything: this code is what is entered, at 1 MiB.
+pub(crate) fn bzimage(code: &[u8]) -> Vec<u8> {
+    let mut image = vec![0; 1024];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    // One sector beside the first, loaded high.
+    put(0x1f1, &[1]);
+    put(0x1fe, &[0x55, 0xaa]);
+    put(0x202, b"HdrS");
+    put(0x206, &0x020f_u16.to_le_bytes());
+    put(0x211, &[1]);
+    put(0x214, &0x10_0000_u32.to_le_bytes());
+    put(0x22c, &0x7fff_ffff_u32.to_le_bytes());
+    put(0x238, &2047_u32.to_le_bytes());
+    put(0x258, &0x10_0000_u64.to_le_bytes());
+    put(0x260, &0x1_0000_u32.to_le_bytes());
+    image.extend_from_slice(code);
+    image
 }
 
 fn elf() -> Vec<u8> {

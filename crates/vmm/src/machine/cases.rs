@@ -56,7 +56,7 @@ fn written(state: &MachineState) -> File {
 fn fork(asked: MachineSpec, memory: File, state: File, disks: usize) -> MachineError {
     let kvm = sys::kvm(OwnedFd::from(File::open("/dev/null").unwrap()));
     let parts = Parts { kvm, spec: asked, memory, behind: behind() };
-    match Machine::fork(parts, state, (0..disks).map(|_| None).collect()) {
+    match Machine::fork(parts, state, (0..disks).map(|_| None).collect(), DiskRates::default()) {
         Err(error) => error,
         Ok(_) => panic!("a machine without KVM"),
     }

@@ -14,11 +14,12 @@ use crate::bus::Registers;
 use crate::jail::filter::Role;
 use crate::layout::{virtio_gsi, virtio_page};
 use crate::memory::GuestMemory;
-use crate::protocol::MachineSpec;
+use crate::protocol::{DiskRates, MachineSpec};
 use crate::state::{DevicesState, StateError};
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::block::disk::{Disk, DiskError};
+use crate::virtio::block::limits::Limits;
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::entropy::Entropy;
@@ -158,15 +159,21 @@ impl Devices {
     /// Has every device look into its queues, as its thread would.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn serve_all(&self) {
-        (0..4).for_each(|queue| self.console.serve(queue));
-        self.blocks.iter().for_each(|block| block.serve(0));
-        self.networks.iter().for_each(|network| (0..2).for_each(|queue| network.serve(queue)));
-        self.entropy.serve(0);
-        (0..3).for_each(|queue| self.balloon.serve(queue));
+        for queue in 0..4 {
+            self.console.serve(queue);
+            for block in &self.blocks {
+                block.serve(queue);
+            }
+            for network in &self.networks {
+                network.serve(queue);
+            }
+            self.entropy.serve(queue);
+            self.balloon.serve(queue);
+        }
     }
 
-    /// Puts disks behind all slots.
-    pub(super) fn bind(&self, disks: Vec<Option<Disk>>) -> Result<(), MachineError> {
+    /// Puts disks behind all slots, which then share these rates.
+    pub(super) fn bind(&self, disks: Vec<Option<Disk>>, rates: DiskRates) -> Result<(), MachineError> {
         if disks.len() != self.blocks.len() {
             let count = u32::try_from(disks.len()).unwrap_or(u32::MAX);
             return Err(MachineError::Size { what: "disks for its slots", count });
@@ -181,8 +188,12 @@ impl Devices {
                 return unfit(DiskError::Writable);
             }
         }
+        let limits = Limits::new(rates);
         for (block, disk) in self.blocks.iter().zip(disks) {
-            block.change(|block| block.bind(disk));
+            block.change(|block| {
+                block.bind(disk);
+                block.limit(limits.clone());
+            });
         }
         Ok(())
     }

@@ -106,7 +106,8 @@ fn a_machine_boots_is_frozen_and_forked() {
     for _ in 0..2 {
         state.rewind().unwrap();
         let frozen = state.try_clone().unwrap();
-        let fork = Machine::fork(parts(&memory).unwrap(), frozen, (0..4).map(|_| None).collect()).unwrap();
+        let fork = Machine::fork(parts(&memory).unwrap(), frozen, (0..4).map(|_| None).collect(), DiskRates::default())
+            .unwrap();
         assert_eq!(counter(&fork), stopped);
         fork.resume();
         until(|| counter(&fork) > stopped + 100);
@@ -125,6 +126,36 @@ fn a_machine_boots_is_frozen_and_forked() {
     assert_eq!(u32::from_le_bytes(count), stopped, "forks write nothing into the template's memory");
 }
 
+/// Entered as Linux's boot protocol says, with all that it needs to find the rest.
+#[test]
+fn a_packed_kernel_boots_too() {
+    const SEEN: u64 = COUNTER + 8;
+    let memory = tempfile::tempfile().unwrap();
+    memory.set_len(16 * GRANULE).unwrap();
+    let Some(parts) = parts(&memory) else { return };
+    // mov [SEEN], esi
+    let code = [&[0x89, 0x35, 0x08, 0x00, 0x20, 0x00][..], &CODE].concat();
+    let (mut kernel, mut initramfs) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    kernel.write_all(&boot::fuzzing::bzimage(&code)).unwrap();
+    initramfs.write_all(b"initramfs").unwrap();
+    initramfs.rewind().unwrap();
+    let mut images = Images { kernel: &mut kernel, initramfs: &mut initramfs, command_line: "a=b" };
+    let machine = Machine::boot(parts, &mut images).unwrap();
+    machine.resume();
+    until(|| counter(&machine) > 100);
+    let word = |place: u64| -> u32 { machine.memory.read_obj(GuestAddress(place)).unwrap() };
+    let page: u64 = word(SEEN).into();
+    let (line, image, length) = (word(page + 0x228).into(), word(page + 0x218).into(), word(page + 0x21c));
+    let (mut said, mut found) = ([0; 4], [0; 9]);
+    machine.memory.read_slice(&mut said, GuestAddress(line)).unwrap();
+    machine.memory.read_slice(&mut found, GuestAddress(image)).unwrap();
+    assert_eq!((&said, &found, length), (b"a=b\0", b"initramfs", 9));
+    let mut root = [0; 8];
+    machine.memory.read_slice(&mut root, GuestAddress(word(page + 0x70).into())).unwrap();
+    let entries: u8 = machine.memory.read_obj(GuestAddress(page + 0x1e8)).unwrap();
+    assert_eq!((&root, entries), (b"RSD PTR ", 3));
+}
+
 #[test]
 fn a_state_of_another_machine_is_refused() {
     let memory = tempfile::tempfile().unwrap();
@@ -139,7 +170,7 @@ fn a_state_of_another_machine_is_refused() {
         state.rewind().unwrap();
         let mut other = parts(&memory).unwrap();
         change(&mut other.spec);
-        Machine::fork(other, state.try_clone().unwrap(), (0..disks).map(|_| None).collect()).err()
+        Machine::fork(other, state.try_clone().unwrap(), (0..disks).map(|_| None).collect(), DiskRates::default()).err()
     };
     assert!(matches!(fork(|spec| spec.vcpus = 1, 4), Some(MachineError::State(_))));
     assert!(matches!(fork(|spec| spec.network_slots = 1, 4), Some(MachineError::State(_))));
@@ -164,7 +195,7 @@ fn f108_registers_that_cannot_be_are_refused() {
         let mut file = tempfile::tempfile().unwrap();
         state::write(&state, file.try_clone().unwrap()).unwrap();
         file.rewind().unwrap();
-        Machine::fork(parts(&memory).unwrap(), file, (0..4).map(|_| None).collect()).err()
+        Machine::fork(parts(&memory).unwrap(), file, (0..4).map(|_| None).collect(), DiskRates::default()).err()
     };
     assert!(changed(|_| {}).is_none());
     let unknown = changed(|processor| processor.msrs[3].index = 0xdead_0000);

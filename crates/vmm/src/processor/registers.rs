@@ -1,6 +1,6 @@
 //! All registers of a processor: as it begins, saved, and set again.
 //!
-//! Source: KVM api.rst; Xen docs/misc/pvh.pandoc for the begin.
+//! Source: KVM api.rst; Xen docs/misc/pvh.pandoc and Linux Documentation/arch/x86/boot.rst for the begin.
 
 use kvm_bindings::{
     Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment,
@@ -10,7 +10,8 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
 use super::cpuid;
-use crate::layout::START_INFO;
+use crate::boot::Entry;
+use crate::layout::{START_INFO, ZERO_PAGE};
 use crate::sys;
 
 /// What KVM takes in one call.
@@ -109,7 +110,7 @@ impl ProcessorState {
 }
 
 /// Sets a new processor to its begin; the first one enters the kernel at `entry`, if it is to boot, and the others wait.
-pub(crate) fn begin(vcpu: &VcpuFd, entry: Option<u64>, features: &[kvm_cpuid_entry2]) -> Result<(), ProcessorError> {
+pub(crate) fn begin(vcpu: &VcpuFd, entry: Option<Entry>, features: &[kvm_cpuid_entry2]) -> Result<(), ProcessorError> {
     let features = cpuid::as_kvm(features).ok_or(ProcessorError::TooMany("processor features"))?;
     vcpu.set_cpuid2(&features).map_err(kvm("set the processor's features"))?;
     for (index, data) in [(MISC_ENABLE, FAST_STRING), (MTRR_DEFAULT, MTRR_WRITE_BACK)] {
@@ -129,14 +130,21 @@ pub(crate) fn begin(vcpu: &VcpuFd, entry: Option<u64>, features: &[kvm_cpuid_ent
         g: 1,
         ..Default::default()
     };
-    sregs.cs = segment(0xb, 0x8);
-    let data = segment(0x3, 0x10);
+    let (code, data) = match entry {
+        Entry::Pvh(_) => (0x8, 0x10),
+        Entry::Linux(_) => (0x10, 0x18),
+    };
+    sregs.cs = segment(0xb, code);
+    let data = segment(0x3, data);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = kvm_segment { limit: 0x67, type_: 0xb, present: 1, selector: 0x18, ..Default::default() };
     sregs.cr0 = CR0_PE;
     sregs.cr4 = 0;
     vcpu.set_sregs(&sregs).map_err(kvm("set the special registers"))?;
-    let regs = kvm_regs { rip: entry, rbx: START_INFO, rflags: 2, ..Default::default() };
+    let regs = match entry {
+        Entry::Pvh(rip) => kvm_regs { rip, rbx: START_INFO, rflags: 2, ..Default::default() },
+        Entry::Linux(rip) => kvm_regs { rip, rsi: ZERO_PAGE, rflags: 2, ..Default::default() },
+    };
     vcpu.set_regs(&regs).map_err(kvm("set the registers"))
 }
 

@@ -9,6 +9,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::time::Instant;
+
 use super::device::{Queues, VirtioDevice};
 use super::queue::{Outcome, QueueError};
 
@@ -48,6 +50,10 @@ impl VirtioDevice for Balloon {
             }
             Ok(Outcome::Answered(0))
         })
+    }
+
+    fn due(&self) -> Option<Instant> {
+        None
     }
 
     fn reset(&mut self) {}

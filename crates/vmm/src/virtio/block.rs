@@ -5,13 +5,17 @@
 
 mod configuration;
 pub(crate) mod disk;
+pub(crate) mod limits;
 mod request;
 #[cfg(test)]
 mod tests;
 
+use std::time::Instant;
+
 use self::disk::Disk;
+use self::limits::Limits;
 use super::device::{Queues, VirtioDevice};
-use super::queue::{Outcome, QueueError};
+use super::queue::QueueError;
 
 /// Largest number of requests that wait, and of buffers of one.
 const QUEUE_SIZE: u16 = 256;
@@ -24,17 +28,25 @@ pub(crate) struct Block {
     read_only: bool,
     capacity_bytes: u64,
     disk: Option<Disk>,
+    limits: Limits,
+    /// When the first request that waits may begin.
+    due: Option<Instant>,
 }
 
 impl Block {
     /// Slot `slot` with nothing behind it.
     pub(crate) fn new(slot: u32, read_only: bool, capacity_bytes: u64) -> Self {
-        Self { slot, read_only, capacity_bytes, disk: None }
+        Self { slot, read_only, capacity_bytes, disk: None, limits: Limits::default(), due: None }
     }
 
     /// Puts another disk behind it, or none.
     pub(crate) fn bind(&mut self, disk: Option<Disk>) {
         self.disk = disk;
+    }
+
+    /// Limits how fast it may be.
+    pub(crate) fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 }
 
@@ -55,7 +67,12 @@ impl VirtioDevice for Block {
 
     fn serve(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), QueueError> {
         let Some(mut requests) = queues.requests(queue) else { return Ok(()) };
-        requests.serve(|request| self.answer(request).map(Outcome::Answered))
+        self.due = None;
+        requests.serve(|request| self.answer(request))
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.due
     }
 
     fn reset(&mut self) {}

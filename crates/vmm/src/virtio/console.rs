@@ -7,6 +7,7 @@ mod control;
 mod tests;
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use serde::{Deserialize, Serialize};
@@ -183,6 +184,10 @@ impl VirtioDevice for Console {
             CONTROL_INPUT => self.control_input(queues),
             _ => self.control_output(queues),
         }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        None
     }
 
     fn reset(&mut self) {

@@ -1,5 +1,7 @@
 //! What a device is to its transport.
 
+use std::time::Instant;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -35,6 +37,9 @@ pub(crate) trait VirtioDevice: Send + 'static {
     /// # Errors
     /// What the guest did wrong.
     fn serve(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), QueueError>;
+
+    /// When to look into its queues again, whatever the driver does: requests wait for that moment. Asked after each turn.
+    fn due(&self) -> Option<Instant>;
 
     /// The driver starts anew.
     fn reset(&mut self);

@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::time::Instant;
+
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::device::{Queues, VirtioDevice};
@@ -44,6 +46,10 @@ impl VirtioDevice for Entropy {
             let written = request.writable.write(&bytes[..got]);
             Ok(Outcome::Answered(u32::try_from(written).unwrap_or(0)))
         })
+    }
+
+    fn due(&self) -> Option<Instant> {
+        None
     }
 
     fn reset(&mut self) {}

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use super::device::VirtioDevice;
@@ -13,13 +15,14 @@ use super::transport::Transport;
 use crate::jail::filter::{self, Role};
 use crate::sys;
 
-/// Called when its descriptor is ready.
-type Handler = Box<dyn FnMut() + Send>;
+/// Called when its descriptor is ready, or when what it answered last time has come.
+type Handler = Box<dyn FnMut() -> Option<Instant> + Send>;
 
 /// What a thread waits for.
 pub(crate) struct EventLoop {
     epoll: OwnedFd,
-    handlers: Vec<Handler>,
+    /// Each with when it wants to be called whatever its descriptor says.
+    handlers: Vec<(Handler, Option<Instant>)>,
     /// What is watched and nobody else has.
     kept: Vec<File>,
 }
@@ -37,7 +40,7 @@ impl EventLoop {
             let handler = move || {
                 // It cannot fail in a way that matters: what was counted is looked for anyway.
                 let _ = served.kicks()[number].read();
-                served.serve(number);
+                served.serve(number)
             };
             self.watch(sys::borrow(&transport.kicks()[number]), EventFlags::IN, handler)?;
         }
@@ -49,10 +52,10 @@ impl EventLoop {
         &mut self,
         descriptor: BorrowedFd<'_>,
         flags: EventFlags,
-        handler: impl FnMut() + Send + 'static,
+        handler: impl FnMut() -> Option<Instant> + Send + 'static,
     ) -> io::Result<()> {
         epoll::add(&self.epoll, descriptor, EventData::new_u64(self.handlers.len() as u64), flags)?;
-        self.handlers.push(Box::new(handler));
+        self.handlers.push((Box::new(handler), None));
         Ok(())
     }
 
@@ -74,16 +77,35 @@ impl EventLoop {
         let mut events: Vec<Event> = Vec::with_capacity(8);
         loop {
             events.clear();
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+            let timeout = self.timeout();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 // The descriptor is ours and open: nothing that goes on could be right.
                 Err(error) => panic!("cannot wait for events: {error}"),
             }
             for event in &events {
                 let number = usize::try_from(event.data.u64()).unwrap_or(usize::MAX);
-                if let Some(handler) = self.handlers.get_mut(number) {
-                    handler();
+                if let Some((handler, due)) = self.handlers.get_mut(number) {
+                    *due = handler();
                 }
+            }
+            if timeout.is_some() {
+                self.call_due();
+            }
+        }
+    }
+
+    /// How long until the first handler wants to be called.
+    fn timeout(&self) -> Option<Timespec> {
+        let due = self.handlers.iter().filter_map(|(_, due)| *due).min()?;
+        Timespec::try_from(due.saturating_duration_since(Instant::now())).ok()
+    }
+
+    fn call_due(&mut self) {
+        let now = Instant::now();
+        for (handler, due) in &mut self.handlers {
+            if due.is_some_and(|due| due <= now) {
+                *due = handler();
             }
         }
     }

@@ -152,7 +152,9 @@ impl<D: VirtioDevice> Driver<D> {
                 // What is no memory is not written.
                 let _ = self.memory.write_slice(input.bytes(16), GuestAddress(address));
             }
-            7 | 8 => self.transport.serve(usize::try_from(queue::<D>(input)?).ok()?),
+            7 | 8 => {
+                self.transport.serve(usize::try_from(queue::<D>(input)?).ok()?);
+            }
             9 => {
                 let count = usize::from(input.byte()?);
                 talk(input.bytes(count));

@@ -9,6 +9,7 @@ mod tests;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::time::Instant;
 
 use self::header::{BUFFERS, HEADER, Header};
 use super::device::{Queues, VirtioDevice};
@@ -139,6 +140,10 @@ impl VirtioDevice for Network {
             RECEIVE => self.receive(queues),
             _ => self.transmit(queue, queues),
         }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        None
     }
 
     fn reset(&mut self) {

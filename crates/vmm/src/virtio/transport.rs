@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT as _};
@@ -115,23 +116,25 @@ impl<D: VirtioDevice> Transport<D> {
         &self.kicks
     }
 
-    /// The device looks into one of its queues.
-    pub(crate) fn serve(&self, queue: usize) {
-        self.turn(|device, queues| device.serve(queue, queues));
+    /// The device looks into one of its queues; says when it wants to do so again, whatever the driver does.
+    pub(crate) fn serve(&self, queue: usize) -> Option<Instant> {
+        self.turn(|device, queues| device.serve(queue, queues))
     }
 
-    /// Gives the device a turn with its queues, if its driver is ready and the machine runs.
-    pub(crate) fn turn(&self, turn: impl FnOnce(&mut D, &mut Queues<'_>) -> Result<(), QueueError>) {
+    /// Gives the device a turn with its queues, if its driver is ready and the machine runs. As [`Transport::serve`].
+    pub(crate) fn turn(&self, turn: impl FnOnce(&mut D, &mut Queues<'_>) -> Result<(), QueueError>) -> Option<Instant> {
         let mut registers = self.lock();
         let registers = &mut *registers;
         if !registers.running || registers.phase != Phase::DriverOk || registers.needs_reset {
-            return;
+            return None;
         }
         let mut queues = Queues::new(&mut registers.active, &registers.memory, &registers.interrupt);
         if turn(&mut registers.device, &mut queues).is_err() {
             registers.needs_reset = true;
             registers.interrupt.configuration();
+            return None;
         }
+        registers.device.due()
     }
 
     /// Changes what is behind the device. When: any time; a request is either over or not begun.

@@ -1,8 +1,19 @@
 //! The options of `docker run`, each seen from inside.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Duration;
 
-use bulkhead_e2e::{TestHost, eventually};
+use bulkhead_e2e::{TestHost, eventually, skip};
+
+/// The device that a folder is on.
+fn device_of(folder: &Path) -> Option<String> {
+    let device = std::fs::metadata(folder).ok()?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let link = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    let node = format!("/dev/{}", link.file_name()?.to_str()?);
+    Path::new(&node).exists().then_some(node)
+}
 
 behind_both_walls! {
     fn environment_directory_user_and_host_name(host) {
@@ -91,6 +102,25 @@ behind_both_walls! {
         let most = if host.wall() == bulkhead_e2e::Wall::Process { 0.3 } else { 0.5 };
         assert!(share > 0.01 && share < most, "{share} of a processor, 0.2 allowed");
         host.run(&["--cpus", "100000"], &["true"]).fails_saying(125, &["cpu"]);
+    }
+
+    fn a_disks_rate_is_limited(host) {
+        let Some(device) = device_of(host.data_root()) else {
+            return skip("what the engine keeps its files on is no block device with a node");
+        };
+        // Two megabytes, straight to the disk, at one a second; what a full bucket holds passes at once.
+        let write = "t=$(cut -d. -f1 /proc/uptime); dd if=/dev/zero of=/file bs=64k count=32 oflag=direct 2>&1; echo took $(($(cut -d. -f1 /proc/uptime) - t))";
+        let seconds = |options: &[&str]| -> u64 {
+            let said = host.run(options, &["sh", "-c", write]).ok();
+            said.rsplit(' ').next().unwrap().parse().unwrap_or_else(|_| panic!("{said}"))
+        };
+        let limited = format!("{device}:1mb");
+        let took = seconds(&["--device-write-bps", &limited]);
+        assert!((1..=20).contains(&took), "{took} s");
+        let id = host.run_detached(&["--device-write-bps", &limited], &["sleep", "1000"]);
+        let shown = host.inspect(&id);
+        assert_eq!(shown["HostConfig"]["BlkioDeviceWriteBps"][0]["Rate"].as_i64(), Some(1 << 20));
+        host.run(&["--device-write-bps", "/dev/nothing-there:1mb"], &["true"]).fails_saying(125, &["/dev/nothing-there"]);
     }
 
     fn what_was_asked_for_is_shown(host) {

@@ -3,8 +3,9 @@
 use super::Block;
 use super::configuration::{MOST_BYTES, MOST_DISCARD_SECTORS};
 use super::disk::SECTOR;
+use super::limits::Direction;
 use crate::virtio::buffers::{Buffers, Request};
-use crate::virtio::queue::QueueError;
+use crate::virtio::queue::{Outcome, QueueError};
 
 const READ: u32 = 0;
 const WRITE: u32 = 1;
@@ -40,15 +41,25 @@ impl Header {
 }
 
 impl Block {
-    /// Answers a request; says how many bytes of its buffers were written.
+    /// Answers a request, or leaves it for later when the disks' rates say so.
     ///
     /// # Errors
     /// [`QueueError::Incomplete`] when it has no header, or no room for the status.
-    pub(super) fn answer(&self, request: Request<'_>) -> Result<u32, QueueError> {
+    pub(super) fn answer(&mut self, request: Request<'_>) -> Result<Outcome, QueueError> {
         let Request { mut readable, mut writable, .. } = request;
         let header = Header::read(&mut readable).ok_or(QueueError::Incomplete)?;
         let mut status = writable.split_tail(1).ok_or(QueueError::Incomplete)?;
         let room = writable.bytes();
+        let admitted = match header.kind {
+            READ => self.limits.take(Direction::Read, room),
+            WRITE => self.limits.take(Direction::Write, readable.bytes()),
+            DISCARD | WRITE_ZEROES => self.limits.take(Direction::Write, 0),
+            _ => Ok(()),
+        };
+        if let Err(due) = admitted {
+            self.due = Some(due);
+            return Ok(Outcome::Later);
+        }
         let outcome = match header.kind {
             READ => self.read(header.sector, &mut writable),
             WRITE => self.write(header.sector, &mut readable),
@@ -60,7 +71,7 @@ impl Block {
         };
         status.write(&[outcome as u8]);
         let written = room - writable.bytes() + 1;
-        Ok(u32::try_from(written).unwrap_or(u32::MAX))
+        Ok(Outcome::Answered(u32::try_from(written).unwrap_or(u32::MAX)))
     }
 
     /// Place and length of a transfer, if it is whole sectors inside of the slot.

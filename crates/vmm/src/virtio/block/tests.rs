@@ -1,7 +1,12 @@
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::time::Duration;
 
 use super::*;
+use crate::jail::filter::Role;
+use crate::protocol::DiskRates;
+use crate::virtio::event_loop::EventLoop;
 use crate::virtio::testing::{Driver, torment};
 
 const SECTOR: usize = 512;
@@ -177,6 +182,59 @@ fn what_is_no_disk_is_refused() {
         assert!(Disk::new(parts(bytes), read_only).is_err(), "{bytes:?}");
     }
     assert!(Disk::new(parts(&[u64::MAX - 511, 512]), true).is_err());
+}
+
+fn limited(rates: DiskRates) -> Driver<Block> {
+    let (_, driver) = scratch(64);
+    driver.transport.change(|block| block.limit(Limits::new(rates)));
+    driver
+}
+
+fn write_sectors(driver: &mut Driver<Block>, count: usize) {
+    driver.request(0, &[&header(1, 0), &vec![1; count * SECTOR]], &[1]);
+}
+
+#[test]
+fn what_is_too_fast_waits_and_nothing_else() {
+    let bytes_a_second = NonZeroU64::new(64 * 1024);
+    let mut driver = limited(DiskRates { write_bytes: bytes_a_second, ..DiskRates::default() });
+    write_sectors(&mut driver, 32);
+    assert_eq!(driver.answers(0).len(), 1, "a full bucket lets one pass");
+    write_sectors(&mut driver, 1);
+    assert_eq!(driver.answers(0).len(), 0);
+    let due = driver.transport.serve(0).unwrap().saturating_duration_since(Instant::now());
+    assert!((Duration::from_millis(50)..Duration::from_millis(150)).contains(&due), "{due:?}");
+    std::thread::sleep(due + Duration::from_millis(1));
+    assert_eq!(driver.transport.serve(0), None);
+    assert_eq!(driver.answers(0).len(), 1, "later it is answered");
+    // What waits keeps its place, so a read behind it waits, too; without a limit on reads it would not alone.
+    let mut reads = limited(DiskRates { write_bytes: bytes_a_second, ..DiskRates::default() });
+    for _ in 0..64 {
+        assert_eq!(ask(&mut reads, 0, 0, &[], 32 * SECTOR).0, OK);
+        assert_eq!(ask(&mut reads, 4, 0, &[], 0).0, OK);
+    }
+}
+
+#[test]
+fn its_thread_looks_again_by_itself() {
+    let mut driver = limited(DiskRates { write_requests: NonZeroU64::new(20), ..DiskRates::default() });
+    let mut disks = EventLoop::new().unwrap();
+    disks.serve(&driver.transport).unwrap();
+    disks.spawn("limited", Role::Disk).unwrap();
+    let began = Instant::now();
+    driver.waiting_request(0, &[&header(1, 0), &[1; SECTOR]], &[1]);
+    for _ in 1..6 {
+        driver.offer(0, 0);
+    }
+    driver.write(0x50, 0);
+    let mut answered = 0;
+    while answered < 6 {
+        assert!(began.elapsed() < Duration::from_secs(10), "{answered}");
+        std::thread::sleep(Duration::from_millis(1));
+        answered += driver.answers(0).len();
+    }
+    // Two at once, then one each 50 ms.
+    assert!(began.elapsed() >= Duration::from_millis(140), "{:?}", began.elapsed());
 }
 
 #[test]
