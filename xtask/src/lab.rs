@@ -44,6 +44,9 @@ pub struct LabArgs {
     /// Only suites whose name holds this word
     #[arg(long, value_name = "WORD", requires = "test")]
     only: Option<String>,
+    /// Of these suites only the tests whose name holds this word
+    #[arg(long, value_name = "WORD", requires = "test")]
+    matching: Option<String>,
     /// Take the release binaries as they are
     #[arg(long, conflicts_with = "test")]
     no_build: bool,
@@ -75,7 +78,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
     let job = if args.test {
         let chosen = suites::choose(args.quick, args.only.as_deref());
         ensure!(!chosen.is_empty(), "no suite has that word in its name: {}", suites::names().join(", "));
-        suites::job(&environment, &builds, &chosen)?
+        suites::job(&environment, &builds, &chosen, args.matching.as_deref())?
     } else if let Some(rounds) = args.bench {
         suites::bench(&environment, rounds)
     } else {

@@ -26,9 +26,18 @@ pub struct Frozen {
     state: File,
 }
 
+/// When the process of a fork is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Process {
+    /// With the fork, which it is then a part of.
+    New,
+    /// Before, so that it has built its jail and waits: what is measured begins with the request.
+    Waiting,
+}
+
 /// What one fork took.
 pub struct Took {
-    /// From the start of the process to the guest's first sign.
+    /// To the guest's first sign.
     pub fork: Duration,
     /// Processor time of the process, the guest's included.
     pub work: Duration,
@@ -42,7 +51,8 @@ impl Frozen {
         memory.set_len(memory_bytes)?;
         let spec = MachineSpec { memory_bytes, vcpus: 2, disk_slots: SLOTS, disk_bytes: 1 << 42, network_slots: 2 };
         let request = Request::Boot { machine: spec.clone(), command_line: String::new() };
-        let vmm = Vmm::start(&request, &[&memory, &kernel, &initramfs])?;
+        let mut vmm = Vmm::spawn()?;
+        vmm.make(&request, &[&memory, &kernel, &initramfs])?;
         vmm.ask(&Request::Resume, &[])?;
         // It waits for the flag by now, or a little later, which is the same.
         std::thread::sleep(Duration::from_millis(100));
@@ -52,17 +62,25 @@ impl Frozen {
     }
 
     /// Forks it in a process of its own, jail and all, and lets it run until it has said that it does.
-    pub fn fork(&mut self) -> anyhow::Result<Took> {
+    pub fn fork(&mut self, process: Process) -> anyhow::Result<Took> {
         self.state.rewind()?;
         let disks = (0..SLOTS).map(|_| None).collect();
         let request = Request::Fork { machine: self.spec.clone(), disks, rates: DiskRates::default() };
-        let began = Instant::now();
-        let vmm = Vmm::start(&request, &[&self.memory, &self.state])?;
+        let mut began = Instant::now();
+        let mut vmm = Vmm::spawn()?;
+        let mut before = Duration::ZERO;
+        if process == Process::Waiting {
+            // It has no way to say that it waits; a hundred times what its jail takes.
+            std::thread::sleep(Duration::from_millis(100));
+            before = super::memory::processor_time(vmm.child.id())?;
+            began = Instant::now();
+        }
+        vmm.make(&request, &[&self.memory, &self.state])?;
         vmm.ask(&Request::Resume, &[])?;
         let end = vmm.reply()?;
         let fork = began.elapsed();
         ensure!(matches!(end, Reply::Ended(GuestEnd::Reset)), "the guest ended otherwise: {end:?}");
-        let work = super::memory::processor_time(vmm.child.id())?;
+        let work = super::memory::processor_time(vmm.child.id())?.saturating_sub(before);
         Ok(Took { fork, work })
     }
 }
@@ -70,24 +88,28 @@ impl Frozen {
 struct Vmm {
     control: OwnedFd,
     child: Child,
-    _port: UnixStream,
+    port: Option<UnixStream>,
 }
 
 impl Vmm {
-    fn start(request: &Request, files: &[&File]) -> anyhow::Result<Self> {
+    fn spawn() -> anyhow::Result<Self> {
         let kind = SocketType::SEQPACKET;
         let (control, theirs) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         let program = std::env::var_os("BULKHEAD_VMM").map_or_else(beside, |named| Ok(named.into()))?;
         let child = Command::new(&program).stdin(Stdio::from(theirs)).spawn();
         let child = child.with_context(|| format!("cannot start {}", program.display()))?;
+        Ok(Self { control, child, port: None })
+    }
+
+    fn make(&mut self, request: &Request, files: &[&File]) -> anyhow::Result<()> {
         let (port, guest) = UnixStream::pair()?;
+        self.port = Some(port);
         let kvm = File::options().read(true).write(true).open("/dev/kvm").context("cannot open /dev/kvm")?;
         let mut descriptors: Vec<BorrowedFd> = vec![kvm.as_fd(), guest.as_fd()];
         descriptors.extend(files.iter().map(|file| file.as_fd()));
-        let vmm = Self { control, child, _port: port };
-        protocol::send(&vmm.control, request, &descriptors)?;
-        match vmm.reply()? {
-            Reply::Done => Ok(vmm),
+        protocol::send(&self.control, request, &descriptors)?;
+        match self.reply()? {
+            Reply::Done => Ok(()),
             other => bail!("the VMM says {other:?}"),
         }
     }

@@ -25,7 +25,7 @@ pub struct Suite {
 }
 
 /// The suites, cheapest first.
-const SUITES: [Suite; 8] = [
+const SUITES: [Suite; 9] = [
     Suite {
         name: "container",
         package: "bulkhead-container",
@@ -98,7 +98,18 @@ const SUITES: [Suite; 8] = [
         backend: "auto",
         limit_s: 600,
     },
+    Suite {
+        name: MANY_FORKS,
+        package: "bulkhead-uvm",
+        program: "contract",
+        arguments: &["a_template_is_removed_under_running_forks"],
+        quick: None,
+        backend: "kvm",
+        limit_s: 2400,
+    },
 ];
+/// F110 with as many forks as the case says.
+const MANY_FORKS: &str = "many-forks";
 
 /// End-to-end tests about what differs here: cgroup version 2, and QEMU on KVM. The others do not see a difference.
 const E2E: [&str; 12] = [
@@ -133,7 +144,7 @@ const E2E_QUICK: [&str; 13] = [
 ];
 
 /// End-to-end tests of what a utility VM has a part in: each of its devices, its limits, its neighbours, its end.
-const E2E_KVM: [&str; 31] = [
+const E2E_KVM: [&str; 32] = [
     "copy::changes_are_listed::hyperv",
     "crashes::the_engine_is_killed_and_knows_everything_again::hyperv",
     "crashes::the_shim_is_killed_and_its_container_is_dead::hyperv",
@@ -153,6 +164,7 @@ const E2E_KVM: [&str; 31] = [
     "networks::a_utility_vm_leaves_segmentation_to_the_host",
     "networks::neighbours_are_reached_by_name_and_the_host_reaches_ports::hyperv",
     "networks::networks_are_apart_and_change_while_a_container_runs::hyperv",
+    "options::a_disks_rate_is_limited::hyperv",
     "options::memory_is_limited::hyperv",
     "options::processor_time_is_limited::hyperv",
     "options::the_number_of_processes_is_limited::hyperv",
@@ -175,7 +187,7 @@ const E2E_KVM_QUICK: [&str; 5] = [
     "options::memory_is_limited::hyperv",
 ];
 
-/// How many forks a test of many makes.
+/// How many forks a test of many makes: as many as whoever runs the lab says, or two, which are enough for most.
 const FORKS: &str = "BULKHEAD_TEST_FORKS";
 
 /// Where things are outside, and so inside.
@@ -208,17 +220,19 @@ pub fn choose(quick: bool, only: Option<&str>) -> Vec<Suite> {
 ///
 /// # Errors
 /// When a test program was not built.
-pub fn job(environment: &Environment, builds: &Builds, suites: &[Suite]) -> Result<String> {
+///
+/// Shape: of each suite's tests those whose name holds `matching`; none of a suite is a failure.
+pub fn job(environment: &Environment, builds: &Builds, suites: &[Suite], matching: Option<&str>) -> Result<String> {
     let mut script = prologue(environment);
-    // As many as whoever runs the tests wants.
-    if let Ok(forks) = std::env::var(FORKS) {
-        let _ = writeln!(script, "export {FORKS}={}", quoted(&forks));
-    }
+    let _ = writeln!(script, "matching={}", quoted(matching.unwrap_or_default()));
     script.push_str(HARNESS);
+    let asked = std::env::var(FORKS).ok();
     for suite in suites {
         let program = quoted(&builds.test(suite.package, suite.program)?.display().to_string());
         let arguments: Vec<String> = suite.arguments.iter().map(|argument| quoted(argument)).collect();
+        let few_or_many = if suite.name == MANY_FORKS { "100" } else { "2" };
         // Writing into a string cannot fail.
+        let _ = writeln!(script, "export {FORKS}={}", quoted(asked.as_deref().unwrap_or(few_or_many)));
         let _ = writeln!(script, "export BULKHEAD_TEST_BACKEND={}", suite.backend);
         let _ = writeln!(script, "suite {} {} {program} {}", suite.name, suite.limit_s, arguments.join(" "));
     }
@@ -279,7 +293,7 @@ suite() {
   shift 3
   results=$(mktemp -d /run/results.XXXXXX)
   echo "=== lab: $name"
-  "$program" --list --format terse "$@" 2>/dev/null | sed -n 's/: test$//p' > "$results/names"
+  "$program" --list --format terse "$@" 2>/dev/null | sed -n 's/: test$//p' | grep -F -- "$matching" > "$results/names"
   busybox xargs -P 2 -n 1 busybox sh /lab/run-test "$program" "$limit" "$results" < "$results/names"
   line="$name: $(wc -l < "$results/names") tests run: $(count pass) passed, $(count fail) failed, in $(($(now) - began)) s"
   echo "$line"
