@@ -73,6 +73,7 @@ async fn fork(folder: &Path, backend: BackendChoice, round: usize) -> anyhow::Re
         rehearsal: false,
         namespace: None,
         network: proto::gcs::wire::Network::new(),
+        pod: false,
     };
     let vm = UtilityVm::start(request).await.with_context(|| format!("cannot start a utility VM on {backend:?}"))?;
     let report = vm.report();

@@ -49,7 +49,14 @@ impl Frozen {
         let file = || tempfile::tempfile().context("cannot make a file");
         let (memory, state, initramfs, kernel) = (file()?, file()?, file()?, kernel(file()?)?);
         memory.set_len(memory_bytes)?;
-        let spec = MachineSpec { memory_bytes, vcpus: 2, disk_slots: SLOTS, disk_bytes: 1 << 42, network_slots: 2 };
+        let spec = MachineSpec {
+            memory_bytes,
+            vcpus: 2,
+            disk_slots: SLOTS,
+            slots_per_container: SLOTS,
+            disk_bytes: 1 << 42,
+            network_slots: 2,
+        };
         let request = Request::Boot { machine: spec.clone(), command_line: String::new() };
         let mut vmm = Vmm::spawn()?;
         vmm.make(&request, &[&memory, &kernel, &initramfs])?;

@@ -19,9 +19,10 @@ use rustix::fs::{Mode, OFlags};
 use tokio::sync::mpsc;
 use tokio_util::io::SyncIoBridge;
 
-use crate::compute::{self, ComputeError, MERGED, Scratch, UPPER};
+use crate::compute::{self, ComputeError, Scratch};
 use crate::machine::Machine;
 use crate::name_files;
+use crate::places::{MERGED, Places, UPPER};
 use crate::shares::SharedMount;
 use crate::substreams::Substream;
 
@@ -67,7 +68,8 @@ impl MountedFiles {
     /// As [`compute::mount_root`].
     pub fn mount(request: &MountRootRequest, machine: Machine) -> Result<Self, ComputeError> {
         let Machine { mut slots, spare } = machine;
-        let (rootfs, scratch, layers) = compute::mount_root(&request.layers, request.scratch_slot, &mut slots)?;
+        let (rootfs, scratch, layers) =
+            compute::mount_root(&Places::of(0), &request.layers, request.scratch_slot, &mut slots)?;
         // What waits for a container goes on waiting, since to end it would take time.
         Ok(Self { rootfs, scratch, layers, _machine: Machine { slots, spare } })
     }

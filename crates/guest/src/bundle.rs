@@ -2,6 +2,7 @@
 //! its place, and the small files that it mounts.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -9,17 +10,19 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Root, Spec};
 use proto::ErrorKind;
+use rustix::mount::{MountFlags, mount};
 
+use crate::places::{FILES, Places};
 use crate::shares::SHARES;
 
-/// Everything of the container lies below it, in the guest's own tmpfs.
-pub const RUN: &str = "/run/bulkhead";
-/// Where `/etc/hosts` and its like are written for the container to mount.
-pub const FILES: &str = "/run/bulkhead/files";
 /// The annotation with their content: a JSON object of path and text.
 const FILES_ANNOTATION: &str = "dev.bulkhead.files";
-/// The container's cgroup. It is the only one besides the root.
-const CGROUP: &str = "/container";
+/// The memory that a pod's containers share, which they bind from here.
+const SHARED_MEMORY: &str = "/run/bulkhead/shm";
+/// As much as Docker and containerd give.
+const SHARED_MEMORY_OPTIONS: &CStr = c"mode=1777,size=64m";
+/// Names of settings, and beginnings of such, that belong to an IPC namespace. Source: runc libcontainer/configs/validate.
+const IPC_SETTINGS: [&str; 4] = ["kernel.sem", "kernel.shm", "kernel.msg", "fs.mqueue."];
 
 /// A spec that the guest cannot carry out.
 #[derive(Debug, thiserror::Error)]
@@ -92,21 +95,36 @@ impl BundleError {
     }
 }
 
-/// Reads the spec for a container on `rootfs`, and writes the small files that its mounts bind.
+/// Reads the spec for a container at these places, and writes the small files that its mounts bind.
 ///
 /// # Errors
 /// See [`BundleError`]; what was written stays, in memory that dies with the fork.
-pub fn take(spec: &[u8], rootfs: &Path) -> Result<Spec, BundleError> {
+pub fn take(spec: &[u8], places: &Places) -> Result<Spec, BundleError> {
     let mut spec: Spec =
         serde_json::from_slice(spec).map_err(|source| BundleError::Malformed { what: "spec", source })?;
     for (path, text) in files(&spec)? {
         write_file(&path, text.as_bytes())?;
     }
-    adapt(&mut spec, rootfs)?;
+    adapt(&mut spec, places)?;
+    if spec.mounts().iter().flatten().any(is_shared_memory) {
+        share_memory()?;
+    }
     Ok(spec)
 }
 
-/// Removes what was written for a container that is gone.
+/// Has the memory that containers share ready.
+fn share_memory() -> Result<(), BundleError> {
+    let point = Path::new(SHARED_MEMORY);
+    if point.exists() {
+        return Ok(());
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let mounted =
+        fs::create_dir(point).and_then(|()| Ok(mount("shm", point, "tmpfs", flags, Some(SHARED_MEMORY_OPTIONS))?));
+    mounted.map_err(|source| BundleError::Write { path: point.to_path_buf(), source })
+}
+
+/// Removes what was written for containers that are gone.
 ///
 /// # Errors
 /// `Clear`.
@@ -141,10 +159,10 @@ fn below_files(path: String) -> Result<PathBuf, BundleError> {
     if plain { Ok(path.into()) } else { Err(BundleError::OutsideFiles { path }) }
 }
 
-fn adapt(spec: &mut Spec, rootfs: &Path) -> Result<(), BundleError> {
+fn adapt(spec: &mut Spec, places: &Places) -> Result<(), BundleError> {
     let read_only = spec.root().as_ref().and_then(Root::readonly);
     let mut root = Root::default();
-    root.set_path(rootfs.to_path_buf()).set_readonly(read_only);
+    root.set_path(places.merged.clone()).set_readonly(read_only);
     spec.set_root(Some(root));
     // Hooks are programs of the host.
     spec.set_hooks(None);
@@ -156,27 +174,31 @@ fn adapt(spec: &mut Spec, rootfs: &Path) -> Result<(), BundleError> {
         without_host_labels(process);
     }
     if let Some(linux) = spec.linux_mut().as_mut() {
-        linux.set_cgroups_path(Some(CGROUP.into()));
+        linux.set_cgroups_path(Some(places.cgroup.clone()));
         linux.set_mount_label(None);
         // The guest's own network namespace has nobody else in it, and a second one would take time.
         let kept =
             linux.namespaces().iter().flatten().filter(|namespace| namespace.typ() != LinuxNamespaceType::Network);
         let kept = kept.cloned().collect();
         linux.set_namespaces(Some(kept));
-        take_network_settings(linux)?;
+        for (name, value) in take_settings(linux) {
+            let path = setting_path(&name);
+            fs::write(&path, value).map_err(|source| BundleError::Setting { name, source })?;
+        }
     }
     Ok(())
 }
 
-/// The settings of the container's network are the guest's, since they share it.
-fn take_network_settings(linux: &mut Linux) -> Result<(), BundleError> {
-    let Some(mut settings) = linux.sysctl().clone() else { return Ok(()) };
-    for (name, value) in settings.extract_if(|name, _| name.starts_with("net.")) {
-        let path = setting_path(&name);
-        fs::write(&path, value).map_err(|source| BundleError::Setting { name, source })?;
-    }
+/// Takes the settings that are the guest's own, since the container shares with it what they belong to: the network always, IPC
+/// where the spec names no namespace for it.
+fn take_settings(linux: &mut Linux) -> HashMap<String, String> {
+    let Some(mut settings) = linux.sysctl().clone() else { return HashMap::new() };
+    let own_ipc = linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::Ipc);
+    let is_guests =
+        |name: &str| name.starts_with("net.") || (!own_ipc && IPC_SETTINGS.iter().any(|begin| name.starts_with(begin)));
+    let taken = settings.extract_if(|name, _| is_guests(name)).collect();
     linux.set_sysctl(Some(settings));
-    Ok(())
+    taken
 }
 
 /// A dot between parts is a folder; a slash in sysctl's names stands for a dot within one.
@@ -199,7 +221,11 @@ fn setting_path(name: &str) -> PathBuf {
 fn binds_host(mount: &Mount) -> bool {
     let bind = mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
     let own = mount.source().as_ref().is_some_and(|source| source.starts_with(FILES) || source.starts_with(SHARES));
-    (bind || mount.typ().as_deref() == Some("bind")) && !own
+    (bind || mount.typ().as_deref() == Some("bind")) && !own && !is_shared_memory(mount)
+}
+
+fn is_shared_memory(mount: &Mount) -> bool {
+    mount.source().as_ref().is_some_and(|source| source == Path::new(SHARED_MEMORY))
 }
 
 /// The guest's kernel has loaded none of the host's security policies.
@@ -222,7 +248,7 @@ fn empty(folder: &Path) -> Result<(), BundleError> {
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::{LinuxBuilder, MountBuilder, SpecBuilder};
+    use oci_spec::runtime::{LinuxBuilder, LinuxNamespaceBuilder, MountBuilder, SpecBuilder};
 
     use super::*;
 
@@ -238,11 +264,11 @@ mod tests {
         let mounts = vec![bind("/run/bulkhead/files/hosts")];
         let mut spec = SpecBuilder::default().linux(linux).mounts(mounts).build().unwrap();
         spec.root_mut().as_mut().unwrap().set_readonly(Some(true));
-        adapt(&mut spec, Path::new("/somewhere")).unwrap();
+        adapt(&mut spec, &Places::of(7)).unwrap();
         let root = spec.root().as_ref().unwrap();
-        assert_eq!((root.path().as_path(), root.readonly()), (Path::new("/somewhere"), Some(true)));
+        assert_eq!((root.path().as_path(), root.readonly()), (Path::new("/run/bulkhead/7/rootfs"), Some(true)));
         let linux = spec.linux().as_ref().unwrap();
-        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new(CGROUP)));
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/pod/7")));
         assert_eq!(*linux.mount_label(), None);
         let spaces = linux.namespaces().as_ref().unwrap();
         assert!(!spaces.is_empty() && spaces.iter().all(|space| space.typ() != LinuxNamespaceType::Network));
@@ -251,9 +277,33 @@ mod tests {
     #[test]
     fn a_mount_of_the_host_is_refused() {
         let mut spec = SpecBuilder::default().mounts(vec![bind("/srv/data")]).build().unwrap();
-        let error = adapt(&mut spec, Path::new("/r")).unwrap_err();
+        let error = adapt(&mut spec, &Places::of(0)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotImplemented);
         assert!(error.to_string().contains("/srv/data"));
+    }
+
+    #[test]
+    fn settings_of_what_is_shared_are_the_guests() {
+        let settings = ["net.ipv4.ip_forward", "kernel.shm_rmid_forced", "fs.mqueue.msg_max", "kernel.domainname"];
+        let taken = |spaces: &[LinuxNamespaceType]| {
+            let namespace = |kind: &LinuxNamespaceType| LinuxNamespaceBuilder::default().typ(*kind).build().unwrap();
+            let settings: HashMap<_, _> = settings.map(|name| (name.to_owned(), "1".to_owned())).into();
+            let namespaces: Vec<_> = spaces.iter().map(namespace).collect();
+            let mut linux = LinuxBuilder::default().namespaces(namespaces).sysctl(settings).build().unwrap();
+            let taken = take_settings(&mut linux);
+            assert_eq!(taken.len() + linux.sysctl().as_ref().unwrap().len(), 4);
+            let mut names: Vec<String> = taken.into_keys().collect();
+            names.sort();
+            names
+        };
+        assert_eq!(taken(&[LinuxNamespaceType::Ipc]), ["net.ipv4.ip_forward"]);
+        assert_eq!(taken(&[]), ["fs.mqueue.msg_max", "kernel.shm_rmid_forced", "net.ipv4.ip_forward"]);
+    }
+
+    #[test]
+    fn the_shared_memory_is_the_guests_and_nothing_else_there_is() {
+        assert!(!binds_host(&bind(SHARED_MEMORY)));
+        assert!(binds_host(&bind("/run/bulkhead/shm/x")) && binds_host(&bind("/run/bulkhead/state")));
     }
 
     #[test]

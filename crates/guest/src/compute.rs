@@ -1,6 +1,6 @@
-//! The one container of this utility VM: its root file system on the slots' disks, its processes by the host's numbers.
+//! One container of this utility VM: its root file system on the slots' disks, and its first process.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,6 @@ use container::{
     StartError, Started, Stdio, ZygoteError,
 };
 use proto::ErrorKind;
-use proto::gcs::INIT_PROCESS;
 use proto::gcs::wire::{CreateContainerRequest, ExecRequest, LayerDevice};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags, mount, open_tree, unmount};
@@ -23,20 +22,10 @@ use crate::bundle::{self, BundleError};
 use crate::devices::{SlotError, Slots};
 use crate::identity;
 use crate::machine::{Machine, Spare};
+use crate::places::{MERGED, Places, RUN, STATE};
 use crate::process::{Attendants, Prepared, Process, TerminalSize};
 use crate::shares::{self, SharedMount, Shares};
 use crate::substreams::StdioStreams;
-
-/// What must exist before the freeze point, so that no fork makes it.
-pub const FOLDERS: [&str; 5] = [bundle::FILES, STAGING, SCRATCH, MERGED, STATE];
-const STAGING: &str = "/run/bulkhead/layers";
-const SCRATCH: &str = "/run/bulkhead/scratch";
-/// The container's changes.
-pub const UPPER: &str = "/run/bulkhead/scratch/upper";
-/// The container's root.
-pub const MERGED: &str = "/run/bulkhead/rootfs";
-/// Where the container crate keeps its state.
-const STATE: &str = "/run/bulkhead/state";
 
 /// A call about the container that could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +69,25 @@ pub enum ComputeError {
     /// The standard streams of a process.
     #[error("cannot connect the process's standard streams")]
     Stdio(#[source] io::Error),
+    /// A container number that is not known, or known already.
+    #[error("container {number} {problem}")]
+    Container {
+        /// The host's number.
+        number: u32,
+        /// What is wrong with it.
+        problem: &'static str,
+        /// What a caller can act on.
+        kind: ErrorKind,
+    },
+    /// Its folders cannot be made.
+    #[error("cannot make {path}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// A process number that is not known, or known already.
     #[error("process {number} {problem}")]
     Process {
@@ -115,29 +123,28 @@ impl ComputeError {
             Self::Exec(error) => error.kind(),
             Self::Prepare(error) => error.kind(),
             Self::Delete(error) => error.kind(),
-            Self::Process { kind, .. } => *kind,
+            Self::Process { kind, .. } | Self::Container { kind, .. } => *kind,
             Self::Scratch { .. } | Self::Share(_) => ErrorKind::Unavailable,
             Self::Stdio(_) => ErrorKind::ResourceExhausted,
             Self::Kernel { source, .. } if source.kind() == io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
             Self::Kernel { source, .. } if source.kind() == io::ErrorKind::NotConnected => ErrorKind::NotFound,
-            Self::Kernel { .. } => ErrorKind::Internal,
+            Self::Kernel { .. } | Self::Folder { .. } => ErrorKind::Internal,
         }
     }
 }
 
-/// The container and all it consists of.
+/// A container and all it consists of.
 pub struct Compute {
     container: Container,
-    processes: HashMap<u32, Arc<Process>>,
-    /// What still waits: for the next exec, and for a container after a rehearsal.
-    spare: Spare,
+    first: (u32, Arc<Process>),
     /// Before the scratch: what is dropped first is unmounted first.
     rootfs: MountedRootfs,
     shares: Shares,
     shared: Vec<SharedMount>,
     scratch: Scratch,
-    slots: Slots,
     layers: Vec<LayerSource>,
+    disks: BTreeSet<u32>,
+    places: Places,
 }
 
 impl Compute {
@@ -149,23 +156,25 @@ impl Compute {
         request: &CreateContainerRequest,
         streams: StdioStreams,
         shares: Shares,
-        machine: Machine,
+        machine: &mut Machine,
         attendants: &Attendants,
     ) -> Result<Self, ComputeError> {
-        let Machine { mut slots, mut spare } = machine;
-        let (rootfs, scratch, layers) = mount_root(&request.layers, request.scratch_slot, &mut slots)?;
+        let Machine { slots, spare } = machine;
+        let places = Places::of(request.container);
+        places.make().map_err(|(path, source)| ComputeError::Folder { path, source })?;
+        let (rootfs, scratch, layers) = mount_root(&places, &request.layers, request.scratch_slot, slots)?;
         let size = terminal_size(request.terminal, request.width, request.height);
         let (prepared, stdio) = Prepared::new(streams, size).map_err(ComputeError::Stdio)?;
         let (container, started) = if request.plain.is_empty() {
-            create_from_spec(request, &mut spare, stdio)?
+            create_from_spec(request, &places, spare, stdio)?
         } else {
-            create_of_zygote(request, &mut spare, stdio)?
+            create_of_zygote(request, spare, stdio)?
         };
-        let processes = HashMap::new();
+        let first = attach(started, prepared, attendants)?;
         let shared = shares::shared_mounts(&request.spec);
-        let mut this = Self { container, processes, spare, rootfs, shares, shared, scratch, slots, layers };
-        this.attach(INIT_PROCESS, started, prepared, attendants)?;
-        Ok(this)
+        let disks = request.layers.iter().map(|layer| layer.slot).chain([request.scratch_slot]).collect();
+        let first = (request.process, Arc::new(first));
+        Ok(Self { container, first, rootfs, shares, shared, scratch, layers, disks, places })
     }
 
     /// Starts the created process.
@@ -176,59 +185,33 @@ impl Compute {
         Ok(self.container.start()?)
     }
 
-    /// Starts a further process; the answer is its process id.
+    /// Starts a further process.
     ///
     /// # Errors
-    /// `Process` — the number is in use; `Bundle`, `Exec`, `Stdio`, `Helper`.
+    /// `Bundle`, `Exec`, `Stdio`, `Helper`.
     pub fn exec(
-        &mut self,
+        &self,
         request: &ExecRequest,
         streams: StdioStreams,
+        spare: &mut Spare,
         attendants: &Attendants,
-    ) -> Result<u32, ComputeError> {
-        let number = request.process;
-        if self.processes.contains_key(&number) {
-            return Err(ComputeError::Process { number, problem: "exists already", kind: ErrorKind::AlreadyExists });
-        }
+    ) -> Result<Process, ComputeError> {
         let process = bundle::process(&request.spec)?;
         let size = terminal_size(request.terminal, request.width, request.height);
         let (prepared, stdio) = Prepared::new(streams, size).map_err(ComputeError::Stdio)?;
-        let helper = self.spare.exec_helper.take().map_or_else(Helper::spawn, Ok).map_err(ExecError::Helper)?;
+        let helper = spare.exec_helper.take().map_or_else(Helper::spawn, Ok).map_err(ExecError::Helper)?;
         let started = self.container.exec(helper, &process, stdio)?;
-        let pid = started.pid;
-        self.attach(number, started, prepared, attendants)?;
-        Ok(pid)
-    }
-
-    /// Has a helper ready for the next exec.
-    pub fn warm_up(&mut self) {
-        if self.spare.exec_helper.is_none() {
-            // Without one, the next exec tries again and says why it cannot.
-            self.spare.exec_helper =
-                Helper::spawn().inspect_err(|error| tracing::warn!("no warm helper: {error}")).ok();
-        }
-    }
-
-    fn attach(
-        &mut self,
-        number: u32,
-        started: Started,
-        prepared: Prepared,
-        attendants: &Attendants,
-    ) -> Result<(), ComputeError> {
-        let pid = started.pid;
-        let process = Process::attach(started, prepared, attendants).map_err(|error| {
-            // Nobody could ever read from it.
-            let _ = signal_pid(pid, 9);
-            ComputeError::Stdio(error)
-        })?;
-        self.processes.insert(number, Arc::new(process));
-        Ok(())
+        attach(started, prepared, attendants)
     }
 
     /// The container itself, for what needs nothing else of the guest.
     pub fn container(&self) -> &Container {
         &self.container
+    }
+
+    /// Its first process, with the host's number.
+    pub fn first(&self) -> (u32, &Arc<Process>) {
+        (self.first.0, &self.first.1)
     }
 
     /// The host's folders in it.
@@ -241,46 +224,33 @@ impl Compute {
         &self.layers
     }
 
-    /// A process by the host's number.
-    ///
-    /// # Errors
-    /// `Process`.
-    pub fn process(&self, number: u32) -> Result<Arc<Process>, ComputeError> {
-        let unknown = ComputeError::Process { number, problem: "does not exist", kind: ErrorKind::NotFound };
-        self.processes.get(&number).cloned().ok_or(unknown)
+    /// The slots of its disks.
+    pub fn disks(&self) -> BTreeSet<u32> {
+        self.disks.clone()
     }
 
-    /// Drops a further process whose end the host has learnt, so that no number of them fills the guest.
-    pub fn forget(&mut self, number: u32) {
-        self.processes.remove(&number);
-    }
-
-    /// Sends a signal to one process.
+    /// Removes the container, whose processes have been killed, and leaves a clean scratch disk.
     ///
     /// # Errors
-    /// `Process` — unknown, or it has ended; `Kernel`.
-    pub fn signal(&self, number: u32, signal: u32) -> Result<(), ComputeError> {
-        let process = self.process(number)?;
-        if process.has_ended() {
-            return Err(ComputeError::Process { number, problem: "has already finished", kind: ErrorKind::NotFound });
-        }
-        signal_pid(process.pid(), signal).map_err(|source| ComputeError::Kernel { what: "signal", number, source })
-    }
-
-    /// Removes the container, whose processes have been killed, and leaves a clean scratch disk, the slots, and what was not
-    /// used.
-    ///
-    /// # Errors
-    /// `Delete`, `Rootfs`, `Scratch`.
-    pub fn remove(self) -> Result<Machine, ComputeError> {
-        let Self { container, processes, spare, rootfs, shares, shared: _, scratch, slots, layers: _ } = self;
-        drop(processes);
+    /// `Delete`, `Rootfs`, `Share`, `Scratch`.
+    pub fn remove(self) -> Result<(), ComputeError> {
+        let Self { container, rootfs, shares, scratch, places, .. } = self;
         container.delete(true)?;
         rootfs.unmount()?;
         shares.unmount().map_err(ComputeError::Share)?;
         scratch.unmount()?;
-        Ok(Machine { slots, spare })
+        places.remove();
+        Ok(())
     }
+}
+
+fn attach(started: Started, prepared: Prepared, attendants: &Attendants) -> Result<Process, ComputeError> {
+    let pid = started.pid;
+    Process::attach(started, prepared, attendants).map_err(|error| {
+        // Nobody could ever read from it.
+        let _ = signal_pid(pid, 9);
+        ComputeError::Stdio(error)
+    })
 }
 
 /// Makes a machine again from what a removed container leaves, as if it never had one.
@@ -290,7 +260,7 @@ impl Compute {
 pub fn renew(machine: Machine) -> Result<Machine, ComputeError> {
     let Machine { mut slots, spare } = machine;
     bundle::clear()?;
-    slots.forget()?;
+    slots.forget(|_| true)?;
     Ok(Machine { slots, spare: spare.complete()? })
 }
 
@@ -298,14 +268,15 @@ type Created = (Container, Started);
 
 fn create_from_spec(
     request: &CreateContainerRequest,
+    places: &Places,
     spare: &mut Spare,
     stdio: Stdio,
 ) -> Result<Created, ComputeError> {
-    identity::give_machine_id(Path::new(MERGED));
-    let spec = bundle::take(&request.spec, Path::new(MERGED))?;
+    identity::give_machine_id(&places.merged);
+    let spec = bundle::take(&request.spec, places)?;
     let compiled = Some(request.seccomp.as_slice()).filter(|bytes| !bytes.is_empty());
     let seccomp = compiled.map(Filter::from_bytes).transpose().map_err(CreateError::Spec)?;
-    let blueprint = Blueprint { spec, seccomp, bundle: bundle::RUN.into() };
+    let blueprint = Blueprint { spec, seccomp, bundle: RUN.into() };
     let helper = spare.create_helper.take().map_or_else(Helper::spawn, Ok).map_err(CreateError::Helper)?;
     Ok(Container::create_from(helper, Path::new(STATE), &request.id, blueprint, stdio)?)
 }
@@ -338,7 +309,11 @@ fn limit(container: &Container, resources: &[u8]) -> Result<(), ComputeError> {
     container.update(&resources).map_err(|error: CgroupError| CreateError::Cgroup(error).into())
 }
 
-fn signal_pid(pid: u32, signal: u32) -> io::Result<()> {
+/// Sends a signal.
+///
+/// # Errors
+/// The kernel's; `InvalidInput` for what is no signal.
+pub fn signal_pid(pid: u32, signal: u32) -> io::Result<()> {
     let signal = i32::try_from(signal).ok().and_then(Signal::from_named_raw);
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let (Some(signal), Some(pid)) = (signal, pid) else { return Err(io::ErrorKind::InvalidInput.into()) };
@@ -355,16 +330,17 @@ fn terminal_size(terminal: bool, width: u32, height: u32) -> Option<TerminalSize
 /// # Errors
 /// `Slot`, `Scratch`, `Rootfs`; nothing stays mounted.
 pub fn mount_root(
+    places: &Places,
     layers: &[LayerDevice],
     scratch_slot: u32,
     slots: &mut Slots,
 ) -> Result<(MountedRootfs, Scratch, Vec<LayerSource>), ComputeError> {
-    let scratch = Scratch::mount(&slots.device(scratch_slot, 0)?)?;
+    let scratch = Scratch::mount(&slots.device(scratch_slot, 0)?, &places.scratch)?;
     // The request names the top layer first, the container crate wants the lowest first.
     let layers = layers.iter().rev().map(|layer| slots.device(layer.slot, layer.partition));
     let layers: Vec<LayerSource> = layers.map(|device| device.map(LayerSource::Device)).collect::<Result<_, _>>()?;
-    let upper = Upper { upper: UPPER.into(), work: Path::new(SCRATCH).join("work") };
-    let rootfs = rootfs::mount(&layers, Path::new(STAGING), &upper, Path::new(MERGED))?;
+    let upper = Upper { upper: places.upper(), work: places.scratch.join("work") };
+    let rootfs = rootfs::mount(&layers, &places.staging, &upper, &places.merged)?;
     Ok((rootfs, scratch, layers))
 }
 
@@ -378,12 +354,12 @@ const SCRATCH_OPTIONS: &CStr = c"discard,no_prefetch_block_bitmaps,noinit_itable
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    fn mount(device: &Path) -> Result<Self, ComputeError> {
-        let mount_with = |options| mount(device, SCRATCH, "ext4", MountFlags::empty(), options);
+    fn mount(device: &Path, point: &Path) -> Result<Self, ComputeError> {
+        let mount_with = |options| mount(device, point, "ext4", MountFlags::empty(), options);
         mount_with(Some(SCRATCH_OPTIONS))
             .or_else(|error| if error == Errno::INVAL { mount_with(None) } else { Err(error) })
             .map_err(|error| ComputeError::Scratch { what: "mount", source: error.into() })?;
-        Ok(Self(SCRATCH.into()))
+        Ok(Self(point.to_owned()))
     }
 
     /// Unmounts it, so that it is clean.

@@ -192,12 +192,12 @@ impl Slots {
         if partition_file.exists() { Ok(partition_file) } else { Err(SlotError::NoPartition { slot, partition }) }
     }
 
-    /// Lets go of what was on the disks, so that the host can put others in their place.
+    /// Lets go of what was on these slots' disks, so that the host can put others in their place.
     ///
     /// # Errors
     /// `Disk` — the kernel refused, or something still uses the disk.
-    pub fn forget(&mut self) -> Result<(), SlotError> {
-        for (slot, found) in (0..).zip(&mut self.0) {
+    pub fn forget(&mut self, which: impl Fn(u32) -> bool) -> Result<(), SlotError> {
+        for (slot, found) in (0..).zip(&mut self.0).filter(|(slot, _)| which(*slot)) {
             found.forget().map_err(|source| SlotError::Disk { slot, source })?;
         }
         Ok(())
@@ -308,9 +308,10 @@ mod tests {
     fn a_disk_that_cannot_be_forgotten_is_named() {
         let no_disk = tempfile::NamedTempFile::new().unwrap();
         let mut slots = Slots(vec![slot(None), slot(Some(no_disk.path()))]);
-        let error = slots.forget().unwrap_err();
+        let error = slots.forget(|_| true).unwrap_err();
         assert!(matches!(error, SlotError::Disk { slot: 1, .. }), "{error}");
         assert_eq!(error.kind(), ErrorKind::Unavailable);
+        slots.forget(|slot| slot == 0).unwrap();
         assert!(slots.0[1].partitions_read, "a failed attempt changes nothing");
     }
 }

@@ -11,11 +11,11 @@ use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_move};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::compute;
 use crate::devices::{self, Slots};
 use crate::kernel_log::KernelLog;
 use crate::machine::{Machine, Spare};
 use crate::network::Network;
+use crate::places;
 use crate::sys;
 
 /// Where the initramfs has the modules.
@@ -47,7 +47,7 @@ pub fn run() -> Result<(Machine, Network)> {
 
 /// What the container will be mounted on, and the controllers that its cgroup will use.
 fn prepare_folders() -> Result<()> {
-    for folder in compute::FOLDERS {
+    for folder in places::FOLDERS {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {folder}"))?;
     }
     let root = Path::new("/sys/fs/cgroup");

@@ -56,6 +56,14 @@ impl Spare {
         }
         Ok(self)
     }
+
+    /// Has a helper ready for the next exec.
+    pub fn warm_up(&mut self) {
+        if self.exec_helper.is_none() {
+            // Without one, the next exec tries again and says why it cannot.
+            self.exec_helper = Helper::spawn().inspect_err(|error| tracing::warn!("no warm helper: {error}")).ok();
+        }
+    }
 }
 
 fn spawn(number: usize) -> Result<Zygote, ZygoteError> {

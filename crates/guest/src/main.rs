@@ -1,9 +1,9 @@
 //! The guest compute service: PID 1 of a utility VM. It brings the VM to the freeze point, where nothing specific to any
 //! container has happened, and after the fork serves `proto::gcs` on the one port to the host: it takes the fork's
-//! identity, mounts layers and scratch, and runs the one container. It knows no image and no other VM.
+//! identity, mounts layers and scratch, and runs one container, or a pod's. It knows no image and no other VM.
 //!
 //! ```text
-//! early_boot ─▶ port ─▶ READY ═ freeze, fork ═▶ substreams ─▶ service ─▶ identity, compute ─▶ process, reaper
+//! early_boot ─▶ port ─▶ READY ═ freeze, fork ═▶ substreams ─▶ service ─▶ identity, pod ─▶ compute ─▶ process, reaper
 //! ```
 //!
 //! One thread beside that of the processes' streams, no timer before the fork, no socket but two to the kernel, so that a frozen guest
@@ -18,9 +18,12 @@ mod early_boot;
 mod free_memory;
 mod identity;
 mod kernel_log;
+mod life;
 mod machine;
 mod name_files;
 mod network;
+mod places;
+mod pod;
 mod port;
 mod process;
 mod reaper;

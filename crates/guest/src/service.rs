@@ -1,18 +1,16 @@
 //! The `Guest` service of `proto::gcs`, over the control substreams.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use async_trait::async_trait;
-use container::rootfs::LayerSource;
 use futures_util::StreamExt;
-use proto::gcs::INIT_PROCESS;
 use proto::gcs::wire::{
-    self, ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse,
-    MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessEntry, ProcessesResponse, RenewRequest,
-    ResizeRequest, SignalRequest, StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest,
-    WaitRequest, WaitResponse,
+    self, ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
+    ExecRequest, ExecResponse, MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessEntry,
+    ProcessesResponse, RenewRequest, ResizeRequest, SignalRequest, StartRequest, StatsResponse, SyncClockRequest,
+    SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
 };
 use proto::gcs::wire_ttrpc::{Guest, create_guest};
 use proto::{ErrorKind, ProcessDetails, Status};
@@ -23,13 +21,15 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 use crate::archive::{self, FilesOwner, MountedFiles};
 use crate::compute::{self, Compute, ComputeError};
 use crate::identity::{self, IdentityFiles};
+use crate::life::{Life, Rehearsed, failed, lock, out_of_order};
 use crate::machine::Machine;
 use crate::name_files;
 use crate::network::Network;
+use crate::pod::Pod;
 use crate::port::Port;
 use crate::process::{Attendants, Process, TerminalSize};
 use crate::reaper::Reaper;
-use crate::shares::{SharedMount, Shares};
+use crate::shares::Shares;
 use crate::stream_thread::StreamThread;
 use crate::substreams::{self, Destinations, Substreams};
 
@@ -83,95 +83,14 @@ impl Ready {
     }
 }
 
-/// Where the guest is in its life. It has one, and one more after each rehearsal.
-///
-/// ```text
-///   ┌─────────────────────────┬── Renew, of a rehearsal only ──┐
-///   ▼                         │                                │
-/// Blank ──Personalize──▶ Personalized ──CreateContainer──▶ Container ──Shutdown──▶ Over
-///                             ├── MountRoot ──▶ Mounted ───────────────Shutdown─────▲
-///                             └── Shutdown; CreateContainer, MountRoot or Renew fails
-/// ```
-///
-/// In `Container` and in `Mounted` the container's files can be read and written.
-enum Life {
-    Blank(Machine),
-    Personalized { machine: Machine, rehearsal: bool },
-    Container { compute: Box<Compute>, rehearsal: bool },
-    Mounted(Box<MountedFiles>),
-    Over,
-}
-
-/// What a rehearsal has come to when it is taken out of the guest's life.
-enum Rehearsed {
-    Nothing(Machine),
-    Container(Box<Compute>),
-}
-
-impl Life {
-    /// Ends a rehearsal, and nothing else: the life is over until the guest is blank again.
-    fn take_rehearsal(&mut self) -> Result<Rehearsed, Status> {
-        match std::mem::replace(self, Self::Over) {
-            Self::Personalized { machine, rehearsal: true } => Ok(Rehearsed::Nothing(machine)),
-            Self::Container { compute, rehearsal: true } => Ok(Rehearsed::Container(compute)),
-            other => {
-                *self = other;
-                Err(out_of_order("the guest is not in a rehearsal"))
-            }
-        }
-    }
-}
-
-impl FilesOwner for Mutex<Life> {
-    fn layers(&self) -> Result<Vec<LayerSource>, Status> {
-        match &*lock(self) {
-            Life::Container { compute, .. } => Ok(compute.layers().to_vec()),
-            Life::Mounted(files) => Ok(files.layers().to_vec()),
-            Life::Blank(_) | Life::Personalized { .. } | Life::Over => {
-                Err(out_of_order("no container's files are here"))
-            }
-        }
-    }
-
-    fn shared(&self) -> Vec<SharedMount> {
-        match &*lock(self) {
-            Life::Container { compute, .. } => compute.shared().to_vec(),
-            Life::Blank(_) | Life::Personalized { .. } | Life::Mounted(_) | Life::Over => Vec::new(),
-        }
-    }
-
-    fn first_process(&self) -> Option<u32> {
-        let Life::Container { compute, .. } = &*lock(self) else { return None };
-        compute.process(INIT_PROCESS).ok().map(|process| process.pid())
-    }
-
-    fn set_frozen(&self, frozen: bool) -> Result<bool, Status> {
-        let Life::Container { compute, .. } = &*lock(self) else { return Ok(false) };
-        let set = if frozen { compute.container().pause() } else { compute.container().resume() };
-        set.map(|()| true).map_err(|error| Status::from_error(error.kind(), &error))
-    }
-}
-
 struct GuestService {
     life: Arc<Mutex<Life>>,
-    /// The container has folders of the host.
+    /// A container has, or had, folders of the host.
     shared: AtomicBool,
     network: Mutex<Network>,
     identity: IdentityFiles,
     substreams: Substreams,
     attendants: Attendants,
-}
-
-fn lock(life: &Mutex<Life>) -> MutexGuard<'_, Life> {
-    life.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn out_of_order(message: &str) -> Status {
-    Status::new(ErrorKind::FailedPrecondition, message)
-}
-
-fn failed(error: &ComputeError) -> Status {
-    Status::from_error(error.kind(), error)
 }
 
 impl GuestService {
@@ -196,42 +115,44 @@ impl GuestService {
         network.make(wanted).map_err(|error| Status::from_error(error.kind(), &error))
     }
 
-    /// Changes the network of the container, and the files that tell it of names.
+    /// Changes the guest's network, and the files that tell its containers of names.
     async fn change_network(&self, request: ConfigureNetworkRequest) -> Result<(), Status> {
-        let first = self.with_container(|compute| compute.process(INIT_PROCESS).map_err(|error| failed(&error)));
-        let first = first.await?.pid();
+        let first = self.with_pod(|pod| pod.containers().map(|compute| compute.first().1.pid()).collect::<Vec<_>>());
+        let first = first.await?;
         self.set_network(&request.network)?;
-        let written = self.aside(move || name_files::write(first, &request.files)).await?;
+        let write = move || first.into_iter().try_for_each(|pid| name_files::write(pid, &request.files));
+        let written = self.aside(write).await?;
         written.map_err(|error| Status::from_error(error.kind(), &error))
     }
 
-    async fn create(&self, request: &CreateContainerRequest) -> Result<u32, Status> {
-        self.require_personalized()?;
-        let mut streams = self.substreams.claim(INIT_PROCESS).await;
+    async fn create(&self, request: CreateContainerRequest) -> Result<u32, Status> {
+        let number = request.container;
+        let life = Arc::clone(&self.life);
+        // Refused before anything of it is made.
+        self.aside(move || lock(&life).pod_for(number).map(drop)).await??;
+        let mut streams = self.substreams.claim(request.process).await;
         if !request.stdin {
             streams.stdin = None;
         }
-        self.require_personalized()?;
-        let shares = self.substreams.claim_shares(request.shares).await;
-        let life = std::mem::replace(&mut *lock(&self.life), Life::Over);
-        let Life::Personalized { machine, rehearsal } = life else {
-            return Err(out_of_order("the guest has had its container already"));
-        };
+        let shares = self.substreams.claim_shares(request.first_share, request.shares).await;
         if u32::try_from(shares.len()) != Ok(request.shares) {
             return Err(Status::new(ErrorKind::InvalidArgument, "the host's folders have no substreams"));
         }
-        self.shared.store(!shares.is_empty(), Ordering::SeqCst);
-        let shares = Shares::mount(shares).map_err(|error| failed(&ComputeError::Share(error)))?;
-        let (attendants, request) = (self.attendants.clone(), request.clone());
-        if self.shared.load(Ordering::SeqCst) {
-            attendants.reaper.remember();
+        if !shares.is_empty() {
+            self.shared.store(true, Ordering::SeqCst);
         }
-        let made = self.aside(move || Compute::create(&request, streams, shares, machine, &attendants));
-        let compute = made.await?.map_err(|error| failed(&error))?;
-        let first = compute.process(INIT_PROCESS).map_err(|error| failed(&error))?;
-        *lock(&self.life) = Life::Container { compute: Box::new(compute), rehearsal };
         let shared = self.shared.load(Ordering::SeqCst);
-        tokio::spawn(kill_the_rest(Arc::clone(&self.life), Arc::clone(&first), shared));
+        let shares = Shares::mount(request.first_share, shares);
+        let shares = shares.map_err(|error| failed(&ComputeError::Share(error)))?;
+        let attendants = self.attendants.clone();
+        let made = self.with_life(move |life| {
+            if shared {
+                attendants.reaper.remember();
+            }
+            life.pod()?.create(&request, streams, shares, &attendants).map_err(|error| failed(&error))
+        });
+        let first = made.await?;
+        tokio::spawn(kill_the_rest(Arc::clone(&self.life), number, Arc::clone(&first), shared));
         Ok(first.pid())
     }
 
@@ -246,64 +167,60 @@ impl GuestService {
     }
 
     fn mount(&self, request: &MountRootRequest) -> Result<(), Status> {
-        self.require_personalized()?;
         let mut life = lock(&self.life);
-        let Life::Personalized { machine, .. } = std::mem::replace(&mut *life, Life::Over) else {
-            return Err(out_of_order("the guest has had its container already"));
-        };
+        match &*life {
+            Life::Personalized { .. } => {}
+            Life::Blank(_) => return Err(out_of_order("the guest has no identity yet")),
+            _ => return Err(out_of_order("the guest has had its container already")),
+        }
+        let Life::Personalized { machine, .. } = std::mem::replace(&mut *life, Life::Over) else { return Ok(()) };
         let mounted = MountedFiles::mount(request, machine).map_err(|error| failed(&error))?;
         *life = Life::Mounted(Box::new(mounted));
         Ok(())
     }
 
-    fn require_personalized(&self) -> Result<(), Status> {
-        match &*lock(&self.life) {
-            Life::Personalized { .. } => Ok(()),
-            Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
-            Life::Container { .. } | Life::Mounted(_) | Life::Over => {
-                Err(out_of_order("the guest has had its container already"))
-            }
-        }
-    }
-
-    /// Does something with the container, if there is one.
-    async fn with_container<T: Send + 'static>(
+    /// Does something with the guest's life.
+    async fn with_life<T: Send + 'static>(
         &self,
-        act: impl FnOnce(&mut Compute) -> Result<T, Status> + Send + 'static,
+        act: impl FnOnce(&mut Life) -> Result<T, Status> + Send + 'static,
     ) -> Result<T, Status> {
         let life = Arc::clone(&self.life);
-        let done = self.aside(move || match &mut *lock(&life) {
-            Life::Container { compute, .. } => act(compute),
-            Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
-            Life::Personalized { .. } => Err(out_of_order("there is no container yet")),
-            Life::Mounted(_) => Err(out_of_order("there are a container's files, and no container")),
-            Life::Over => Err(out_of_order("the container is gone")),
-        });
-        done.await?
+        self.aside(move || act(&mut lock(&life))).await?
     }
 
-    async fn exec(&self, request: &ExecRequest) -> Result<u32, Status> {
-        if request.process == INIT_PROCESS {
-            return Err(Status::new(ErrorKind::InvalidArgument, "process 0 is the container's first process"));
-        }
-        self.with_container(|_| Ok(())).await?;
+    /// Does something with what runs.
+    async fn with_pod<T: Send + 'static>(&self, act: impl FnOnce(&mut Pod) -> T + Send + 'static) -> Result<T, Status> {
+        self.with_life(|life| life.pod().map(act)).await
+    }
+
+    /// Does something with one container.
+    async fn with_container<T: Send + 'static>(
+        &self,
+        number: u32,
+        act: impl FnOnce(&Compute) -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        self.with_pod(move |pod| act(pod.container(number).map_err(|error| failed(&error))?)).await?
+    }
+
+    async fn exec(&self, request: ExecRequest) -> Result<u32, Status> {
+        self.with_container(request.container, |_| Ok(())).await?;
         let mut streams = self.substreams.claim(request.process).await;
         if !request.stdin {
             streams.stdin = None;
         }
-        let (request, attendants) = (request.clone(), self.attendants.clone());
+        let attendants = self.attendants.clone();
         let shared = self.shared.load(Ordering::SeqCst);
-        let started = self.with_container(move |compute| {
+        let started = self.with_pod(move |pod| {
             if shared {
                 attendants.reaper.remember();
             }
-            compute.exec(&request, streams, &attendants).map_err(|error| failed(&error))
+            pod.exec(&request, streams, &attendants).map_err(|error| failed(&error))
         });
-        let started = started.await;
+        let started = started.await?;
         let life = Arc::clone(&self.life);
         let warm_up = move || {
-            if let Life::Container { compute, .. } = &mut *lock(&life) {
-                compute.warm_up();
+            if let Life::Pod { pod, .. } = &mut *lock(&life) {
+                pod.warm_up();
             }
         };
         if shared {
@@ -319,53 +236,50 @@ impl GuestService {
     }
 
     async fn wait_for(&self, number: u32) -> Result<WaitResponse, Status> {
-        let process = self.with_container(move |compute| compute.process(number).map_err(|error| failed(&error)));
-        let exit = process.await?.finished().await;
-        let told = self.with_container(move |compute| {
-            // Only the container's own end says anything about it.
-            if number == INIT_PROCESS {
-                return Ok(compute.container().oom_kills() > 0);
-            }
-            compute.forget(number);
-            Ok(false)
+        let process = self.with_pod(move |pod| pod.process(number).cloned().map_err(|error| failed(&error)));
+        let exit = process.await??.finished().await;
+        let told = self.with_pod(move |pod| {
+            pod.forget(number);
+            // Only a container's own end says anything about it.
+            pod.container_begun_by(number).is_some_and(|compute| compute.container().oom_kills() > 0)
         });
         let oom_killed = told.await.unwrap_or_default();
         Ok(WaitResponse { exit_code: exit.code, exited_at_ns: exit.at_ns, oom_killed, ..Default::default() })
     }
 
     async fn send_signal(&self, request: SignalRequest) -> Result<(), Status> {
-        let sent = self.with_container(move |compute| {
+        let sent = self.with_pod(move |pod| {
             if !request.all {
-                return compute.signal(request.process, request.signal).map_err(|error| failed(&error));
+                return pod.signal(request.process, request.signal).map_err(|error| failed(&error));
             }
             let signal = i32::try_from(request.signal).unwrap_or_default();
+            let compute = pod.container_of(request.process).map_err(|error| failed(&error))?;
             compute.container().signal_all(signal).map_err(|error| Status::from_error(error.kind(), &error))
         });
-        sent.await
+        sent.await?
     }
 
     async fn resize_terminal(&self, request: ResizeRequest) -> Result<(), Status> {
         let clamp = |characters: u32| u16::try_from(characters).unwrap_or(u16::MAX);
         let size = TerminalSize { width: clamp(request.width), height: clamp(request.height) };
-        let resized = self.with_container(move |compute| {
+        let resized = self.with_pod(move |pod| {
             let number = request.process;
-            let process = compute.process(number).map_err(|error| failed(&error))?;
-            let resized = process.resize(size);
+            let resized = pod.process(number).map_err(|error| failed(&error))?.resize(size);
             resized.map_err(|source| failed(&ComputeError::Kernel { what: "resize the terminal of", number, source }))
         });
-        resized.await
+        resized.await?
     }
 
-    async fn list_processes(&self) -> Result<ProcessesResponse, Status> {
-        let processes = self.with_container(|compute| {
+    async fn list_processes(&self, container: u32) -> Result<ProcessesResponse, Status> {
+        let processes = self.with_container(container, |compute| {
             compute.container().processes().map_err(|error| Status::from_error(error.kind(), &error))
         });
         let processes = processes.await?;
         Ok(ProcessesResponse { processes: processes.into_iter().map(entry).collect(), ..Default::default() })
     }
 
-    async fn measure(&self) -> Result<StatsResponse, Status> {
-        let stats = self.with_container(|compute| {
+    async fn measure(&self, container: u32) -> Result<StatsResponse, Status> {
+        let stats = self.with_container(container, |compute| {
             compute.container().stats().map_err(|error| Status::from_error(error.kind(), &error))
         });
         let stats = stats.await?;
@@ -388,32 +302,33 @@ impl GuestService {
     async fn change_limits(&self, request: &UpdateRequest) -> Result<(), Status> {
         let resources = serde_json::from_slice(&request.resources)
             .map_err(|error| Status::new(ErrorKind::InvalidArgument, format!("invalid resources: {error}")))?;
-        let updated = self.with_container(move |compute| {
+        let updated = self.with_container(request.container, move |compute| {
             compute.container().update(&resources).map_err(|error| Status::from_error(error.kind(), &error))
         });
         updated.await
     }
 
+    async fn remove(&self, container: u32) -> Result<(), Status> {
+        let first = self.with_container(container, kill).await?;
+        first.ended().await;
+        self.with_pod(move |pod| pod.remove(container).map_err(|error| failed(&error))).await?
+    }
+
     async fn end(&self) -> Result<(), Status> {
-        let life = Arc::clone(&self.life);
-        let killed = self.aside(move || match &*lock(&life) {
+        let killed = self.with_life(|life| match life {
             Life::Blank(_) => Err(out_of_order("the guest has no identity yet")),
-            Life::Personalized { .. } | Life::Mounted(_) | Life::Over => Ok(None),
-            Life::Container { compute, .. } => kill(compute).map(Some),
+            Life::Personalized { .. } | Life::Mounted(_) | Life::Over => Ok(Vec::new()),
+            Life::Pod { pod, .. } => pod.containers().map(kill).collect(),
         });
-        if let Some(first) = killed.await?? {
+        for first in killed.await? {
             first.ended().await;
         }
-        let life = Arc::clone(&self.life);
-        let removed = self.aside(move || {
-            let life = std::mem::replace(&mut *lock(&life), Life::Over);
-            match life {
-                Life::Container { compute, .. } => compute.remove().map(drop).map_err(|error| failed(&error)),
-                Life::Mounted(files) => files.unmount().map_err(|error| failed(&error)),
-                _ => Ok(()),
-            }
+        let removed = self.with_life(|life| match std::mem::replace(life, Life::Over) {
+            Life::Pod { pod, .. } => pod.dissolve().map(drop).map_err(|error| failed(&error)),
+            Life::Mounted(files) => files.unmount().map_err(|error| failed(&error)),
+            _ => Ok(()),
         });
-        removed.await?
+        removed.await
     }
 
     /// Makes the guest of a rehearsal what a fresh fork is: nothing of the container, its disks and its streams is left.
@@ -422,9 +337,11 @@ impl GuestService {
         let rehearsed = lock(&self.life).take_rehearsal()?;
         let machine = match rehearsed {
             Rehearsed::Nothing(machine) => machine,
-            Rehearsed::Container(compute) => {
-                kill(&compute)?.ended().await;
-                compute.remove().map_err(|error| failed(&error))?
+            Rehearsed::Pod(pod) => {
+                for compute in pod.containers() {
+                    kill(compute)?.ended().await;
+                }
+                pod.dissolve().map_err(|error| failed(&error))?
             }
         };
         self.substreams.forget().await;
@@ -440,21 +357,22 @@ impl GuestService {
     }
 }
 
-/// Kills everything in the container; the answer is the process whose end is the container's.
+/// Kills everything in a container; the answer is the process whose end is the container's.
 fn kill(compute: &Compute) -> Result<Arc<Process>, Status> {
     compute.container().signal_all(SIGKILL).map_err(|error| Status::from_error(error.kind(), &error))?;
-    compute.process(INIT_PROCESS).map_err(|error| failed(&error))
+    Ok(Arc::clone(compute.first().1))
 }
 
 /// When the first process has ended, nothing else of the container goes on: in a process namespace of its own the kernel
 /// has seen to that, and otherwise we must.
-async fn kill_the_rest(life: Arc<Mutex<Life>>, first: Arc<Process>, shared: bool) {
+async fn kill_the_rest(life: Arc<Mutex<Life>>, container: u32, first: Arc<Process>, shared: bool) {
     first.ended().await;
     let kill = move || {
-        if let Life::Container { compute, .. } = &*lock(&life)
-        // And not the container that came after a rehearsal.
-        && compute.process(INIT_PROCESS).is_ok_and(|now| Arc::ptr_eq(&now, &first))
-        && let Err(error) = compute.container().signal_all(SIGKILL)
+        if let Life::Pod { pod, .. } = &*lock(&life)
+            && let Ok(compute) = pod.container(container)
+            // And not the container that came after a rehearsal.
+            && Arc::ptr_eq(compute.first().1, &first)
+            && let Err(error) = compute.container().signal_all(SIGKILL)
         {
             tracing::warn!("cannot kill what is left of the container: {error}");
         }
@@ -503,7 +421,7 @@ impl Guest for GuestService {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
-        let pid = answer(self.create(&request).await)?;
+        let pid = answer(self.create(request).await)?;
         Ok(CreateContainerResponse { pid, ..Default::default() })
     }
 
@@ -511,12 +429,13 @@ impl Guest for GuestService {
         done(self.mount(&request))
     }
 
-    async fn start(&self, _: &TtrpcContext, _: StartRequest) -> ttrpc::Result<Empty> {
-        done(self.with_container(|compute| compute.start().map_err(|error| failed(&error))).await)
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<Empty> {
+        let started = self.with_pod(move |pod| pod.start(request.container).map_err(|error| failed(&error)));
+        done(started.await.flatten())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ExecResponse> {
-        let pid = answer(Self::exec(self, &request).await)?;
+        let pid = answer(Self::exec(self, request).await)?;
         Ok(ExecResponse { pid, ..Default::default() })
     }
 
@@ -532,12 +451,16 @@ impl Guest for GuestService {
         done(self.resize_terminal(request).await)
     }
 
-    async fn processes(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ProcessesResponse> {
-        answer(self.list_processes().await)
+    async fn processes(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<ProcessesResponse> {
+        answer(self.list_processes(request.container).await)
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<StatsResponse> {
-        answer(self.measure().await)
+    async fn stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<StatsResponse> {
+        answer(self.measure(request.container).await)
+    }
+
+    async fn remove_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        done(self.remove(request.container).await)
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
@@ -554,19 +477,5 @@ impl Guest for GuestService {
 
     async fn renew(&self, _: &TtrpcContext, request: RenewRequest) -> ttrpc::Result<Empty> {
         done(self.begin_again(request.keep_interfaces).await)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A life with a machine in it takes PID 1; the e2e tests have those.
-    #[test]
-    fn a_life_that_is_over_is_not_renewed() {
-        let mut life = Life::Over;
-        let refused = life.take_rehearsal().err().unwrap();
-        assert_eq!(refused.kind, ErrorKind::FailedPrecondition);
-        assert!(matches!(life, Life::Over));
     }
 }

@@ -1,4 +1,4 @@
-//! Folders of the host that the container mounts: FUSE in the guest's kernel, whose requests go to the host over a substream of
+//! Folders of the host that containers mount: FUSE in the guest's kernel, whose requests go to the host over a substream of
 //! each, and whose answers come back the same way.
 //!
 //! The guest understands neither: both carry their length in front, and that is all it looks at. Whoever waits for such a folder
@@ -54,13 +54,13 @@ pub fn shared_mounts(spec: &[u8]) -> Vec<SharedMount> {
 pub struct Shares(Vec<PathBuf>);
 
 impl Shares {
-    /// Mounts each, and begins to carry its messages. When: within the runtime.
+    /// Mounts each, numbered from `first` on, and begins to carry its messages. When: within the runtime.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn mount(streams: Vec<Substream>) -> io::Result<Self> {
+    pub fn mount(first: u32, streams: Vec<Substream>) -> io::Result<Self> {
         let mut shares = Self::default();
-        for (number, stream) in streams.into_iter().enumerate() {
+        for (number, stream) in (first..).zip(streams) {
             let point = Path::new(SHARES).join(number.to_string());
             fs::create_dir_all(&point)?;
             let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;

@@ -78,12 +78,15 @@ impl Substreams {
         }
     }
 
-    /// Takes the substreams of so many folders of the host, by number; those that the host did not open are missing.
-    pub async fn claim_shares(&self, count: u32) -> Vec<Substream> {
+    /// Takes the substreams of so many folders of the host, by number from `first` on; those that the host did not open are missing.
+    pub async fn claim_shares(&self, first: u32, count: u32) -> Vec<Substream> {
         self.headers_read().await;
         let mut waiting = self.lock();
         let take = |process| waiting.streams.remove(&StreamHeader { kind: StreamKind::Share, process });
-        (0..count.min(MOST_SHARES)).map_while(take).map(FuturesAsyncReadCompatExt::compat).collect()
+        (first..first.saturating_add(count.min(MOST_SHARES)))
+            .map_while(take)
+            .map(FuturesAsyncReadCompatExt::compat)
+            .collect()
     }
 
     /// Drops every substream that no process has claimed, which resets it: the next container's processes have the same

@@ -24,9 +24,9 @@ use wire as gcs;
 pub use stream::{InvalidHeader, StreamHeader, StreamKind};
 
 /// Version of the protocol; both sides must have the same one, since guest image and host are built together.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
-/// The number of a container's first process; execs count from 1.
+/// The number of the first process of a VM's one container; execs count from 1. A pod's containers have others.
 pub const INIT_PROCESS: u32 = 0;
 
 /// What the guest writes, once, to the unframed port when it has reached the freeze point: it has loaded its modules, knows

@@ -278,6 +278,7 @@ async fn with_vm(container: &ContainerBundle, work: &Path, socket: &UnixStream) 
         rehearsal: false,
         namespace: None,
         network: wire::Network::new(),
+        pod: false,
     };
     let started = UtilityVm::start(request).await.map_err(|error| Status::from_error(error.kind(), &error));
     let served = match started {

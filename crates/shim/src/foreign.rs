@@ -11,6 +11,7 @@
 mod layers;
 mod likeness;
 mod options;
+mod pod;
 mod roots;
 
 use std::path::{Path, PathBuf};
@@ -27,9 +28,8 @@ use layers::{CacheError, LayerCache};
 use roots::RootPart;
 
 pub use options::{Options, isolation_by_name};
+pub use pod::Part;
 
-/// CRI's word for what a container is in its pod.
-const POD_ANNOTATION: &str = "io.kubernetes.cri.container-type";
 /// Below the state folder: converted layers and blank disks.
 const STATE: &str = "containerd";
 
@@ -45,22 +45,54 @@ pub struct Foreign<'a> {
     pub options: &'a Options,
 }
 
-/// Makes the bundle one of our engine's: converts its layers, makes its disk, and writes down what they are.
+/// Makes the bundle one of our engine's: converts its layers, makes its disk, and writes down what they are. A pod's sandbox has
+/// neither layers nor disk.
 ///
 /// When: blocks; a new image takes as long as its conversion. What is made lies in the bundle, which containerd removes, or in
 /// the layer cache.
 ///
 /// # Errors
 /// `NotImplemented` for what a utility VM cannot have; `InvalidArgument` for a bundle that is none; what the conversion says.
-pub fn prepare(bundle: &Bundle, foreign: &Foreign<'_>) -> Result<ContainerBundle, Status> {
+pub fn prepare(bundle: &Bundle, foreign: &Foreign<'_>) -> Result<(Part, ContainerBundle), Status> {
     let of_bundle = |error: crate::bundle::BundleError| Status::from_error(error.kind(), &error);
-    let of_cache = |error: CacheError| Status::from_error(error.kind(), &error);
-    let Foreign { namespace, id, mounts, options } = *foreign;
+    let Foreign { namespace, id, options, .. } = *foreign;
     let mut spec = bundle.spec().map_err(of_bundle)?;
-    refuse_what_cannot_be(&spec)?;
+    let part = Part::of(&spec)?;
+    match part {
+        Part::Alone | Part::Sandbox => refuse_what_cannot_be(&spec)?,
+        Part::Member => pod::adapt_member(&mut spec)?,
+    }
     let cgroup = cgroup(&spec, namespace, id);
-    adapt(&mut spec, &cgroup);
-    likeness::make_plain(&mut spec).map_err(|error| Status::from_error(ErrorKind::InvalidArgument, &error))?;
+    adapt(&mut spec, &cgroup, part);
+    if part == Part::Alone {
+        likeness::make_plain(&mut spec).map_err(|error| Status::from_error(ErrorKind::InvalidArgument, &error))?;
+    }
+    let mut vm = utility_vm(&spec, options, namespace, bundle.path());
+    let (layers, disk) = match part {
+        Part::Alone | Part::Member => root(bundle, &spec, foreign)?,
+        Part::Sandbox => {
+            pod::size(&mut vm, &spec, options);
+            (Vec::new(), PathBuf::new())
+        }
+    };
+    bundle.write_spec(&spec).map_err(of_bundle)?;
+    let container = ContainerBundle {
+        isolation: Isolation::Hyperv,
+        layers,
+        writable: Writable::Scratch { disk },
+        cgroup,
+        utility_vm: Some(vm),
+        parts: Vec::new(),
+        network: None,
+    };
+    bundle.write_container(&container).map_err(of_bundle)?;
+    Ok((part, container))
+}
+
+/// The container's layers, and its blank disk.
+fn root(bundle: &Bundle, spec: &Spec, foreign: &Foreign<'_>) -> Result<(Vec<LayerFile>, PathBuf), Status> {
+    let of_cache = |error: CacheError| Status::from_error(error.kind(), &error);
+    let Foreign { mounts, options, .. } = *foreign;
     let root = spec.root().as_ref().map_or_else(|| "rootfs".into(), |root| root.path().clone());
     let parts = roots::parts(mounts, &bundle.path().join(root))?;
     let state = options.state.join(STATE);
@@ -70,26 +102,12 @@ pub fn prepare(bundle: &Bundle, foreign: &Foreign<'_>) -> Result<ContainerBundle
     layers::make_folder(&blank).map_err(of_cache)?;
     Scratch::prepare(&blank, &disk, options.scratch_mib.saturating_mul(1 << 20))
         .map_err(|error| Status::from_error(error.kind(), &error))?;
-    bundle.write_spec(&spec).map_err(of_bundle)?;
-    let container = ContainerBundle {
-        isolation: Isolation::Hyperv,
-        layers,
-        writable: Writable::Scratch { disk },
-        cgroup,
-        utility_vm: Some(utility_vm(&spec, options, namespace, bundle.path())),
-        parts: Vec::new(),
-        network: None,
-    };
-    bundle.write_container(&container).map_err(of_bundle)?;
-    Ok(container)
+    Ok((layers, disk))
 }
 
 /// Never a silent downgrade: what shares the host's is refused.
 fn refuse_what_cannot_be(spec: &Spec) -> Result<(), Status> {
     let refuse = |what: String| Err(Status::new(ErrorKind::NotImplemented, what));
-    if spec.annotations().as_ref().is_some_and(|all| all.contains_key(POD_ANNOTATION)) {
-        return refuse("pods are not supported with isolation hyperv".to_owned());
-    }
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     for (kind, name) in
         [(LinuxNamespaceType::Network, "network"), (LinuxNamespaceType::Pid, "pid"), (LinuxNamespaceType::Ipc, "ipc")]
@@ -112,8 +130,8 @@ fn cgroup(spec: &Spec, namespace: &str, id: &str) -> String {
 }
 
 /// What the specification leaves to the host.
-fn adapt(spec: &mut Spec, cgroup: &str) {
-    if spec.hostname().is_none() {
+fn adapt(spec: &mut Spec, cgroup: &str, part: Part) {
+    if spec.hostname().is_none() && part != Part::Member {
         // A new namespace on the host begins with the host's name.
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         spec.set_hostname(Some(name.trim_end().to_owned()));
@@ -208,9 +226,6 @@ mod tests {
         ] {
             assert_eq!(namespaces(text).unwrap_err().kind, ErrorKind::NotImplemented, "{text}");
         }
-        let mut spec = Spec::default();
-        spec.set_annotations(Some([(POD_ANNOTATION.to_owned(), "sandbox".to_owned())].into()));
-        assert!(refuse_what_cannot_be(&spec).unwrap_err().message.contains("pods"));
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod metrics;
 mod network;
 mod parts;
 mod plan;
+mod pod;
 mod process;
 mod rest;
 mod rootfs;

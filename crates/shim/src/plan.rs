@@ -6,14 +6,15 @@ use container::Specialization;
 use container::seccomp::Filter;
 use oci_spec::runtime::{LinuxResources, Spec};
 use proto::control::{ContainerBundle, UtilityVmRequest, Writable};
+use proto::gcs::INIT_PROCESS;
 use proto::gcs::wire::CreateContainerRequest;
 use proto::network::SandboxNetwork;
 use proto::{ErrorKind, Status};
-use uvm::{StartRequest, UtilityVm};
+use uvm::{PodDisks, StartRequest, UtilityVm};
 
 use crate::bundle::Bundle;
 use crate::shares::Share;
-use crate::spec;
+use crate::spec::{self, GuestNames};
 use crate::terminal::console_size;
 
 /// What Create needs, found in the bundle.
@@ -30,12 +31,36 @@ pub struct Plan {
     pub network: Option<SandboxNetwork>,
     /// A namespace that somebody else has furnished, whose network it is to have.
     pub foreign_namespace: Option<PathBuf>,
-    scratch: PathBuf,
-    layers: Vec<PathBuf>,
+    /// The disk for its changes.
+    pub scratch: PathBuf,
+    /// Its layers, lowest first.
+    pub layers: Vec<PathBuf>,
     /// The spec's profile, compiled here: the guest would take many times as long.
     seccomp: Vec<u8>,
     /// What makes it of a process that the template has ready, if it is a plain container; with its limits.
     plain: Option<(Specialization, LinuxResources)>,
+}
+
+/// Where a container is in its utility VM, by the host's numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seat {
+    /// The container's own.
+    pub container: u32,
+    /// Its first process's.
+    pub process: u32,
+    /// Its first share's.
+    pub first_share: u32,
+    /// Its disks.
+    pub disks: PodDisks,
+}
+
+impl Seat {
+    /// That of a VM's one container.
+    #[must_use]
+    pub fn alone(vm: &UtilityVm) -> Self {
+        let disks = PodDisks { scratch_slot: vm.scratch_slot(), layers: vm.layer_devices() };
+        Self { container: 0, process: INIT_PROCESS, first_share: 0, disks }
+    }
 }
 
 impl Plan {
@@ -44,6 +69,14 @@ impl Plan {
     /// # Errors
     /// `InvalidArgument` for a bundle that is not for hyperv isolation; what the spec's adaptation says.
     pub fn read(bundle: &Bundle, container: Option<ContainerBundle>) -> Result<Self, Status> {
+        Self::read_as(bundle, container, &GuestNames::alone())
+    }
+
+    /// Reads the bundle of a container that has these names in its utility VM.
+    ///
+    /// # Errors
+    /// As [`Plan::read`].
+    pub fn read_as(bundle: &Bundle, container: Option<ContainerBundle>, names: &GuestNames) -> Result<Self, Status> {
         let invalid = |what: &str| Status::new(ErrorKind::InvalidArgument, what);
         let container = container.ok_or_else(|| invalid("hyperv isolation needs a bundle of our engine"))?;
         let vm = container.utility_vm.ok_or_else(|| invalid("the bundle says nothing about the utility VM"))?;
@@ -52,12 +85,14 @@ impl Plan {
         };
         let mut spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
         let namespace = spec::network_namespace(&spec);
-        let shares =
-            spec::for_guest(&mut spec, &container.parts).map_err(|error| Status::from_error(error.kind(), &error))?;
+        let shares = spec::for_guest(&mut spec, &container.parts, names)
+            .map_err(|error| Status::from_error(error.kind(), &error))?;
         let seccomp = take_seccomp(&mut spec)?;
         let layers = container.layers.into_iter().map(|layer| layer.path).collect();
         let files = spec::files(&spec).map_err(|error| Status::from_error(error.kind(), &error))?;
-        let mut plain = Specialization::of(&spec, &files);
+        // A template's processes that wait have the places of a VM's one container.
+        let is_alone = *names == GuestNames::alone();
+        let mut plain = Specialization::of(&spec, &files).filter(|_| is_alone);
         if let Some((specialization, _)) = &mut plain {
             // In the image's root it would be a change of the container's.
             specialization.provide("/etc/machine-id".into(), format!("{}\n", vm.machine_id));
@@ -83,16 +118,17 @@ impl Plan {
             rehearsal: false,
             namespace: self.network.as_ref().map(|network| network.namespace.clone()),
             network: self.network.as_ref().map(SandboxNetwork::for_guest).unwrap_or_default(),
+            pod: false,
         }
     }
 
-    /// What the guest is to create, with a terminal or without, its input open or not.
+    /// What the guest is to create there, with a terminal or without, its input open or not.
     ///
     /// # Errors
     /// `InvalidArgument` when the spec is no JSON any more.
     pub fn container_request(
         &self,
-        vm: &UtilityVm,
+        seat: &Seat,
         id: &str,
         terminal: bool,
         stdin: bool,
@@ -112,8 +148,11 @@ impl Plan {
             }
             None => request.spec = serde_json::to_vec(&self.spec).map_err(invalid)?,
         }
-        request.layers = vm.layer_devices();
-        request.scratch_slot = vm.scratch_slot();
+        request.container = seat.container;
+        request.process = seat.process;
+        request.first_share = seat.first_share;
+        request.layers.clone_from(&seat.disks.layers);
+        request.scratch_slot = seat.disks.scratch_slot;
         request.terminal = terminal;
         request.width = u32::from(width);
         request.height = u32::from(height);

@@ -38,7 +38,7 @@ pub const GUEST_SHARES: &str = "/run/bulkhead/shares";
 /// The name of a shared file.
 pub const FILE: &str = "file";
 /// Mounts of one container; each takes a process.
-const MOST: usize = 64;
+pub const MOST: usize = 64;
 
 /// What is shared: opened once and held, so that what was looked at is what is served, whatever somebody puts in its place.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Share {
     ///
     /// # Errors
     /// `NotFound` when there is no such file; `NotImplemented` when it is neither a file nor a folder.
-    pub fn take(mount: &mut Mount, parts: &[VolumePart], number: usize) -> Result<Self, Status> {
+    pub fn take(mount: &mut Mount, parts: &[VolumePart], number: u32) -> Result<Self, Status> {
         let source = mount.source().clone().unwrap_or_default();
         let part = parts.iter().find(|part| part.point == source);
         let found = in_host_mounts(|| Ok(find(&source, part))).map_err(|error| unusable(&source, &error))??;
@@ -172,11 +172,12 @@ impl Drop for Served {
 }
 
 impl Shares {
-    /// Starts a process for each, in the container's cgroup on the host, and opens its substream in the guest: share `n` has number `n`.
+    /// Starts a process for each, in the container's cgroup on the host, and opens its substream in the guest: their numbers begin
+    /// with `first`.
     ///
     /// # Errors
     /// `ResourceExhausted` for too many; what cannot be started or opened.
-    pub async fn serve(guest: &GuestConnection, shares: &[Share], cgroup: &str) -> Result<Self, Status> {
+    pub async fn serve(guest: &GuestConnection, first: u32, shares: &[Share], cgroup: &str) -> Result<Self, Status> {
         if shares.len() > MOST {
             return Err(Status::new(
                 ErrorKind::ResourceExhausted,
@@ -184,7 +185,7 @@ impl Shares {
             ));
         }
         let mut served = Self::default();
-        for (number, share) in (0..).zip(shares) {
+        for (number, share) in (first..).zip(shares) {
             let (ours, theirs) = StdStream::pair().map_err(|error| failed(share, &error))?;
             let server = start(share, theirs, cgroup).map_err(|error| failed(share, &error))?;
             let header = StreamHeader { kind: StreamKind::Share, process: number };

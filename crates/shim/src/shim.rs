@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex as SyncMutex};
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as message;
@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use crate::bundle::Bundle;
 use crate::compute::{Changes, ComputeSystem, CreateInput};
 use crate::events::{Event, Publisher};
-use crate::foreign::{self, Foreign, Options};
+use crate::foreign::{self, Foreign, Options, Part};
 use crate::hyperv::HypervSystem;
+use crate::pod::{PodContainer, PodVm, Sandbox};
 use crate::process::ProcessSystem;
 use crate::rest::Rest;
 use crate::standby::Standby;
@@ -40,6 +41,8 @@ pub struct Shim {
     is_engines: AtomicBool,
     /// See [`Calling`].
     is_group: bool,
+    /// The VM of the pod that it serves, if that has one.
+    pod: SyncMutex<Option<Arc<PodVm>>>,
     tasks: Mutex<Tasks>,
     /// Every request for a task disturbs it.
     pub rest: Rest,
@@ -90,6 +93,7 @@ impl Shim {
             isolation: calling.isolation,
             is_engines: AtomicBool::new(false),
             is_group: calling.is_group,
+            pod: SyncMutex::default(),
             tasks: Mutex::default(),
             rest: Rest::default(),
             ended: CancellationToken::new(),
@@ -195,8 +199,8 @@ impl Shim {
             stdin_end: self.stdin_end(),
             owner: self.owner(&request.id),
         };
-        let container = match container {
-            Some(container) => Some(container),
+        let (part, container) = match container {
+            Some(container) => (Part::Alone, Some(container)),
             None => self.prepare_foreign(&bundle, &id, &request).await?,
         };
         let isolation = container.as_ref().map_or(Isolation::Process, |container| container.isolation);
@@ -213,7 +217,7 @@ impl Shim {
         };
         let system: Box<dyn ComputeSystem> = match isolation {
             Isolation::Process => Box::new(ProcessSystem::create(input).await?),
-            Isolation::Hyperv => Box::new(HypervSystem::create(input).await?),
+            Isolation::Hyperv => self.create_in_vm(part, input).await?,
         };
         let pid = system.init().pid();
         self.publisher.publish(&create_event(request, pid));
@@ -229,11 +233,11 @@ impl Shim {
         bundle: &Bundle,
         id: &ContainerId,
         request: &CreateTaskRequest,
-    ) -> Result<Option<ContainerBundle>, Status> {
+    ) -> Result<(Part, Option<ContainerBundle>), Status> {
         let options = Options::read(request.options.as_ref())?;
         let spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
         if options.isolation(self.isolation, &spec)? == Isolation::Process {
-            return Ok(None);
+            return Ok((Part::Alone, None));
         }
         let (bundle, id, namespace) = (bundle.clone(), id.to_string(), self.publisher.namespace().to_owned());
         let mounts = request.rootfs.clone();
@@ -241,7 +245,26 @@ impl Shim {
             foreign::prepare(&bundle, &Foreign { namespace: &namespace, id: &id, mounts: &mounts, options: &options })
         });
         let prepared = prepared.await.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
-        prepared.map(Some)
+        prepared.map(|(part, container)| (part, Some(container)))
+    }
+
+    async fn create_in_vm(&self, part: Part, input: CreateInput) -> Result<Box<dyn ComputeSystem>, Status> {
+        let pod = || self.pod.lock().unwrap_or_else(PoisonError::into_inner);
+        match (part, &input.container) {
+            (Part::Sandbox, Some(container)) => {
+                let (sandbox, vm) = Sandbox::create(&input.bundle, container).await?;
+                *pod() = Some(vm);
+                Ok(Box::new(sandbox))
+            }
+            (Part::Member, _) => {
+                let vm = pod().clone();
+                let vm = vm.ok_or_else(|| {
+                    Status::new(ErrorKind::FailedPrecondition, "the container's pod has no sandbox here")
+                })?;
+                Ok(Box::new(PodContainer::create(&vm, input).await?))
+            }
+            _ => Ok(Box::new(HypervSystem::create(input).await?)),
+        }
     }
 
     /// Gives the container back and forgets it.

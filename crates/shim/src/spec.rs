@@ -15,6 +15,8 @@ use crate::shares::Share;
 pub const FILES_ANNOTATION: &str = "dev.bulkhead.files";
 /// Where the guest puts the files of [`FILES_ANNOTATION`].
 pub const GUEST_FILES: &str = "/run/bulkhead/files";
+/// The memory that a pod's containers share, in the guest.
+pub const GUEST_SHARED_MEMORY: &str = "/run/bulkhead/shm";
 /// What Docker and containerd bind into every container.
 const NAME_FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 /// A name file that is larger is not a name file.
@@ -72,20 +74,43 @@ pub fn set_root(spec: &mut Spec, path: &Path) -> bool {
     true
 }
 
+/// What tells a container's things from those of others in its utility VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestNames {
+    /// The folder of its files, which the guest removes with it.
+    pub files: PathBuf,
+    /// The number of its first share.
+    pub first_share: u32,
+}
+
+impl GuestNames {
+    /// Those of a VM's one container.
+    #[must_use]
+    pub fn alone() -> Self {
+        Self { files: GUEST_FILES.into(), first_share: 0 }
+    }
+
+    /// Those of a pod's container with this number.
+    #[must_use]
+    pub fn member(container: u32, first_share: u32) -> Self {
+        Self { files: Path::new(GUEST_FILES).join(container.to_string()), first_share }
+    }
+}
+
 /// Rewrites a specification for a utility VM: what it takes from the host by path goes into [`FILES_ANNOTATION`] or is
-/// shared, and namespaces of the host are not joined. Shape: what is shared, by number.
+/// shared, and namespaces of the host are not joined. Shape: what is shared, by number from the names' first on.
 ///
 /// # Errors
 /// [`SpecError`].
-pub fn for_guest(spec: &mut Spec, parts: &[VolumePart]) -> Result<Vec<Share>, SpecError> {
-    let mut shares = Vec::new();
+pub fn for_guest(spec: &mut Spec, parts: &[VolumePart], names: &GuestNames) -> Result<Vec<Share>, SpecError> {
+    let (mut shares, mut numbers) = (Vec::new(), names.first_share..);
     let annotations: HashMap<String, String> = spec.annotations().clone().unwrap_or_default();
     let mut files = files(spec)?;
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
-        if is_host_bind(mount) && !deliver(mount, &mut files)? {
+        if is_host_bind(mount) && !deliver(mount, &names.files, &mut files)? {
             let destination = mount.destination().display().to_string();
-            let share = Share::take(mount, parts, shares.len());
+            let share = Share::take(mount, parts, numbers.next().unwrap_or(u32::MAX));
             shares.push(share.map_err(|status| SpecError::Share { destination, status })?);
         }
     }
@@ -126,11 +151,12 @@ pub fn files(spec: &Spec) -> Result<BTreeMap<PathBuf, String>, SpecError> {
 fn is_host_bind(mount: &Mount) -> bool {
     let by_option = || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
     let is_bind = mount.typ().as_deref() == Some("bind") || by_option();
-    is_bind && !mount.source().as_ref().is_some_and(|source| source.starts_with(GUEST_FILES))
+    let guests = |source: &PathBuf| source.starts_with(GUEST_FILES) || source == Path::new(GUEST_SHARED_MEMORY);
+    is_bind && !mount.source().as_ref().is_some_and(guests)
 }
 
 /// Sends a name file by its content. False for everything else.
-fn deliver(mount: &mut Mount, files: &mut BTreeMap<PathBuf, String>) -> Result<bool, SpecError> {
+fn deliver(mount: &mut Mount, folder: &Path, files: &mut BTreeMap<PathBuf, String>) -> Result<bool, SpecError> {
     let destination = mount.destination().to_string_lossy().into_owned();
     let source = mount.source().clone().unwrap_or_default();
     if !NAME_FILES.contains(&destination.as_str()) {
@@ -138,7 +164,7 @@ fn deliver(mount: &mut Mount, files: &mut BTreeMap<PathBuf, String>) -> Result<b
     }
     let content = read_bounded(&source).map_err(|error| SpecError::NameFile { path: source, source: error })?;
     let name = destination.trim_start_matches("/etc/");
-    let path = Path::new(GUEST_FILES).join(name);
+    let path = folder.join(name);
     mount.set_source(Some(path.clone()));
     files.insert(path, content);
     Ok(true)
@@ -173,7 +199,7 @@ mod tests {
         fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
         let mut spec = Spec::default();
         spec.set_mounts(Some(vec![bind(&hosts, "/etc/hosts"), bind(Path::new("/run/bulkhead/files/x"), "/etc/x")]));
-        assert!(for_guest(&mut spec, &[]).unwrap().is_empty());
+        assert!(for_guest(&mut spec, &[], &GuestNames::alone()).unwrap().is_empty());
         let files: BTreeMap<String, String> =
             serde_json::from_str(&spec.annotations().as_ref().unwrap()[FILES_ANNOTATION]).unwrap();
         assert_eq!(files["/run/bulkhead/files/hosts"], "127.0.0.1 localhost\n");
@@ -186,11 +212,11 @@ mod tests {
     fn other_binds_are_shared_or_refused_and_not_dropped() {
         let mut spec = Spec::default();
         spec.set_mounts(Some(vec![bind(Path::new("/usr"), "/data"), bind(Path::new("/dev/null"), "/null")]));
-        let error = for_guest(&mut spec, &[]).unwrap_err();
+        let error = for_guest(&mut spec, &[], &GuestNames::alone()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotImplemented);
         assert!(error.to_string().contains("/null"));
         spec.set_mounts(Some(vec![bind(Path::new("/usr"), "/data")]));
-        let shares = for_guest(&mut spec, &[]).unwrap();
+        let shares = for_guest(&mut spec, &[], &GuestNames::alone()).unwrap();
         assert_eq!(shares[0].source, Path::new("/usr"));
         assert!(shares[0].read_only);
     }
@@ -207,7 +233,7 @@ mod tests {
         linux.set_namespaces(Some(namespaces));
         spec.set_linux(Some(linux));
         assert_eq!(network_namespace(&spec), Some("/run/netns/x".into()));
-        for_guest(&mut spec, &[]).unwrap();
+        for_guest(&mut spec, &[], &GuestNames::alone()).unwrap();
         assert_eq!(network_namespace(&spec), None);
         let linux = spec.linux().clone().unwrap();
         assert!(linux.namespaces().iter().flatten().all(|ns| ns.path().is_none()));

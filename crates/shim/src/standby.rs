@@ -19,7 +19,7 @@ use uvm::{GuestError, StartRequest, UtilityVm, UvmError};
 
 use crate::bundle::Bundle;
 use crate::network;
-use crate::plan::Plan;
+use crate::plan::{Plan, Seat};
 
 /// The rehearsal's container, as the guest knows it.
 const REHEARSAL_ID: &str = "rehearsal";
@@ -102,7 +102,10 @@ async fn rehearse(vm: &UtilityVm, plan: &Plan) -> Result<(), Status> {
     for kind in [StreamKind::Stdout, StreamKind::Stderr] {
         outputs.push(guest.open_stream(StreamHeader { kind, process: INIT_PROCESS }).await.map_err(of_guest)?);
     }
-    guest.create_container(&plan.container_request(vm, REHEARSAL_ID, false, false)?).await.map_err(of_guest)?;
+    guest
+        .create_container(&plan.container_request(&Seat::alone(vm), REHEARSAL_ID, false, false)?)
+        .await
+        .map_err(of_guest)?;
     guest.start(&wire::StartRequest::new()).await.map_err(of_guest)?;
     let mut wait = wire::WaitRequest::new();
     wait.process = INIT_PROCESS;

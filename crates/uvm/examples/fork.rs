@@ -3,7 +3,7 @@
 //! The first line is the template's boot if it had to be made.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bulkhead_uvm::{StartRequest, UtilityVm};
@@ -49,10 +49,7 @@ fn main() -> Result<(), Failure> {
         disk_rates: proto::control::DiskRates::default(),
     };
     let folder = PathBuf::from(store).with_extension("example");
-    std::fs::create_dir_all(&folder)?;
-    for name in ["scratch", "layer"] {
-        File::create(folder.join(name))?.set_len(64 << 20)?;
-    }
+    make_disks(&folder)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         for number in 0..count {
@@ -61,6 +58,7 @@ fn main() -> Result<(), Failure> {
                 rehearsal: false,
             namespace: None,
             network: proto::gcs::wire::Network::new(),
+            pod: false,
                 vm: &vm,
                 scratch: folder.join("scratch"),
                 layers: vec![folder.join("layer"); layers],
@@ -89,6 +87,11 @@ fn main() -> Result<(), Failure> {
         }
         Ok::<_, Failure>(())
     })
+}
+
+fn make_disks(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    ["scratch", "layer"].into_iter().try_for_each(|name| File::create(folder.join(name))?.set_len(64 << 20))
 }
 
 fn tracing_subscriber_to_stderr() {

@@ -14,10 +14,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use proto::gcs::wire::{
-    ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecResponse,
-    MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessesResponse, RenewRequest, ResizeRequest,
-    SignalRequest, StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest, WaitRequest,
-    WaitResponse,
+    ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest,
+    ExecResponse, MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessesResponse, RenewRequest,
+    ResizeRequest, SignalRequest, StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest,
+    WaitRequest, WaitResponse,
 };
 use proto::gcs::wire_ttrpc::GuestClient;
 use proto::gcs::{StreamHeader, StreamKind};
@@ -149,12 +149,14 @@ impl GuestConnection {
         /// Sets a terminal's size.
         resize(ResizeRequest) -> Empty, Some(QUESTION_LIMIT);
         /// Lists the container's processes.
-        processes(Empty) -> ProcessesResponse, Some(QUESTION_LIMIT);
+        processes(ContainerRequest) -> ProcessesResponse, Some(QUESTION_LIMIT);
         /// Reads the container's use of resources.
-        stats(Empty) -> StatsResponse, Some(QUESTION_LIMIT);
+        stats(ContainerRequest) -> StatsResponse, Some(QUESTION_LIMIT);
         /// Changes the container's limits.
         update(UpdateRequest) -> Empty, Some(QUESTION_LIMIT);
-        /// Ends the container and unmounts its scratch.
+        /// Ends one of a pod's containers and unmounts its scratch.
+        remove_container(ContainerRequest) -> Empty, Some(QUESTION_LIMIT);
+        /// Ends every container and unmounts their scratch disks.
         shutdown(Empty) -> Empty, Some(QUESTION_LIMIT);
         /// Makes its network another one.
         configure_network(ConfigureNetworkRequest) -> Empty, Some(QUESTION_LIMIT);

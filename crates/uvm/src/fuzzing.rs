@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use proto::gcs::wire::{Empty, Network, WaitRequest};
+use proto::gcs::wire::{ContainerRequest, Network, WaitRequest};
 use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -44,11 +44,11 @@ async fn ask(port: UnixStream) {
         // A guest may cut its stream anywhere.
         let _ = stream.take(MOST_READ).read_to_end(&mut Vec::new()).await;
     };
-    let (empty, wait) = (Empty::default(), WaitRequest::default());
+    let (container, wait) = (ContainerRequest::default(), WaitRequest::default());
     let _ = tokio::join!(
         personalize(&guest, &identity, LIMIT / 2),
-        guest.stats(&empty),
-        guest.processes(&empty),
+        guest.stats(&container),
+        guest.processes(&container),
         guest.wait(&wait),
         stream
     );

@@ -174,7 +174,24 @@ pub struct SlotBindings {
     pub rates: DiskRates,
 }
 
+/// What one slot of a pod's machine is to have behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SlotBinding {
+    /// Nothing any more.
+    Nothing,
+    /// A disk to write.
+    Scratch(PathBuf),
+    /// Layers, lowest first, as partitions of one disk.
+    Layers(Vec<PathBuf>),
+}
+
 impl SlotBindings {
+    /// Nothing behind any slot.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self { scratch: None, layers: Vec::new(), rates: DiskRates::default() }
+    }
+
     /// True when the layers are partitions of the disk in slot 1.
     #[must_use]
     pub fn packed(&self) -> bool {
@@ -264,6 +281,12 @@ pub trait VirtualMachine: Send + Sync {
     /// # Errors
     /// [`HypervisorError`]; what is behind the slots is then undefined, and the machine of no use.
     async fn rebind(&self, slots: &SlotBindings) -> Result<(), HypervisorError>;
+
+    /// Puts another disk behind one slot; the others stay. When: as [`VirtualMachine::rebind`], of this slot.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Disk`], before anything has changed; otherwise what is behind the slot is undefined.
+    async fn rebind_slot(&self, slot: u32, binding: &SlotBinding) -> Result<(), HypervisorError>;
 
     /// Stops the machine, writes everything but its memory to `state`, and ends it: memory file and `state` together
     /// are the frozen machine.

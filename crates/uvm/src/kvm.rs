@@ -18,7 +18,7 @@ use vmm::protocol::{MachineSpec, Request};
 use crate::guest_image::GuestImage;
 use crate::hypervisor::{FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine};
 use crate::key::BackendIdentity;
-use crate::machine::{DISK_SLOTS, MachineConfig, NOMINAL_DISK_BYTES};
+use crate::machine::{MachineConfig, NOMINAL_DISK_BYTES};
 use crate::network_slots::NetworkSlots;
 
 pub(crate) use installation::VmmInstallation;
@@ -79,7 +79,9 @@ impl Hypervisor for OwnVmm {
         // There is no PCI bus to look for.
         let command_line = format!("{} pci=off", config.kernel_command_line());
         let request = Request::Boot { machine: spec(config), command_line };
-        Ok(Box::new(Waiting::start(&self.installation, run_dir).await?.make("starting", &request, files).await?))
+        Ok(Box::new(
+            Waiting::start(&self.installation, run_dir).await?.make(config, "starting", &request, files).await?,
+        ))
     }
 
     async fn prepare(&self, run_dir: &Path) -> Result<(), HypervisorError> {
@@ -96,7 +98,7 @@ impl Hypervisor for OwnVmm {
         network: &NetworkSlots,
         run_dir: &Path,
     ) -> Result<Box<dyn VirtualMachine>, HypervisorError> {
-        let (disks, disk_files) = disks::open(bindings)?;
+        let (disks, disk_files) = disks::open(bindings, config.disk_slots())?;
         let mut files: Vec<OwnedFd> = vec![frozen.memory.into(), frozen.state.into()];
         files.extend(disk_files);
         files.extend(taps(network)?);
@@ -105,7 +107,7 @@ impl Hypervisor for OwnVmm {
             Some(waiting) => waiting,
             None => Waiting::start(&self.installation, run_dir).await?,
         };
-        Ok(Box::new(waiting.make("loading the template", &request, files).await?))
+        Ok(Box::new(waiting.make(config, "loading the template", &request, files).await?))
     }
 }
 
@@ -117,7 +119,8 @@ fn spec(config: &MachineConfig) -> MachineSpec {
     MachineSpec {
         memory_bytes: config.memory_bytes(),
         vcpus: config.vcpus(),
-        disk_slots: DISK_SLOTS,
+        disk_slots: config.disk_slots(),
+        slots_per_container: config.slots_per_container(),
         disk_bytes: NOMINAL_DISK_BYTES,
         network_slots: NETWORK_SLOTS,
     }

@@ -51,13 +51,15 @@ pub use cgroup::join_cgroup;
 pub use connection::{GuestConnection, GuestError, GuestStream};
 pub use disk::{DiskBinding, DiskError};
 pub use guest_image::{GuestImage, GuestImageError};
-pub use hypervisor::{ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine, VmExit};
+pub use hypervisor::{
+    ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit,
+};
 pub use key::{BackendIdentity, TemplateKey};
-pub use machine::{DISK_SLOTS, MachineConfig, MachineConfigError, NOMINAL_DISK_BYTES};
+pub use machine::{DISK_SLOTS, MachineConfig, MachineConfigError, NOMINAL_DISK_BYTES, POD_CONTAINERS};
 pub use network_slots::{NetworkSlots, NetworkSlotsError};
 pub use personalize::PersonalizeError;
 pub use probe::probe;
 pub use qemu::Qemu;
 pub use qmp::QmpError;
 pub use store::{TemplateError, TemplateStore};
-pub use utility_vm::{StartRequest, UtilityVm, UvmError};
+pub use utility_vm::{PodDisks, StartRequest, UtilityVm, UvmError};

@@ -14,8 +14,12 @@ const GUEST_RESERVE_BYTES: u64 = 96 * MIB;
 const LARGEST_MEMORY_BYTES: u64 = 1 << 40;
 const MOST_VCPUS: u32 = 64;
 
-/// Number of disk slots; slot 0 is the scratch disk's.
+/// Disk slots of a machine for one container: one for the scratch disk, then three for layers.
 pub const DISK_SLOTS: u32 = 4;
+/// Containers that a pod's machine has room for at a time. Each slot is a device, and our own VMM has interrupts for no more.
+pub const POD_CONTAINERS: u32 = 6;
+/// Disk slots of each: one for the scratch disk, one for all layers.
+pub(crate) const POD_CONTAINER_SLOTS: u32 = 2;
 /// Capacity that the guest believes each disk slot to have. The disks are bound in the template, with nothing behind
 /// them, because binding a driver after the fork costs 100 ms of cold code under software emulation; a fork's disk has
 /// its own content and real end, and no file system looks beyond its own.
@@ -56,6 +60,7 @@ pub struct MachineConfig {
     memory_bytes: u64,
     vcpus: u32,
     disk_slots: u32,
+    slots_per_container: u32,
     network_slots: u32,
     nominal_disk_bytes: u64,
     kernel_command_line: String,
@@ -95,10 +100,36 @@ impl MachineConfig {
             memory_bytes: memory,
             vcpus,
             disk_slots: DISK_SLOTS,
+            slots_per_container: DISK_SLOTS,
             network_slots: NETWORK_SLOTS,
             nominal_disk_bytes: NOMINAL_DISK_BYTES,
             kernel_command_line: kernel_command_line(accelerator),
         })
+    }
+
+    /// The same machine with disk slots for a pod's containers.
+    #[must_use]
+    pub fn for_pod(self) -> Self {
+        let disk_slots = POD_CONTAINERS * POD_CONTAINER_SLOTS;
+        Self { disk_slots, slots_per_container: POD_CONTAINER_SLOTS, ..self }
+    }
+
+    /// Number of disk slots.
+    #[must_use]
+    pub fn disk_slots(&self) -> u32 {
+        self.disk_slots
+    }
+
+    /// How many of them each container has, the first of which can be written: the guest's driver learns that in the template.
+    #[must_use]
+    pub fn slots_per_container(&self) -> u32 {
+        self.slots_per_container
+    }
+
+    /// True for a scratch disk's slot.
+    #[must_use]
+    pub fn is_writable(&self, slot: u32) -> bool {
+        slot.is_multiple_of(self.slots_per_container)
     }
 
     /// Memory, bytes, a multiple of 1 MiB.
@@ -150,6 +181,17 @@ mod tests {
         assert!(matches!(class(Some(u64::MAX), None), Err(MachineConfigError::TooMuchMemory { .. })));
         assert!(matches!(class(None, Some(u64::MAX)), Err(MachineConfigError::TooManyVcpus { .. })));
         assert!(matches!(class(None, Some(65_000)), Err(MachineConfigError::TooManyVcpus { .. })));
+    }
+
+    #[test]
+    fn each_container_has_one_disk_that_it_can_write() {
+        let one = MachineConfig::for_request(Accelerator::Tcg, None, None).unwrap();
+        let writable = |config: &MachineConfig| {
+            (0..config.disk_slots()).filter(|&slot| config.is_writable(slot)).collect::<Vec<_>>()
+        };
+        assert_eq!((one.disk_slots(), writable(&one)), (4, vec![0]));
+        let pod = one.for_pod();
+        assert_eq!((pod.disk_slots(), writable(&pod)), (12, vec![0, 2, 4, 6, 8, 10]));
     }
 
     #[test]

@@ -80,9 +80,9 @@ impl Hypervisor for Qemu {
             Accelerator::Kvm => String::new(),
         };
         arguments.kernel(image, config, &about_host);
-        arguments.slots(slots::empty(0));
-        arguments.network(taps(&NetworkSlots::open(None).await?)?);
-        let machine = QemuMachine::start(&self.installation, arguments, run_dir).await?;
+        arguments.slots(slots::empty(config, 0));
+        arguments.network(taps(&NetworkSlots::open(None).await?)?, config);
+        let machine = QemuMachine::start(&self.installation, arguments, config, run_dir).await?;
         machine.command("starting", "qmp_capabilities", json!({})).await?;
         Ok(Box::new(machine))
     }
@@ -102,10 +102,10 @@ impl Hypervisor for Qemu {
     ) -> Result<Box<dyn VirtualMachine>, HypervisorError> {
         let mut arguments = self.arguments(config);
         arguments.private_memory(frozen.memory, config, self.installation.maps_read_only_files());
-        arguments.slots(slots::bound(bindings, 0)?);
-        arguments.network(taps(network)?);
+        arguments.slots(slots::bound(config, bindings, 0)?);
+        arguments.network(taps(network)?, config);
         let state = arguments.incoming(frozen.state);
-        let machine = QemuMachine::start(&self.installation, arguments, run_dir).await?;
+        let machine = QemuMachine::start(&self.installation, arguments, config, run_dir).await?;
         tracing::debug!("qemu is spawned");
         match tokio::time::timeout(LOAD_LIMIT, load(&machine, state)).await {
             Ok(loaded) => loaded?,

@@ -1,7 +1,19 @@
 //! What is behind a machine's disk slots, opened, for any backend.
 
 use crate::disk::{DiskBinding, DiskError, DiskFile, PackedDisk, SlotDisk};
-use crate::hypervisor::SlotBindings;
+use crate::hypervisor::{SlotBinding, SlotBindings};
+
+/// What is to be behind one slot.
+pub(crate) fn open_one(binding: &SlotBinding) -> Result<Option<SlotDisk>, DiskError> {
+    match binding {
+        SlotBinding::Nothing => Ok(None),
+        SlotBinding::Scratch(path) => {
+            let disk = DiskFile::open(&DiskBinding { path: path.clone(), read_only: false })?;
+            Ok(Some(SlotDisk::Plain { disk, read_only: false }))
+        }
+        SlotBinding::Layers(layers) => Ok(Some(SlotDisk::Packed(PackedDisk::open(layers)?))),
+    }
+}
 
 /// What is behind each slot, slot 0 first; slots beyond the end have nothing.
 pub(crate) fn open(slots: &SlotBindings) -> Result<Vec<Option<SlotDisk>>, DiskError> {

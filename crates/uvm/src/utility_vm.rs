@@ -16,9 +16,9 @@ use crate::cgroup::{HostCgroup, Limits};
 use crate::connection::{GuestConnection, GuestError};
 use crate::disk::DiskBinding;
 use crate::guest_image::{GuestImage, GuestImageError};
-use crate::hypervisor::{ExitReason, Hypervisor, HypervisorError, SlotBindings, VirtualMachine, VmExit};
+use crate::hypervisor::{ExitReason, Hypervisor, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit};
 use crate::key::TemplateKey;
-use crate::machine::{MachineConfig, MachineConfigError};
+use crate::machine::{MachineConfig, MachineConfigError, POD_CONTAINER_SLOTS};
 use crate::network_slots::NetworkSlots;
 use crate::personalize::{Identity, PersonalizeError, Personalized, personalize};
 use crate::store::{TemplateError, TemplateStore};
@@ -109,10 +109,16 @@ pub struct StartRequest<'a> {
     pub namespace: Option<PathBuf>,
     /// What the guest is to know of its network.
     pub network: wire::Network,
+    /// It is a pod's: its disks come and go with its containers, by [`UtilityVm::bind_disks`]. There is neither scratch nor layer here
+    /// then.
+    pub pod: bool,
 }
 
 impl StartRequest<'_> {
     fn slots(&self) -> SlotBindings {
+        if self.pod {
+            return SlotBindings::nothing();
+        }
         let scratch = Some(DiskBinding { path: self.scratch.clone(), read_only: false });
         SlotBindings { scratch, layers: self.layers.clone(), rates: self.vm.disk_rates }
     }
@@ -130,6 +136,15 @@ impl StartRequest<'_> {
     fn personalize_limit(&self) -> Duration {
         Duration::from_millis(self.vm.personalize_timeout_ms)
     }
+}
+
+/// Where a pod's container finds its disks, for `CreateContainer`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodDisks {
+    /// The slot of the scratch disk.
+    pub scratch_slot: u32,
+    /// The layers, top first.
+    pub layers: Vec<LayerDevice>,
 }
 
 /// A running, personalized utility VM. Dropping it kills it.
@@ -159,10 +174,10 @@ impl UtilityVm {
     /// # Errors
     /// [`UvmError`]. It fails closed: a guest that does not answer rightly and in time is destroyed.
     pub async fn start(request: StartRequest<'_>) -> Result<Self, UvmError> {
-        if request.layers.is_empty() {
+        if request.layers.is_empty() && !request.pod {
             return Err(UvmError::Request("a hyperv container needs at least one layer".into()));
         }
-        let prepared = Prepared::new(request.vm).await?;
+        let prepared = Prepared::new(request.vm, request.pod).await?;
         let began = Instant::now();
         prepared.hypervisor.prepare(&request.run_dir).await?;
         let (template, built) = prepared.template().await?;
@@ -203,7 +218,7 @@ impl UtilityVm {
     /// [`UvmError::Unfit`] when the request needs another utility VM; otherwise as [`UtilityVm::start`]. It is destroyed.
     pub async fn adopt(mut self, request: StartRequest<'_>) -> Result<Self, UvmError> {
         let began = Instant::now();
-        let prepared = Prepared::new(request.vm).await?;
+        let prepared = Prepared::new(request.vm, request.pod).await?;
         // A limit on memory would not count what the VM has used so far.
         let plain = request.vm.memory_bytes.is_none() && request.vm.cpus_milli.is_none();
         if !plain || prepared.key.id() != self.report.template {
@@ -236,6 +251,32 @@ impl UtilityVm {
     #[must_use]
     pub fn layer_devices(&self) -> Vec<LayerDevice> {
         self.layers.clone()
+    }
+
+    /// Puts the disks of one of a pod's containers behind the slots of a place. Shape: places count from 0 to
+    /// [`crate::POD_CONTAINERS`]; layers lowest first, at least one. When: the place is empty.
+    ///
+    /// # Errors
+    /// [`UvmError::Hypervisor`]; the place is then to be emptied.
+    pub async fn bind_disks(&self, place: u32, scratch: PathBuf, layers: Vec<PathBuf>) -> Result<PodDisks, UvmError> {
+        let [scratch_slot, layers_slot] = slots_of(place);
+        let count = u32::try_from(layers.len()).unwrap_or(u32::MAX);
+        self.machine.rebind_slot(scratch_slot, &SlotBinding::Scratch(scratch)).await?;
+        self.machine.rebind_slot(layers_slot, &SlotBinding::Layers(layers)).await?;
+        let layer = |partition| LayerDevice { slot: layers_slot, partition, ..Default::default() };
+        Ok(PodDisks { scratch_slot, layers: (1..=count).rev().map(layer).collect() })
+    }
+
+    /// Takes the disks of a place away, whatever the guest does with them: it has said that it lets go of them, or it is none of
+    /// ours any more.
+    ///
+    /// # Errors
+    /// [`UvmError::Hypervisor`]; the place is then of no use.
+    pub async fn unbind_disks(&self, place: u32) -> Result<(), UvmError> {
+        for slot in slots_of(place) {
+            self.machine.rebind_slot(slot, &SlotBinding::Nothing).await?;
+        }
+        Ok(())
     }
 
     /// The slot of the scratch disk, for `CreateContainer`.
@@ -306,7 +347,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    async fn new(vm: &UtilityVmRequest) -> Result<Self, UvmError> {
+    async fn new(vm: &UtilityVmRequest, pod: bool) -> Result<Self, UvmError> {
         let image = GuestImage::open(&vm.guest_image)?;
         let store = TemplateStore::open(&vm.template_store)?;
         let hypervisor = backend::choose(vm.backend, &store).await?;
@@ -315,6 +356,7 @@ impl Prepared {
             return Err(UvmError::NoBoundary);
         }
         let machine = MachineConfig::for_request(accelerator, vm.memory_bytes, vm.cpus_milli)?;
+        let machine = if pod { machine.for_pod() } else { machine };
         let key = TemplateKey::new(&image, &machine, hypervisor.identity());
         Ok(Self { store, image, hypervisor, machine, key, cpus_milli: vm.cpus_milli })
     }
@@ -363,6 +405,11 @@ async fn unless_it_ends<T>(
             Err(UvmError::Ended(format!("{what}{}", exit.detail)))
         }
     }
+}
+
+/// The slots of a place in a pod's machine: for the scratch disk, and for the layers.
+fn slots_of(place: u32) -> [u32; 2] {
+    [place * POD_CONTAINER_SLOTS, place * POD_CONTAINER_SLOTS + 1]
 }
 
 /// Where the guest finds the layers, top first.

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use bulkhead_uvm::{ExitReason, UtilityVm, UvmError};
+use bulkhead_uvm::{ExitReason, GuestError, GuestStream, PodDisks, UtilityVm, UvmError};
 use proto::control::UtilityVmRequest;
-use proto::gcs::wire::{CreateContainerRequest, StartRequest as Start, WaitRequest};
+use proto::gcs::wire::{ContainerRequest, CreateContainerRequest, StartRequest as Start, WaitRequest};
 use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -291,6 +291,81 @@ async fn a_standby_of_another_size_is_not_adopted() {
     start.scratch = scratch(&lab);
     assert!(matches!(vm.adopt(start).await.unwrap_err(), UvmError::Unfit));
     lab::until(Duration::from_secs(5), || !lab::alive(pid)).await;
+}
+
+/// One of a pod's containers, created and started.
+async fn add(vm: &UtilityVm, number: u32, disks: &PodDisks, script: &str) -> Result<GuestStream, GuestError> {
+    let header = StreamHeader { kind: StreamKind::Stdout, process: 10 * number };
+    let out = vm.guest().open_stream(header).await?;
+    let mut spec = spec(script, &[]);
+    spec["linux"]["namespaces"] = json!(["pid", "mount"].map(|kind| json!({"type": kind})));
+    spec.as_object_mut().unwrap().remove("hostname");
+    let request = CreateContainerRequest {
+        id: format!("member-{number}"),
+        spec: spec.to_string().into_bytes(),
+        layers: disks.layers.clone(),
+        scratch_slot: disks.scratch_slot,
+        container: number,
+        process: 10 * number,
+        ..Default::default()
+    };
+    vm.guest().create_container(&request).await?;
+    vm.guest().start(&Start { container: number, ..Default::default() }).await?;
+    Ok(out)
+}
+
+async fn said(mut out: GuestStream) -> String {
+    let mut text = String::new();
+    out.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+#[tokio::test]
+async fn a_pods_containers_come_and_go_each_with_disks_of_its_own() {
+    let Some(lab) = open("a_pods_containers_come_and_go_each_with_disks_of_its_own") else { return };
+    let request = lab.request();
+    let mut start = lab.start_request(&request, "pod");
+    start.pod = true;
+    let vm = UtilityVm::start(start).await.unwrap();
+    let layers = layers(&lab, 5);
+    let bind = |place: u32, scratch: &str, count: usize| {
+        vm.bind_disks(place, scratch_named(&lab, scratch), layers[..count].to_vec())
+    };
+    let seen = "busybox cat /etc/top; echo; busybox cat /etc/layer*; echo; busybox ls / | busybox grep -c mark; echo x > /mark";
+    let of = |number: u32| ContainerRequest { container: number, ..Default::default() };
+    let first = bind(0, "first.img", 2).await.unwrap();
+    let mut stays = add(&vm, 1, &first, &format!("{seen}; busybox sleep 1000")).await.unwrap();
+    let mut begin = [0; 14];
+    stays.read_exact(&mut begin).await.unwrap();
+    assert_eq!(&begin, b"top is 1\n01\n0\n");
+    // One place, and a container after another in it: none sees what the one before had.
+    let last = bulkhead_uvm::POD_CONTAINERS - 1;
+    for (number, count) in [(2, 1), (3, 5), (4, 3)] {
+        let disks = bind(last, &format!("{number}.img"), count).await.unwrap();
+        let text = said(add(&vm, number, &disks, &format!("{seen}; exit 3")).await.unwrap()).await;
+        let numbers: String = (0..count).map(|number| number.to_string()).collect();
+        assert_eq!(text, format!("top is {}\n{numbers}\n0\n", count - 1));
+        let wait = WaitRequest { process: 10 * number, ..Default::default() };
+        assert_eq!(vm.guest().wait(&wait).await.unwrap().exit_code, 3);
+        vm.guest().remove_container(&of(number)).await.unwrap();
+        vm.unbind_disks(last).await.unwrap();
+        assert_eq!(vm.guest().processes(&of(number)).await.unwrap_err().kind(), proto::ErrorKind::NotFound);
+    }
+    // Its neighbours' coming and going did nothing to the first.
+    assert!(!vm.guest().processes(&of(1)).await.unwrap().processes.is_empty());
+    assert!(vm.guest().stats(&of(1)).await.unwrap().memory_bytes > 0);
+    let again = add(&vm, 1, &first, "true").await.unwrap_err();
+    assert_eq!(again.kind(), proto::ErrorKind::AlreadyExists);
+    assert_eq!(add(&vm, 0, &first, "true").await.unwrap_err().kind(), proto::ErrorKind::FailedPrecondition);
+    // A disk that it still has is not its last word: it is killed, and what it wrote is on its own disk.
+    vm.guest().remove_container(&of(1)).await.unwrap();
+    vm.unbind_disks(0).await.unwrap();
+    for disk in ["first.img", "2.img", "4.img"] {
+        let listed = Command::new("debugfs").args(["-R", "cat /upper/mark"]).arg(lab.folder().join(disk)).output();
+        assert_eq!(String::from_utf8_lossy(&listed.unwrap().stdout), "x\n", "{disk}");
+    }
+    vm.kill();
+    vm.wait().await;
 }
 
 /// Private memory of a process, KiB. Source: proc_pid_smaps(5).

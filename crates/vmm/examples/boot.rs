@@ -56,7 +56,14 @@ fn main() {
     let folder = Path::new(&arguments[1]);
     let program = arguments.get(2).map_or("bulkhead-vmm", String::as_str);
     let extra = arguments.get(3..).unwrap_or_default().join(" ");
-    let machine = MachineSpec { memory_bytes: 1 << 30, vcpus: 2, disk_slots: 4, disk_bytes: 1 << 42, network_slots: 2 };
+    let machine = MachineSpec {
+        memory_bytes: 1 << 30,
+        vcpus: 2,
+        disk_slots: 4,
+        slots_per_container: 4,
+        disk_bytes: 1 << 42,
+        network_slots: 2,
+    };
     let command_line = format!(
         "console=ttyS0 panic=-1 oops=panic reboot=t nowatchdog rcupdate.rcu_expedited=1 transparent_hugepage=never \
          cryptomgr.notests psi=0 lsm=landlock,yama {extra}"

@@ -267,6 +267,11 @@ impl Machine {
         self.devices.bind(disks, rates)
     }
 
+    /// Puts another disk behind one slot. When: the guest does not use that one.
+    pub(crate) fn bind_slot(&self, slot: u32, disk: Option<Disk>) -> Result<(), MachineError> {
+        self.devices.bind_slot(slot, disk)
+    }
+
     /// The console's last output.
     pub(crate) fn console(&self) -> Vec<u8> {
         self.bus.ports.console().bytes()

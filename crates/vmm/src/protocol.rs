@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! uvm ── Boot | Fork ──▶ vmm     Done | Failed        the first message makes the machine, paused
-//!     ── Resume, Pause, Rebind, Console, Stand ──▶    any number of times
+//!     ── Resume, Pause, Rebind, RebindSlot, Console, Stand ──▶    any number of times
 //!     ── Freeze ──▶                                   Done, and the process ends
 //!     ◀── Ended ──                                    at any time, once: the guest's own doing
 //! ```
@@ -34,12 +34,22 @@ pub struct MachineSpec {
     pub memory_bytes: u64,
     /// Number of processors.
     pub vcpus: u32,
-    /// Number of disk slots. Slot 0 can be written.
+    /// Number of disk slots.
     pub disk_slots: u32,
+    /// How many of them each container has, at least one; the first of each can be written.
+    pub slots_per_container: u32,
     /// Capacity of each, bytes, whatever is behind it.
     pub disk_bytes: u64,
     /// Number of network slots.
     pub network_slots: u32,
+}
+
+impl MachineSpec {
+    /// True for a slot whose disk can be written.
+    #[must_use]
+    pub fn is_writable(&self, slot: u32) -> bool {
+        slot.is_multiple_of(self.slots_per_container.max(1))
+    }
 }
 
 /// A disk for a slot: its files come beside the message, in this order.
@@ -97,6 +107,13 @@ pub enum Request {
         disks: Vec<Option<DiskSpec>>,
         /// As for a fork.
         rates: DiskRates,
+    },
+    /// Puts another disk behind one slot. Descriptors: the disk's files.
+    RebindSlot {
+        /// Which.
+        slot: u32,
+        /// Nothing, or what is behind it from now on.
+        disk: Option<DiskSpec>,
     },
     /// Stops the machine and says where it stands: what was waiting for what. For diagnosis.
     Stand,

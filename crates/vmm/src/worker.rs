@@ -109,6 +109,10 @@ fn answer(machine: &Machine, request: Request, mut descriptors: Descriptors) -> 
         Request::Resume => machine.resume(),
         Request::Pause => machine.pause(),
         Request::Rebind { disks, rates } => machine.bind(descriptors.disks(disks)?, rates)?,
+        Request::RebindSlot { slot, disk } => {
+            let disk = descriptors.disks(vec![disk])?.pop().flatten();
+            machine.bind_slot(slot, disk)?;
+        }
         Request::Freeze => machine.freeze(File::from(descriptors.next()?))?,
         Request::Console => return Ok(Reply::Console(machine.console())),
         Request::Stand => return Ok(Reply::Standing(machine.stand())),

@@ -85,7 +85,14 @@ impl Vmm {
 }
 
 fn machine() -> MachineSpec {
-    MachineSpec { memory_bytes: MEMORY, vcpus: 2, disk_slots: 4, disk_bytes: 1 << 30, network_slots: 2 }
+    MachineSpec {
+        memory_bytes: MEMORY,
+        vcpus: 2,
+        disk_slots: 4,
+        slots_per_container: 4,
+        disk_bytes: 1 << 30,
+        network_slots: 2,
+    }
 }
 
 impl Drop for Vmm {

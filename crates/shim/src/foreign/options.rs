@@ -56,6 +56,10 @@ pub struct Options {
     pub require_boundary: bool,
     /// How much a hyperv container may write, MiB.
     pub scratch_mib: u64,
+    /// A pod's memory, MiB, where CRI does not say it.
+    pub pod_memory_mib: Option<u64>,
+    /// A pod's processors, where CRI does not say them.
+    pub pod_cpus: Option<u64>,
     /// How long a guest may take to become a container's, milliseconds.
     pub personalize_timeout_ms: u64,
 }
@@ -70,6 +74,8 @@ impl Default for Options {
             backend: BackendChoice::Auto,
             require_boundary: false,
             scratch_mib: 20 << 10,
+            pod_memory_mib: None,
+            pod_cpus: None,
             personalize_timeout_ms: 2000,
         }
     }

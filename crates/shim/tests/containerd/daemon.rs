@@ -21,6 +21,8 @@ pub fn namespace() -> String {
 pub const PAUSE: &str = "docker.io/library/pause:test";
 /// The lines that `deploy` adds to a node's configuration.
 pub const HANDLER: &str = include_str!("../../../../deploy/containerd.toml");
+/// The lines that make pods utility VMs.
+const HYPERV_HANDLER: &str = include_str!("../../../../deploy/containerd-hyperv.toml");
 /// CRI's namespace in containerd, always.
 const CRI_NAMESPACE: &str = "k8s.io";
 
@@ -43,6 +45,17 @@ pub fn can_run() -> bool {
         }
     }
     true
+}
+
+/// Writes a runtime's options, with a state folder whose templates are those of the shim's other tests.
+pub fn write_options(file: &Path, state: &Path, image: &Path, more: &str) {
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+    let templates = target.join("shim-test-templates");
+    fs::create_dir_all(&templates).unwrap();
+    fs::create_dir_all(state).unwrap();
+    let _ = std::os::unix::fs::symlink(templates.canonicalize().unwrap(), state.join("templates"));
+    let image = image.canonicalize().unwrap();
+    fs::write(file, format!("state = {state:?}\nguest-image = {image:?}\n{more}\n")).unwrap();
 }
 
 /// How a `ctr` ended, and what it said.
@@ -317,9 +330,7 @@ bin_dir = "/usr/lib/cni"
 conf_dir = {conf:?}
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bulkhead-hyperv]
-runtime_type = "io.containerd.bulkhead-hyperv.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bulkhead-hyperv.options]
+{HYPERV_HANDLER}[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bulkhead-hyperv.options]
 ConfigPath = {hyperv:?}
 {HANDLER}"#
     )

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::daemon::{Containerd, IMAGE, can_run, namespace};
+use crate::daemon::{Containerd, IMAGE, can_run, namespace, write_options};
 use crate::support::{guest_image, text};
 
 const OURS: &str = "io.containerd.bulkhead.v2";
 const HYPERV: &str = "io.containerd.bulkhead-hyperv.v2";
 
-/// Options with a state folder of the test's own, whose templates are those of the shim's other tests.
+/// Options with a state folder of the test's own.
 struct Options {
     file: PathBuf,
     state: PathBuf,
@@ -21,13 +21,7 @@ struct Options {
 impl Options {
     fn write(containerd: &Containerd, image: &Path, more: &str) -> Self {
         let (file, state) = (containerd.path("options.toml"), containerd.path("options-state"));
-        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
-        let templates = target.join("shim-test-templates");
-        fs::create_dir_all(&templates).unwrap();
-        fs::create_dir_all(&state).unwrap();
-        let _ = std::os::unix::fs::symlink(templates.canonicalize().unwrap(), state.join("templates"));
-        let image = image.canonicalize().unwrap();
-        fs::write(&file, format!("state = {state:?}\nguest-image = {image:?}\n{more}\n")).unwrap();
+        write_options(&file, &state, image, more);
         Self { file, state }
     }
 
@@ -140,7 +134,7 @@ fn what_cannot_be_isolated_as_asked_is_refused() {
     refused(HYPERV, &["--net-host"], "network namespace");
     refused(HYPERV, &["--annotation", "dev.bulkhead.isolation=process"], "cannot weaken");
     refused(OURS, &["--annotation", "dev.bulkhead.isolation=hypervisor"], "is no isolation");
-    refused(HYPERV, &["--annotation", "io.kubernetes.cri.container-type=sandbox"], "pods are not supported");
+    refused(HYPERV, &["--annotation", "io.kubernetes.cri.container-type=container"], "has no sandbox here");
     Options::write(&containerd, &image, "isolaton = \"hyperv\"");
     refused(OURS, &[], "options.toml");
     fs::remove_file(&options.file).unwrap();

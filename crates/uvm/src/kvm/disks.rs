@@ -10,31 +10,19 @@ use rustix::fs::MemfdFlags;
 use vmm::protocol::{DiskRates, DiskSpec};
 
 use crate::disk::{DiskError, PackedDisk, SlotDisk};
-use crate::hypervisor::SlotBindings;
-use crate::machine::DISK_SLOTS;
+use crate::hypervisor::{SlotBinding, SlotBindings};
 use crate::slots;
 
 /// Opens all disks. Shape: one entry for each slot; the files in the order of the entries' parts.
 ///
 /// A disk that will be written is locked; the lock lives as long as the VMM has the file open.
-pub(super) fn open(bindings: &SlotBindings) -> Result<(Vec<Option<DiskSpec>>, Vec<OwnedFd>), DiskError> {
+pub(super) fn open(bindings: &SlotBindings, slots: u32) -> Result<(Vec<Option<DiskSpec>>, Vec<OwnedFd>), DiskError> {
     let mut disks = slots::open(bindings)?.into_iter();
     let mut files = Vec::new();
     let mut specs = Vec::new();
-    for _ in 0..DISK_SLOTS {
-        let spec = match disks.next().flatten() {
-            None => None,
-            Some(SlotDisk::Plain { disk, read_only }) => {
-                if !read_only {
-                    let path = bindings.scratch.as_ref().map_or(Path::new(""), |scratch| scratch.path.as_path());
-                    lock(&disk.file, path)?;
-                }
-                files.push(disk.file.into());
-                Some(DiskSpec { read_only, parts: vec![disk.bytes] })
-            }
-            Some(SlotDisk::Packed(packed)) => Some(packed_disk(packed, &mut files)?),
-        };
-        specs.push(spec);
+    for _ in 0..slots {
+        let path = bindings.scratch.as_ref().map_or(Path::new(""), |scratch| scratch.path.as_path());
+        specs.push(disks.next().flatten().map(|disk| describe(disk, path, &mut files)).transpose()?);
     }
     Ok((specs, files))
 }
@@ -43,6 +31,27 @@ pub(super) fn open(bindings: &SlotBindings) -> Result<(Vec<Option<DiskSpec>>, Ve
 pub(super) fn rates(rates: control::DiskRates) -> DiskRates {
     let control::DiskRates { read_bytes, write_bytes, read_requests, write_requests } = rates;
     DiskRates { read_bytes, write_bytes, read_requests, write_requests }
+}
+
+/// Opens one slot's disk, as [`open`] does.
+pub(super) fn open_one(binding: &SlotBinding) -> Result<(Option<DiskSpec>, Vec<OwnedFd>), DiskError> {
+    let mut files = Vec::new();
+    let path = if let SlotBinding::Scratch(path) = binding { path } else { Path::new("") };
+    let spec = slots::open_one(binding)?.map(|disk| describe(disk, path, &mut files)).transpose()?;
+    Ok((spec, files))
+}
+
+fn describe(disk: SlotDisk, path: &Path, files: &mut Vec<OwnedFd>) -> Result<DiskSpec, DiskError> {
+    match disk {
+        SlotDisk::Plain { disk, read_only } => {
+            if !read_only {
+                lock(&disk.file, path)?;
+            }
+            files.push(disk.file.into());
+            Ok(DiskSpec { read_only, parts: vec![disk.bytes] })
+        }
+        SlotDisk::Packed(packed) => packed_disk(packed, files),
+    }
 }
 
 fn lock(file: &File, path: &Path) -> Result<(), DiskError> {
@@ -96,12 +105,12 @@ mod tests {
             let layers = (0..layers).map(|n| file(&n.to_string())).collect();
             let bindings =
                 SlotBindings { scratch: Some(scratch.clone()), layers, rates: control::DiskRates::default() };
-            let (specs, files) = open(&bindings).unwrap();
+            let (specs, files) = open(&bindings, 4).unwrap();
             let found: Vec<usize> = specs.iter().map(|spec| spec.as_ref().map_or(0, |spec| spec.parts.len())).collect();
             assert_eq!((found, files.len()), (parts.clone(), parts.iter().sum()));
             assert!(specs.iter().flatten().skip(1).all(|spec| spec.read_only));
             // While its files are open nobody else gets the scratch disk.
-            let refused = open(&bindings).unwrap_err();
+            let refused = open(&bindings, 4).unwrap_err();
             assert!(format!("{refused:?}").contains("lock"), "{refused:?}");
         }
     }

@@ -16,7 +16,8 @@ use super::control::{Control, ControlError};
 use super::disks;
 use super::installation::VmmInstallation;
 use crate::console_text::{panic_text, printable};
-use crate::hypervisor::{ExitReason, HypervisorError, SlotBindings, VirtualMachine, VmExit};
+use crate::hypervisor::{ExitReason, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit};
+use crate::machine::MachineConfig;
 use crate::process::{self, Running, Watched};
 use crate::{spawn, sys};
 
@@ -35,6 +36,8 @@ pub(super) struct KvmMachine {
     running: Running,
     control: Arc<Control>,
     port: Mutex<Option<StdUnixStream>>,
+    /// 0 before it is made.
+    disk_slots: u32,
 }
 
 /// A process that was started and has no machine yet: it builds its jail meanwhile. Dropping it kills it.
@@ -65,20 +68,21 @@ impl Waiting {
         let control = Arc::new(control);
         let watcher = Watcher { watched, control: Arc::clone(&control) };
         let running = Running::watched_by(process, watcher.run());
-        let machine = KvmMachine { running, control, port: Mutex::new(Some(port)) };
+        let machine = KvmMachine { running, control, port: Mutex::new(Some(port)), disk_slots: 0 };
         Ok(Self { machine, files: [kvm.into(), guest_port.into()] })
     }
 
     /// Has it make the machine. Shape: `files` are the request's own, behind KVM and the port.
     pub(super) async fn make(
         self,
+        config: &MachineConfig,
         during: &'static str,
         request: &Request,
         files: Vec<OwnedFd>,
     ) -> Result<KvmMachine, HypervisorError> {
         let all = self.files.into_iter().chain(files).collect();
         self.machine.ask(during, START_LIMIT, request, all).await?;
-        Ok(self.machine)
+        Ok(KvmMachine { disk_slots: config.disk_slots(), ..self.machine })
     }
 }
 
@@ -127,9 +131,14 @@ impl VirtualMachine for KvmMachine {
     }
 
     async fn rebind(&self, bindings: &SlotBindings) -> Result<(), HypervisorError> {
-        let (disks, files) = disks::open(bindings)?;
+        let (disks, files) = disks::open(bindings, self.disk_slots)?;
         let request = Request::Rebind { disks, rates: disks::rates(bindings.rates) };
         self.ask("binding the disks", REQUEST_LIMIT, &request, files).await.map(|_| ())
+    }
+
+    async fn rebind_slot(&self, slot: u32, binding: &SlotBinding) -> Result<(), HypervisorError> {
+        let (disk, files) = disks::open_one(binding)?;
+        self.ask("binding a disk", REQUEST_LIMIT, &Request::RebindSlot { slot, disk }, files).await.map(|_| ())
     }
 
     async fn freeze(self: Box<Self>, state: File) -> Result<(), HypervisorError> {

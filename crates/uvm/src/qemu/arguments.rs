@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::slots::SlotNode;
 use crate::guest_image::GuestImage;
-use crate::machine::{DISK_SLOTS, MachineConfig};
+use crate::machine::MachineConfig;
 
 /// Name of the memory, the same when saving and loading.
 const MEMORY_ID: &str = "memory";
@@ -24,7 +24,6 @@ pub(super) const CONSOLE_ID: &str = "console";
 /// PCI device numbers on the root bus, fixed so that the guest finds its slots in order.
 const PORT_ADDRESS: u32 = 2;
 const FIRST_DISK_ADDRESS: u32 = 3;
-const FIRST_NETWORK_ADDRESS: u32 = FIRST_DISK_ADDRESS + DISK_SLOTS;
 
 /// A command line under construction, and the descriptors that it names.
 #[derive(Debug)]
@@ -143,11 +142,12 @@ impl Arguments {
 
     /// The network slots with these taps behind them, slot 0 first. The guest learns its true hardware address when it is
     /// personalized, so nobody is told about the one that the machine has.
-    pub(super) fn network(&mut self, taps: Vec<OwnedFd>) {
+    pub(super) fn network(&mut self, taps: Vec<OwnedFd>, config: &MachineConfig) {
+        let first_address = FIRST_DISK_ADDRESS + config.disk_slots();
         for (slot, tap) in (0..).zip(taps) {
             let number = self.inherit(tap);
             self.pair("-netdev", format!("tap,id=net{slot},fd={number},vhost=off"));
-            let address = format!("{:#x}", FIRST_NETWORK_ADDRESS + slot);
+            let address = format!("{:#x}", first_address + slot);
             self.json(
                 "-device",
                 &json!({"driver": "virtio-net-pci", "id": format!("nic{slot}"), "netdev": format!("net{slot}"),

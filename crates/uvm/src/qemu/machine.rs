@@ -1,5 +1,6 @@
 //! One QEMU process.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd};
@@ -19,8 +20,8 @@ use super::arguments::{Arguments, CONSOLE_ID};
 use super::installation::QemuInstallation;
 use super::slots::{self, SlotNode};
 use crate::console_text::{panic_text, printable};
-use crate::hypervisor::{ExitReason, HypervisorError, SlotBindings, VirtualMachine, VmExit};
-use crate::machine::DISK_SLOTS;
+use crate::hypervisor::{ExitReason, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit};
+use crate::machine::MachineConfig;
 use crate::process::{self, Running, Watched};
 use crate::qmp::{GuestEnd, MigrationEnd, Qmp, QmpError};
 use crate::{spawn, sys};
@@ -44,8 +45,11 @@ pub(super) struct QemuMachine {
     qmp: Arc<Qmp>,
     port: Mutex<Option<StdUnixStream>>,
     log: PathBuf,
-    /// Which generation of backings is behind the slots.
-    generation: AtomicU32,
+    config: MachineConfig,
+    /// Which generation of backings is behind each slot.
+    generations: Mutex<Vec<u32>>,
+    /// The one that comes next.
+    next_generation: AtomicU32,
 }
 
 impl QemuMachine {
@@ -53,6 +57,7 @@ impl QemuMachine {
     pub(super) async fn start(
         installation: &QemuInstallation,
         mut arguments: Arguments,
+        config: &MachineConfig,
         run_dir: &Path,
     ) -> Result<Self, HypervisorError> {
         let io_error = |action| move |source| HypervisorError::Io { action, source };
@@ -70,11 +75,17 @@ impl QemuMachine {
             .await
             .map_err(|source| HypervisorError::Spawn { program: installation.program().to_owned(), source })?;
         drop(descriptors);
-        Self::adopt(child, control, port, log).map_err(io_error("watch the hypervisor's process"))
+        Self::adopt(child, control, port, log, config.clone()).map_err(io_error("watch the hypervisor's process"))
     }
 
     /// Takes charge of a child that was just spawned; kills it if that fails.
-    fn adopt(child: Child, control: StdUnixStream, port: StdUnixStream, log: PathBuf) -> io::Result<Self> {
+    fn adopt(
+        child: Child,
+        control: StdUnixStream,
+        port: StdUnixStream,
+        log: PathBuf,
+        config: MachineConfig,
+    ) -> io::Result<Self> {
         let watched = Watched::adopt(child, log.clone())?;
         let process = Arc::clone(watched.process());
         let connect = || -> io::Result<UnixStream> {
@@ -85,7 +96,9 @@ impl QemuMachine {
         let qmp = Arc::new(Qmp::connect(control));
         let watcher = Watcher { watched, qmp: Arc::clone(&qmp) };
         let running = Running::watched_by(process, watcher.run());
-        Ok(Self { running, qmp, port: Mutex::new(Some(port)), log, generation: AtomicU32::new(0) })
+        let generations = Mutex::new((0..config.disk_slots()).map(|_| 0).collect());
+        let next_generation = AtomicU32::new(1);
+        Ok(Self { running, qmp, port: Mutex::new(Some(port)), log, config, generations, next_generation })
     }
 
     pub(super) fn qmp(&self) -> &Qmp {
@@ -174,7 +187,7 @@ impl QemuMachine {
     /// Limits how fast the disks may be. When: no limits were set before.
     pub(super) async fn limit(&self, rates: DiskRates) -> Result<(), HypervisorError> {
         if rates != DiskRates::default() {
-            for slot in 0..DISK_SLOTS {
+            for slot in 0..self.config.disk_slots() {
                 let arguments = slots::throttle(slot, rates);
                 self.command("limiting the disks", "block_set_io_throttle", arguments).await?;
             }
@@ -182,10 +195,15 @@ impl QemuMachine {
         Ok(())
     }
 
-    /// Exchanges what is under a slot's upper node, and lets go of what was there.
-    async fn rebind_slot(&self, node: SlotNode, earlier: u32) -> Result<(), HypervisorError> {
+    /// Exchanges what is under a slot's upper node, and lets go of what was there: the answer is its generation.
+    async fn exchange(&self, node: SlotNode) -> Result<u32, HypervisorError> {
         let during = "binding the disks";
-        let (slot, disk) = (node.slot(), node.disk());
+        let (slot, disk, generation) = (node.slot(), node.disk(), node.generation());
+        let earlier = {
+            let mut all = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+            let place = usize::try_from(slot).ok().and_then(|slot| all.get_mut(slot));
+            place.map(|place| std::mem::replace(place, generation)).unwrap_or_default()
+        };
         for (set, descriptor) in &node.descriptors {
             let to = json!({"fdset-id": set});
             let given = self.qmp.execute_with_descriptor("add-fd", to, descriptor.as_fd()).await;
@@ -199,11 +217,14 @@ impl QemuMachine {
         self.finish(during, added.await).await?;
         self.finish(during, reopened.await).await?;
         self.finish(during, removed.await).await?;
-        Ok(())
+        Ok(earlier)
     }
 
-    /// Closes the files of a generation that is behind no slot any more.
+    /// Closes the files of a generation, if that is behind no slot any more.
     async fn drop_descriptors(&self, generation: u32) -> Result<(), HypervisorError> {
+        if self.generations.lock().unwrap_or_else(PoisonError::into_inner).contains(&generation) {
+            return Ok(());
+        }
         let during = "letting go of the earlier disks";
         let sets = self.command(during, "query-fdsets", json!({})).await?;
         let numbers = sets.as_array().into_iter().flatten().filter_map(|set| set["fdset-id"].as_u64());
@@ -239,11 +260,21 @@ impl VirtualMachine for QemuMachine {
     }
 
     async fn rebind(&self, bindings: &SlotBindings) -> Result<(), HypervisorError> {
-        let earlier = self.generation.fetch_add(1, Ordering::SeqCst);
-        for node in slots::bound(bindings, earlier + 1)? {
-            self.rebind_slot(node, earlier).await?;
+        let generation = self.next_generation.fetch_add(1, Ordering::SeqCst);
+        let mut earlier = BTreeSet::new();
+        for node in slots::bound(&self.config, bindings, generation)? {
+            earlier.insert(self.exchange(node).await?);
         }
         self.limit(bindings.rates).await?;
+        for generation in earlier {
+            self.drop_descriptors(generation).await?;
+        }
+        Ok(())
+    }
+
+    async fn rebind_slot(&self, slot: u32, binding: &SlotBinding) -> Result<(), HypervisorError> {
+        let generation = self.next_generation.fetch_add(1, Ordering::SeqCst);
+        let earlier = self.exchange(slots::bound_one(&self.config, slot, binding, generation)?).await?;
         self.drop_descriptors(earlier).await
     }
 

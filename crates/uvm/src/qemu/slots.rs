@@ -20,8 +20,8 @@ use rustix::fs::MemfdFlags;
 use serde_json::{Value, json};
 
 use crate::disk::{DiskError, PackedDisk, SlotDisk};
-use crate::hypervisor::SlotBindings;
-use crate::machine::{DISK_SLOTS, NOMINAL_DISK_BYTES};
+use crate::hypervisor::{SlotBinding, SlotBindings};
+use crate::machine::{MachineConfig, NOMINAL_DISK_BYTES};
 use crate::slots;
 
 /// Numbers of descriptor sets that one generation of backings may use.
@@ -36,13 +36,19 @@ pub(super) struct SlotNode {
     /// The set's number and the open file to put into it.
     pub(super) descriptors: Vec<(u32, OwnedFd)>,
     generation: u32,
+    read_only: bool,
 }
 
 impl SlotNode {
     /// The upper node, leading to this backing.
     pub(super) fn disk(&self) -> Value {
         json!({"driver": "raw", "node-name": disk_name(self.slot), "file": backing_name(self.slot, self.generation),
-            "read-only": is_read_only(self.slot), "discard": "unmap"})
+            "read-only": self.read_only, "discard": "unmap"})
+    }
+
+    /// Which generation the lower node is of.
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// The slot's number.
@@ -66,33 +72,37 @@ pub(super) fn is_of_generation(set: u64, generation: u32) -> bool {
     set / u64::from(SETS_PER_GENERATION) == u64::from(generation)
 }
 
-/// Only slot 0 is ever writable, and the guest's driver learns that in the template.
-fn is_read_only(slot: u32) -> bool {
-    slot != 0
-}
-
 /// All slots with nothing behind them.
-pub(super) fn empty(generation: u32) -> Vec<SlotNode> {
-    (0..DISK_SLOTS).map(|slot| Sets::new(generation).node(slot, empty_backing(slot))).collect()
+pub(super) fn empty(config: &MachineConfig, generation: u32) -> Vec<SlotNode> {
+    let mut sets = Sets::new(config, generation);
+    (0..config.disk_slots()).map(|slot| sets.node(slot, Backing::Nothing)).collect()
 }
 
 /// All slots, those of the bindings with their disks behind them. Opens the disks.
-pub(super) fn bound(bindings: &SlotBindings, generation: u32) -> Result<Vec<SlotNode>, DiskError> {
+pub(super) fn bound(
+    config: &MachineConfig,
+    bindings: &SlotBindings,
+    generation: u32,
+) -> Result<Vec<SlotNode>, DiskError> {
     let mut disks = slots::open(bindings)?.into_iter();
-    let mut sets = Sets::new(generation);
-    let mut nodes = Vec::new();
-    for slot in 0..DISK_SLOTS {
-        let backing = match disks.next().flatten() {
-            None => empty_backing(slot),
-            Some(SlotDisk::Plain { disk, read_only }) => {
-                let path = sets.add(disk.file.into());
-                json!({"driver": "file", "filename": path, "read-only": read_only, "discard": "unmap"})
-            }
-            Some(SlotDisk::Packed(packed)) => packed_backing(&packed, &mut sets)?,
-        };
-        nodes.push(sets.node(slot, backing));
-    }
-    Ok(nodes)
+    let mut sets = Sets::new(config, generation);
+    (0..config.disk_slots()).map(|slot| sets.bound(slot, disks.next().flatten())).collect()
+}
+
+/// One slot. Opens its disks.
+pub(super) fn bound_one(
+    config: &MachineConfig,
+    slot: u32,
+    binding: &SlotBinding,
+    generation: u32,
+) -> Result<SlotNode, DiskError> {
+    Sets::new(config, generation).bound(slot, slots::open_one(binding)?)
+}
+
+/// A lower node, not named yet.
+enum Backing {
+    Nothing,
+    Node(Value),
 }
 
 /// The arguments that limit one slot's device. All slots share one group of limits.
@@ -106,15 +116,16 @@ pub(super) fn throttle(slot: u32, rates: DiskRates) -> Value {
 }
 
 /// Hands out numbers of descriptor sets, and keeps the descriptors of the node that is being described.
-struct Sets {
+struct Sets<'a> {
+    config: &'a MachineConfig,
     generation: u32,
     next: u32,
     descriptors: Vec<(u32, OwnedFd)>,
 }
 
-impl Sets {
-    fn new(generation: u32) -> Self {
-        Self { generation, next: generation * SETS_PER_GENERATION, descriptors: Vec::new() }
+impl<'a> Sets<'a> {
+    fn new(config: &'a MachineConfig, generation: u32) -> Self {
+        Self { config, generation, next: generation * SETS_PER_GENERATION, descriptors: Vec::new() }
     }
 
     /// The name by which QEMU opens this descriptor.
@@ -125,18 +136,33 @@ impl Sets {
         format!("/dev/fdset/{set}")
     }
 
-    fn node(&mut self, slot: u32, mut backing: Value) -> SlotNode {
+    fn bound(&mut self, slot: u32, disk: Option<SlotDisk>) -> Result<SlotNode, DiskError> {
+        let backing = match disk {
+            None => Backing::Nothing,
+            Some(SlotDisk::Plain { disk, read_only }) => {
+                let path = self.add(disk.file.into());
+                let file = json!({"driver": "file", "filename": path, "read-only": read_only, "discard": "unmap"});
+                Backing::Node(file)
+            }
+            Some(SlotDisk::Packed(packed)) => Backing::Node(packed_backing(&packed, self)?),
+        };
+        Ok(self.node(slot, backing))
+    }
+
+    fn node(&mut self, slot: u32, backing: Backing) -> SlotNode {
+        let read_only = !self.config.is_writable(slot);
+        let mut backing = match backing {
+            Backing::Node(backing) => backing,
+            Backing::Nothing => json!({"driver": "null-co", "size": NOMINAL_DISK_BYTES, "read-zeroes": true,
+                "read-only": read_only}),
+        };
         backing["node-name"] = json!(backing_name(slot, self.generation));
         let descriptors = std::mem::take(&mut self.descriptors);
-        SlotNode { slot, backing, descriptors, generation: self.generation }
+        SlotNode { slot, backing, descriptors, generation: self.generation, read_only }
     }
 }
 
-fn empty_backing(slot: u32) -> Value {
-    json!({"driver": "null-co", "size": NOMINAL_DISK_BYTES, "read-zeroes": true, "read-only": is_read_only(slot)})
-}
-
-fn packed_backing(packed: &PackedDisk, sets: &mut Sets) -> Result<Value, DiskError> {
+fn packed_backing(packed: &PackedDisk, sets: &mut Sets<'_>) -> Result<Value, DiskError> {
     let mut names = vec![in_memory("head", &packed.head, sets)?];
     for layer in &packed.layers {
         names.push(sets.add(layer.file.try_clone().map_err(DiskError::Pack)?.into()));
@@ -148,7 +174,7 @@ fn packed_backing(packed: &PackedDisk, sets: &mut Sets) -> Result<Value, DiskErr
 }
 
 /// Puts generated bytes where QEMU can open them, with nothing left on disk.
-fn in_memory(name: &str, bytes: &[u8], sets: &mut Sets) -> Result<String, DiskError> {
+fn in_memory(name: &str, bytes: &[u8], sets: &mut Sets<'_>) -> Result<String, DiskError> {
     let make = || -> io::Result<File> {
         let mut file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
         file.write_all(bytes)?;
@@ -170,6 +196,10 @@ mod tests {
         path
     }
 
+    fn config() -> MachineConfig {
+        MachineConfig::for_request(proto::control::Accelerator::Tcg, None, None).unwrap()
+    }
+
     #[test]
     fn every_slot_has_two_nodes_and_no_set_is_used_twice() {
         let folder = tempfile::tempdir().unwrap();
@@ -184,7 +214,7 @@ mod tests {
         {
             let mut seen = std::collections::BTreeSet::new();
             for generation in [0, 1] {
-                let nodes = bound(&bindings(layers), generation).unwrap();
+                let nodes = bound(&config(), &bindings(layers), generation).unwrap();
                 assert_eq!(
                     nodes.iter().map(|node| node.backing["driver"].as_str().unwrap()).collect::<Vec<_>>(),
                     drivers
@@ -206,8 +236,25 @@ mod tests {
 
     #[test]
     fn generations_do_not_share_names() {
+        let empty = |generation| empty(&config(), generation);
         assert_ne!(empty(0)[2].backing["node-name"], empty(1)[2].backing["node-name"]);
         assert_eq!(empty(0)[2].disk()["node-name"], empty(1)[2].disk()["node-name"]);
         assert!(is_of_generation(999, 0) && is_of_generation(1000, 1) && !is_of_generation(1000, 0));
+    }
+
+    #[test]
+    fn a_pods_slots_are_pairs_and_bound_one_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config().for_pod();
+        assert_eq!(empty(&config, 0).iter().map(|node| node.disk()["read-only"] == true).collect::<Vec<_>>(), {
+            [false, true].repeat(6)
+        });
+        let one = |slot, binding| bound_one(&config, slot, &binding, 7).unwrap();
+        let layers = one(5, SlotBinding::Layers(vec![file(&folder, "layer")]));
+        assert_eq!((&layers.backing["driver"], layers.descriptors.len()), (&json!("vmdk"), 4));
+        assert_eq!(layers.backing["node-name"], "backing5-7");
+        let scratch = one(4, SlotBinding::Scratch(file(&folder, "scratch")));
+        assert_eq!((&scratch.backing["driver"], &scratch.disk()["read-only"]), (&json!("file"), &json!(false)));
+        assert_eq!(one(4, SlotBinding::Nothing).backing["driver"], "null-co");
     }
 }

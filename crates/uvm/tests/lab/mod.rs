@@ -121,6 +121,7 @@ impl Lab {
             rehearsal: false,
             namespace: None,
             network: proto::gcs::wire::Network::new(),
+            pod: false,
         }
     }
 

@@ -17,7 +17,14 @@ use crate::virtio::testing::Random;
 const MEMORY: u64 = 4 * GRANULE;
 
 fn spec() -> MachineSpec {
-    MachineSpec { memory_bytes: MEMORY, vcpus: 2, disk_slots: 4, disk_bytes: 1 << 40, network_slots: 2 }
+    MachineSpec {
+        memory_bytes: MEMORY,
+        vcpus: 2,
+        disk_slots: 4,
+        slots_per_container: 4,
+        disk_bytes: 1 << 40,
+        network_slots: 2,
+    }
 }
 
 fn behind() -> Behind {
@@ -169,6 +176,24 @@ fn f103_a_state_or_a_request_of_an_impossible_size_is_refused() {
         let error = fork(asked, memory_file(MEMORY), written(&state), 4);
         assert!(matches!(error, MachineError::Memory(_)), "{memory_bytes:#x}: {error}");
     }
+}
+
+#[test]
+fn each_containers_first_slot_can_be_written_and_each_slot_is_bound_by_itself() {
+    let pod = devices(&MachineSpec { disk_slots: 12, slots_per_container: 2, ..spec() });
+    let disk = |read_only| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        Some(Disk::new(vec![(file, 4096)], read_only).unwrap())
+    };
+    for slot in 0..12 {
+        assert_eq!(pod.bind_slot(slot, disk(false)).is_ok(), slot % 2 == 0, "slot {slot}");
+        pod.bind_slot(slot, disk(true)).unwrap();
+        pod.bind_slot(slot, None).unwrap();
+    }
+    assert!(matches!(pod.bind_slot(12, None), Err(MachineError::Size { .. })));
+    let long = MachineSpec { disk_bytes: 512, ..spec() };
+    assert!(matches!(devices(&long).bind_slot(0, disk(true)), Err(MachineError::Disk { slot: 0, .. })));
 }
 
 #[test]

@@ -48,7 +48,7 @@ pub(super) struct Devices {
     networks: Vec<Arc<Transport<Network>>>,
     entropy: Arc<Transport<Entropy>>,
     balloon: Arc<Transport<Balloon>>,
-    disk_bytes: u64,
+    spec: MachineSpec,
 }
 
 impl Devices {
@@ -62,7 +62,8 @@ impl Devices {
         let failed = system("make a device");
         rustix::io::ioctl_fionbio(&port, true).map_err(|error| failed(error.into()))?;
         let socket = port.try_clone().map_err(&failed)?;
-        let blocks = (0..spec.disk_slots).map(|slot| device(Block::new(slot, slot != 0, spec.disk_bytes), memory));
+        let blocks =
+            (0..spec.disk_slots).map(|slot| device(Block::new(slot, !spec.is_writable(slot), spec.disk_bytes), memory));
         let blocks = blocks.collect::<Result<_, _>>()?;
         let mut taps = taps.into_iter();
         let networks = (0..spec.network_slots).map(|slot| {
@@ -72,7 +73,7 @@ impl Devices {
         let networks = networks.collect::<Result<_, _>>()?;
         let (console, entropy) = (device(Console::new(port), memory)?, device(Entropy, memory)?);
         let balloon = device(Balloon, memory)?;
-        Ok(Self { console, socket, blocks, networks, entropy, balloon, disk_bytes: spec.disk_bytes })
+        Ok(Self { console, socket, blocks, networks, entropy, balloon, spec: spec.clone() })
     }
 
     /// Number of devices.
@@ -101,7 +102,7 @@ impl Devices {
         connect(vm, next(), &self.balloon)
     }
 
-    /// Few threads, since each costs every fork a stack and a filter: one for the disk that is written, one for those that are only
+    /// Few threads, since each costs every fork a stack and a filter: one for the disks that are written, one for those that are only
     /// read, one for all networks, one for all others.
     pub(super) fn start_threads(&self) -> io::Result<()> {
         let mut quick = EventLoop::new()?;
@@ -118,11 +119,12 @@ impl Devices {
         )?;
         quick.spawn("devices", Role::Devices)?;
         // A flush of the disk that is written may take long: what only reads does not wait for it.
-        let (scratch, layers) = self.blocks.split_at(self.blocks.len().min(1));
+        let slots = (0..).zip(&self.blocks);
+        let (scratch, layers): (Vec<_>, Vec<_>) = slots.partition(|(slot, _)| self.spec.is_writable(*slot));
         for (name, blocks) in [("scratch", scratch), ("layers", layers)] {
             if !blocks.is_empty() {
                 let mut disks = EventLoop::new()?;
-                blocks.iter().try_for_each(|block| disks.serve(block))?;
+                blocks.iter().try_for_each(|(_, block)| disks.serve(block))?;
                 disks.spawn(name, Role::Disk)?;
             }
         }
@@ -178,15 +180,8 @@ impl Devices {
             let count = u32::try_from(disks.len()).unwrap_or(u32::MAX);
             return Err(MachineError::Size { what: "disks for its slots", count });
         }
-        for (slot, disk) in disks.iter().enumerate() {
-            let Some(disk) = disk else { continue };
-            let unfit = |source| Err(MachineError::Disk { slot, source });
-            if disk.bytes() > self.disk_bytes {
-                return unfit(DiskError::TooLong);
-            }
-            if slot != 0 && !disk.is_read_only() {
-                return unfit(DiskError::Writable);
-            }
+        for (slot, disk) in (0..).zip(&disks) {
+            self.check(slot, disk.as_ref())?;
         }
         let limits = Limits::new(rates);
         for (block, disk) in self.blocks.iter().zip(disks) {
@@ -194,6 +189,27 @@ impl Devices {
                 block.bind(disk);
                 block.limit(limits.clone());
             });
+        }
+        Ok(())
+    }
+
+    /// Puts a disk behind one slot.
+    pub(super) fn bind_slot(&self, slot: u32, disk: Option<Disk>) -> Result<(), MachineError> {
+        let block = usize::try_from(slot).ok().and_then(|slot| self.blocks.get(slot));
+        let block = block.ok_or(MachineError::Size { what: "disk slots for this one", count: self.spec.disk_slots })?;
+        self.check(slot, disk.as_ref())?;
+        block.change(|block| block.bind(disk));
+        Ok(())
+    }
+
+    fn check(&self, slot: u32, disk: Option<&Disk>) -> Result<(), MachineError> {
+        let Some(disk) = disk else { return Ok(()) };
+        let unfit = |source| Err(MachineError::Disk { slot: usize::try_from(slot).unwrap_or(usize::MAX), source });
+        if disk.bytes() > self.spec.disk_bytes {
+            return unfit(DiskError::TooLong);
+        }
+        if !self.spec.is_writable(slot) && !disk.is_read_only() {
+            return unfit(DiskError::Writable);
         }
         Ok(())
     }

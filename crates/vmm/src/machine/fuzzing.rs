@@ -22,7 +22,14 @@ const MEMORY: u64 = 2 * GRANULE;
 const MOST_STEPS: usize = 500;
 
 fn spec() -> MachineSpec {
-    MachineSpec { memory_bytes: MEMORY, vcpus: 2, disk_slots: 2, disk_bytes: 1 << 30, network_slots: 1 }
+    MachineSpec {
+        memory_bytes: MEMORY,
+        vcpus: 2,
+        disk_slots: 2,
+        slots_per_container: 2,
+        disk_bytes: 1 << 30,
+        network_slots: 1,
+    }
 }
 
 fn devices() -> Devices {

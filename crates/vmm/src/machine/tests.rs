@@ -55,8 +55,14 @@ fn kernel() -> File {
 
 fn parts(memory: &File) -> Option<Parts> {
     let kvm = Kvm::new().inspect_err(|error| eprintln!("SKIPPED: /dev/kvm: {error}")).ok()?;
-    let spec =
-        MachineSpec { memory_bytes: 16 * GRANULE, vcpus: 2, disk_slots: 4, disk_bytes: 1 << 42, network_slots: 2 };
+    let spec = MachineSpec {
+        memory_bytes: 16 * GRANULE,
+        vcpus: 2,
+        disk_slots: 4,
+        slots_per_container: 4,
+        disk_bytes: 1 << 42,
+        network_slots: 2,
+    };
     let (_, port) = UnixStream::pair().unwrap();
     Some(Parts {
         kvm,

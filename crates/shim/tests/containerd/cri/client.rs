@@ -14,8 +14,8 @@ use prost::Message;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-/// Longer than containerd needs for the slowest step on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than containerd needs for the slowest step on a busy machine, which is a pod whose utility VM's template is made first.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A refusal: gRPC's code, and what it said.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,12 +19,15 @@ pub struct Side<'a> {
     containerd: &'a Containerd,
     client: &'a Client,
     handler: &'static str,
+    /// The pods are utility VMs.
+    in_vm: bool,
     /// What a pod's containers share by volumes.
     volume: PathBuf,
     pub seen: Vec<(&'static str, String)>,
 }
 
 /// A pod that runs.
+#[derive(Debug)]
 pub struct Pod {
     pub id: String,
     config: PodSandboxConfig,
@@ -49,7 +52,8 @@ impl<'a> Side<'a> {
     pub fn new(containerd: &'a Containerd, client: &'a Client, handler: &'static str) -> Self {
         let volume = containerd.path(&format!("volume-{handler}"));
         fs::create_dir_all(&volume).unwrap();
-        let this = Self { containerd, client, handler, volume, seen: Vec::new() };
+        let in_vm = handler == "bulkhead-hyperv";
+        let this = Self { containerd, client, handler, in_vm, volume, seen: Vec::new() };
         for image in [IMAGE, PAUSE] {
             this.await_image(image);
         }
@@ -72,7 +76,8 @@ impl<'a> Side<'a> {
             if let Some(answer) = ask() {
                 return answer;
             }
-            assert!(begin.elapsed() < PATIENCE, "{}: no {what}\n{}", self.handler, self.containerd.log());
+            let patience = if self.in_vm { 4 * PATIENCE } else { PATIENCE };
+            assert!(begin.elapsed() < patience, "{}: no {what}\n{}", self.handler, self.containerd.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -94,6 +99,11 @@ impl<'a> Side<'a> {
     }
 
     pub fn run_pod(&self, name: &str, namespaces: NamespaceOption) -> Pod {
+        let pod = self.ask_for_pod(name, namespaces);
+        pod.unwrap_or_else(|refused| panic!("{} {name}: {refused:?}\n{}", self.handler, self.containerd.log()))
+    }
+
+    pub fn ask_for_pod(&self, name: &str, namespaces: NamespaceOption) -> Result<Pod, Refused> {
         let log_directory = self.containerd.path(&format!("log-{}-{name}", self.handler));
         fs::create_dir(&log_directory).unwrap();
         let own = |text: &str| text.to_owned();
@@ -113,8 +123,8 @@ impl<'a> Side<'a> {
             ..Default::default()
         };
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: own(self.handler) };
-        let id: Id = self.call("RunPodSandbox", &request);
-        Pod { id: id.id, config }
+        let id: Id = self.client.call("RuntimeService/RunPodSandbox", &request)?;
+        Ok(Pod { id: id.id, config })
     }
 
     fn create(&self, pod: &Pod, name: &str, wish: Wish) -> String {
@@ -199,7 +209,9 @@ impl<'a> Side<'a> {
         self.limits(&pod, &main);
         self.streams(&pod, &main, &address);
         self.ends(&pod, &main);
-        self.shared_namespaces();
+        if !self.in_vm {
+            self.shared_namespaces();
+        }
     }
 
     fn life(&mut self, pod: &Pod) -> String {
@@ -325,6 +337,11 @@ impl<'a> Side<'a> {
         limits.sort();
         limits.dedup();
         self.see("an update", format!("{limits:?}"));
+        if self.in_vm {
+            // It sees its own cgroup, and no other.
+            let files = "cd /sys/fs/cgroup; cat memory.max cpu.max cpu.weight; ls -d pod";
+            self.see("an update in the guest", self.sh(main, files));
+        }
         let stats: ContainerStatsResponse = self.of_id("ContainerStats", main).unwrap();
         let stats = stats.stats.unwrap();
         let some = |value: Option<UInt64Value>| value.is_some_and(|value| value.value > 0);
@@ -362,19 +379,28 @@ impl<'a> Side<'a> {
         drop(stream);
         let server = self.start(pod, "server", Wish::script("nc -ll -p 8080 -e echo from the pod"));
         let forward = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![8080] };
-        let forwarded = self.until("answer", || {
-            let mut stream = open(self.call("PortForward", &forward));
-            let text = stream.read_all(STDIN);
-            // Each channel begins with the port, in two bytes.
-            Some(text.chars().skip(2).collect::<String>()).filter(|text| !text.is_empty())
+        // A utility VM's pods forward no ports yet.
+        let forwarded = (!self.in_vm).then(|| {
+            self.until("answer", || {
+                let mut stream = open(self.call("PortForward", &forward));
+                let text = stream.read_all(STDIN);
+                // Each channel begins with the port, in two bytes.
+                Some(text.chars().skip(2).collect::<String>()).filter(|text| !text.is_empty())
+            })
         });
-        let answer = self.sh(&server, &format!("nc {address} 8080 </dev/null"));
+        let answer = |to: &str| {
+            let answer =
+                || Some(self.sh(&server, &format!("nc {to} 8080 </dev/null"))).filter(|said| said.starts_with('0'));
+            self.until("server", answer)
+        };
+        let (answer, neighbour) = (answer(address), self.sh(main, "nc 127.0.0.1 8080 </dev/null"));
         self.see("a stream's status", status);
         self.see("a stream's output", format!("{out:?}"));
         self.see("a stream's errors", format!("{err:?}"));
         self.see("a terminal", format!("{tty:?} {tty_status}"));
         self.see("attached", format!("{heard:?}"));
-        self.see("a forwarded port", format!("{forwarded:?}"));
+        self.see("a forwarded port", format!("{:?}", forwarded.unwrap_or_default()));
+        self.see("next door by 127.0.0.1", neighbour);
         self.see("the pod's address", answer);
         for id in [talker, server] {
             self.of_id::<Nothing>("RemoveContainer", &id).unwrap();
