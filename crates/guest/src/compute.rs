@@ -172,8 +172,8 @@ impl Compute {
         };
         let first = attach(started, prepared, attendants)?;
         let shared = shares::shared_mounts(&request.spec);
-        let disks = request.layers.iter().map(|layer| layer.slot).chain([request.scratch_slot]).collect();
         let first = (request.process, Arc::new(first));
+        let disks = disks(request);
         Ok(Self { container, first, rootfs, shares, shared, scratch, layers, disks, places })
     }
 
@@ -242,6 +242,11 @@ impl Compute {
         places.remove();
         Ok(())
     }
+}
+
+/// The slots of a container's disks.
+pub fn disks(request: &CreateContainerRequest) -> BTreeSet<u32> {
+    request.layers.iter().map(|layer| layer.slot).chain([request.scratch_slot]).collect()
 }
 
 fn attach(started: Started, prepared: Prepared, attendants: &Attendants) -> Result<Process, ComputeError> {

@@ -81,7 +81,7 @@ impl Places {
         }
         let inner = [&self.staging, &self.scratch, &self.merged].into_iter().chain([own]);
         // Not all at once: what is mounted after all stays as it is.
-        for folder in inner {
+        for folder in inner.filter(|folder| folder.exists()) {
             if let Err(error) = fs::remove_dir(folder) {
                 tracing::warn!("cannot remove {}: {error}", folder.display());
             }

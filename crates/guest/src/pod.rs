@@ -1,13 +1,14 @@
 //! What runs in this utility VM: one container, or a pod's, each added and removed while the others run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use proto::ErrorKind;
 use proto::gcs::wire::{CreateContainerRequest, ExecRequest};
 
-use crate::compute::{Compute, ComputeError, signal_pid};
+use crate::compute::{self, Compute, ComputeError, signal_pid};
 use crate::machine::Machine;
+use crate::places::Places;
 use crate::process::{Attendants, Process};
 use crate::shares::Shares;
 use crate::substreams::StdioStreams;
@@ -46,11 +47,20 @@ impl Pod {
             return Err(ComputeError::Container { number, problem, kind: ErrorKind::AlreadyExists });
         }
         self.require_unused(request.process)?;
-        let compute = Compute::create(request, streams, shares, &mut self.machine, attendants)?;
+        let created = Compute::create(request, streams, shares, &mut self.machine, attendants);
+        let compute = created.inspect_err(|_| self.let_go_of(number, &compute::disks(request)))?;
         let first = Arc::clone(compute.first().1);
         self.processes.insert(request.process, (number, Arc::clone(&first)));
         self.containers.insert(number, compute);
         Ok(first)
+    }
+
+    /// Lets go of what a container that did not come to be has been given: the next one in its place has other disks.
+    fn let_go_of(&mut self, number: u32, disks: &BTreeSet<u32>) {
+        Places::of(number).remove();
+        if let Err(error) = self.machine.slots.forget(|slot| disks.contains(&slot)) {
+            tracing::warn!("a disk is still in use: {error}");
+        }
     }
 
     fn require_unused(&self, number: u32) -> Result<(), ComputeError> {
@@ -157,8 +167,9 @@ impl Pod {
         let compute = self.containers.remove(&number).ok_or_else(|| unknown(number))?;
         self.processes.retain(|_, (container, _)| *container != number);
         let disks = compute.disks();
-        compute.remove()?;
-        Ok(self.machine.slots.forget(|slot| disks.contains(&slot))?)
+        let removed = compute.remove();
+        let forgotten = self.machine.slots.forget(|slot| disks.contains(&slot));
+        removed.and(forgotten.map_err(ComputeError::from))
     }
 
     /// Removes all containers, whose processes have been killed, and leaves the slots, and what was not used.

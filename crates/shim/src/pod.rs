@@ -94,7 +94,7 @@ struct Berth {
     place: u32,
     first_share: u32,
     shares: usize,
-    /// Nobody knows what is behind its slots.
+    /// Nobody knows what is behind its slots, or whether the guest has let go of what was.
     is_lost: bool,
 }
 
@@ -102,7 +102,7 @@ impl Berth {
     /// Takes its disks away. A place whose disks do not go is never given to another container.
     async fn clear(&mut self) -> Result<(), Status> {
         let cleared = self.pod.worker.vm.unbind_disks(self.place).await;
-        self.is_lost = cleared.is_err();
+        self.is_lost |= cleared.is_err();
         cleared.map_err(|error| Status::from_error(error.kind(), &error))
     }
 }

@@ -349,6 +349,14 @@ async fn a_pods_containers_come_and_go_each_with_disks_of_its_own() {
         assert_eq!(vm.guest().wait(&wait).await.unwrap().exit_code, 3);
         vm.guest().remove_container(&of(number)).await.unwrap();
         vm.unbind_disks(last).await.unwrap();
+        // One that does not come to be leaves nothing to the next, either.
+        let disks = bind(last, "refused.img", 4).await.unwrap();
+        let PodDisks { scratch_slot, layers } = disks;
+        let spec = b"{".to_vec();
+        let request =
+            CreateContainerRequest { spec, layers, scratch_slot, container: 99, process: 99, ..Default::default() };
+        assert_eq!(vm.guest().create_container(&request).await.unwrap_err().kind(), proto::ErrorKind::InvalidArgument);
+        vm.unbind_disks(last).await.unwrap();
         assert_eq!(vm.guest().processes(&of(number)).await.unwrap_err().kind(), proto::ErrorKind::NotFound);
     }
     // Its neighbours' coming and going did nothing to the first.

@@ -58,6 +58,8 @@ impl PodContainer {
                 Ok(Self { pod, number, init, held: Mutex::new(Some(Held { berth, shares })) })
             }
             Err(status) => {
+                // A guest that did not answer may still be at it.
+                berth.is_lost = status.kind == ErrorKind::DeadlineExceeded;
                 if let Err(left) = berth.clear().await {
                     tracing::warn!(%left, "a place in a pod's utility VM is lost");
                 }
@@ -164,11 +166,13 @@ impl ComputeSystem for PodContainer {
         if !self.pod.worker.is_destroyed() {
             let request = self.request();
             let removal = self.pod.worker.vm.guest().remove_container(&request);
-            match tokio::time::timeout(REMOVAL_PATIENCE, removal).await {
+            let removed = tokio::time::timeout(REMOVAL_PATIENCE, removal).await;
+            match &removed {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::info!(%error, "the guest did not remove a container in order"),
                 Err(_) => tracing::warn!("the guest does not remove a container in time"),
             }
+            berth.is_lost = !matches!(removed, Ok(Ok(_)));
             // Whatever the guest says, it has them no more. Of a VM that has ended nothing need be taken.
             let cleared = tokio::select! {
                 biased;
