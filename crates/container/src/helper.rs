@@ -74,11 +74,17 @@ impl Helper {
     /// long: a helper that is slower serves all the same.
     pub fn await_ready(&self) {
         let deadline = Instant::now() + START_PATIENCE;
-        let pid = self.pid.as_raw_nonzero().get().unsigned_abs();
+        let pid = self.pid();
         // It sleeps nowhere before.
         while Stat::of(pid).is_ok_and(|stat| stat.state != 'S' && stat.is_alive()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
     /// Hands the request over, waits for the answer and for the helper's end.

@@ -25,6 +25,7 @@ use crate::flags::Flags;
 use crate::group::{self, Group};
 use crate::spec;
 use crate::state::Exit;
+use crate::systemd;
 
 /// How long a killed process may take to vanish.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -55,6 +56,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<DeleteResponse> {
     }
     note(delete_container(&bundle, flags.id.as_deref()));
     note(delete_cgroup(&bundle));
+    systemd::clear(&bundle);
     note(give_back_network(&bundle));
     if !lives_on {
         note(remove_socket(&bundle));

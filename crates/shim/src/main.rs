@@ -44,6 +44,7 @@ mod start;
 mod state;
 mod stdio;
 mod sys;
+mod systemd;
 mod task;
 mod templates;
 mod terminal;

@@ -22,8 +22,8 @@ use crate::rest::Rest;
 use crate::standby::Standby;
 use crate::state::Exit;
 use crate::stdio::{Owner, StdinEnd, StdioPaths};
-use crate::sys;
 use crate::task::Task;
+use crate::{sys, systemd};
 
 /// Far more than a pod has: each has descriptors and threads of the one shim.
 const MOST_TASKS: usize = 512;
@@ -191,6 +191,7 @@ impl Shim {
         bundle.forget_exit_report().map_err(of_bundle)?;
         let container = bundle.container().map_err(of_bundle)?;
         self.is_engines.store(container.is_some(), Ordering::Relaxed);
+        let scope = if container.is_some() { None } else { systemd::place(&bundle).await? };
         let stdio = StdioPaths {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -220,6 +221,9 @@ impl Shim {
             Isolation::Hyperv => self.create_in_vm(part, input).await?,
         };
         let pid = system.init().pid();
+        if let Some(Err(error)) = scope.map(|scope| scope.pass_to(pid)) {
+            tracing::warn!(%error, "systemd takes the container's scope for ended");
+        }
         self.publisher.publish(&create_event(request, pid));
         let task = Task::new(id, bundle, system, stdio, self.publisher.clone());
         sys::trim_heap();

@@ -11,6 +11,7 @@
 
 mod logger;
 mod pipes;
+mod reader;
 mod thread;
 
 use std::io;
@@ -140,8 +141,8 @@ pub struct Fifos {
 }
 
 impl Fifos {
-    /// Opens what the paths name; never waits for the other side, but for a logging program to be ready. When: within the
-    /// runtime.
+    /// Opens what the paths name; waits for a logging program to be ready, and a while for a foreign containerd's client to read,
+    /// but never for our engine. When: within the runtime.
     ///
     /// # Errors
     /// [`StdioError`] for the first that cannot be opened.
@@ -155,8 +156,9 @@ impl Fifos {
             let stderr = if paths.terminal { None } else { output(started.stderr) };
             return Ok(Self { stdin, stdout: output(started.stdout), stderr, logger: Some(started.logger) });
         }
-        let stdout = open_output("stdout", &paths.stdout)?;
-        let stderr = if paths.terminal { None } else { open_output("stderr", &paths.stderr)? };
+        let is_foreign = paths.stdin_end == StdinEnd::Writer;
+        let stdout = open_output("stdout", &paths.stdout, is_foreign).await?;
+        let stderr = if paths.terminal { None } else { open_output("stderr", &paths.stderr, is_foreign).await? };
         Ok(Self { stdin, stdout, stderr, logger: None })
     }
 
@@ -476,13 +478,16 @@ fn open_input(text: &str, end: StdinEnd) -> Result<Option<Input>, StdioError> {
     opened().map(Some).map_err(|source| StdioError::Open { stream, path: text.to_owned(), source })
 }
 
-fn open_output(stream: &'static str, text: &str) -> Result<Option<Output>, StdioError> {
+async fn open_output(stream: &'static str, text: &str, is_foreign: bool) -> Result<Option<Output>, StdioError> {
     let opened = match target(stream, text)? {
         None => return Ok(None),
         Some(Target::File(path)) => {
             open(&path, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE).map(|write| Output { write, hold: None })
         }
-        Some(Target::Path(path)) => open_fifo_output(&path),
+        Some(Target::Path(path)) => {
+            let _reader = if is_foreign { reader::awaited(&path).await } else { None };
+            open_fifo_output(&path)
+        }
     };
     opened.map(Some).map_err(|source| StdioError::Open { stream, path: text.to_owned(), source })
 }

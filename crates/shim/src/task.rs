@@ -14,6 +14,7 @@ use crate::events::{Event, Publisher};
 use crate::lack::{self, Lack, Look};
 use crate::state::{Exit, ProcessState, WrongState};
 use crate::stdio::{StdioError, StdioPaths};
+use crate::systemd;
 use crate::turns::Turns;
 
 /// How long Delete waits for a killed process and for output that is still being copied.
@@ -400,6 +401,7 @@ impl Task {
             tracing::warn!("deleted before all of its output was read");
         }
         self.system.delete(changes).await?;
+        systemd::clear(&self.bundle);
         let state = self.init.state.lock().await;
         let (pid, exit) = match &*state {
             State::Stopped { pid, exit } => (*pid, exit.clone()),

@@ -63,6 +63,7 @@ async fn the_input_ends_by_close_and_not_by_a_caller_that_dies() {
 async fn with_a_foreign_containerd_the_input_ends_when_its_writer_closes() {
     let mut pipes = Pipes::new();
     pipes.paths.stdin_end = StdinEnd::Writer;
+    (pipes.paths.stdout, pipes.paths.stderr) = (String::new(), String::new());
     let (inherited, _streams) = Fifos::open(&pipes.paths).await.unwrap().pipe().unwrap();
     let mut process = reader(inherited.stdin.unwrap()).unwrap();
     let early = tokio::time::timeout(Duration::from_millis(100), process.read(&mut [0; 1])).await;
@@ -71,6 +72,25 @@ async fn with_a_foreign_containerd_the_input_ends_when_its_writer_closes() {
     caller.write_all(b"all of it").await.unwrap();
     drop(caller);
     assert_eq!(read_to_end(process).await, b"all of it");
+}
+
+#[tokio::test]
+async fn a_foreign_client_that_is_about_to_read_is_waited_for() {
+    let mut pipes = Pipes::new();
+    pipes.paths.stdin_end = StdinEnd::Writer;
+    pipes.paths.stderr = String::new();
+    let paths = pipes.paths.clone();
+    let opened = tokio::spawn(async move { Fifos::open(&paths).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!opened.is_finished());
+    let out = pipes.caller_reads("out");
+    let (inherited, streams) = opened.await.unwrap().unwrap().pipe().unwrap();
+    let mut process = std::fs::File::from(inherited.stdout.unwrap());
+    std::io::Write::write_all(&mut process, b"in time").unwrap();
+    drop(process);
+    streams.complete().await;
+    drop(streams);
+    assert_eq!(read_to_end(out).await, b"in time");
 }
 
 #[tokio::test]

@@ -142,7 +142,7 @@ impl Containerd {
         self.folder.path().join(name)
     }
 
-    fn await_answer(&self) {
+    pub fn await_answer(&self) {
         let begin = Instant::now();
         while self.ctr(&["version"]).code != 0 {
             assert!(begin.elapsed() < PATIENCE, "containerd does not answer: {}", self.log());

@@ -10,3 +10,4 @@ mod daemon;
 mod deploy;
 mod isolation;
 mod side_by_side;
+mod systemd;
