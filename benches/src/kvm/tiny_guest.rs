@@ -110,9 +110,10 @@ impl Vmm {
 
     fn make(&mut self, request: &Request, files: &[&File]) -> anyhow::Result<()> {
         let (port, guest) = UnixStream::pair()?;
+        let (_, server) = UnixStream::pair()?;
         self.port = Some(port);
         let kvm = File::options().read(true).write(true).open("/dev/kvm").context("cannot open /dev/kvm")?;
-        let mut descriptors: Vec<BorrowedFd> = vec![kvm.as_fd(), guest.as_fd()];
+        let mut descriptors: Vec<BorrowedFd> = vec![kvm.as_fd(), guest.as_fd(), server.as_fd()];
         descriptors.extend(files.iter().map(|file| file.as_fd()));
         protocol::send(&self.control, request, &descriptors)?;
         match self.reply()? {

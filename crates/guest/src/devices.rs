@@ -26,6 +26,7 @@ enum DeviceType {
     Block,
     Console,
     Balloon,
+    FileSystem,
 }
 
 impl DeviceType {
@@ -35,6 +36,7 @@ impl DeviceType {
             Self::Block => 2,
             Self::Console => 3,
             Self::Balloon => 5,
+            Self::FileSystem => 26,
         }
     }
 
@@ -44,6 +46,7 @@ impl DeviceType {
             Self::Block => "virtio_blk",
             Self::Console => "virtio_console",
             Self::Balloon => "virtio_balloon",
+            Self::FileSystem => "virtiofs",
         }
     }
 }
@@ -114,6 +117,14 @@ pub fn bind_network() -> Result<Vec<String>> {
         names.push(link.to_string_lossy().into_owned());
     }
     Ok(names)
+}
+
+/// Binds the machine's file system, if it has one.
+pub fn bind_file_system() -> Result<()> {
+    for device in devices_of(DeviceType::FileSystem).context("cannot list the virtio bus")? {
+        bind(&device, DeviceType::FileSystem).with_context(|| format!("the driver refused {}", device.display()))?;
+    }
+    Ok(())
 }
 
 /// The machine's balloons: one, or none.

@@ -38,6 +38,7 @@ pub fn run() -> Result<(Machine, Network)> {
     fs::remove_dir_all(MODULES).context("cannot drop the module files")?;
     devices::bind_console().context("cannot bind the port's device")?;
     let slots = Slots::bind().context("cannot list the disk slots")?;
+    devices::bind_file_system().context("cannot bind the file system")?;
     let network = Network::prepare(devices::bind_network()?).context("cannot prepare the network slots")?;
     prepare_folders()?;
     container::prepare().context("cannot prepare for a container")?;

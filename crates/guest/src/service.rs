@@ -134,15 +134,17 @@ impl GuestService {
         if !request.stdin {
             streams.stdin = None;
         }
-        let shares = self.substreams.claim_shares(request.first_share, request.shares).await;
-        if u32::try_from(shares.len()) != Ok(request.shares) {
+        let streamed = if request.file_system { 0 } else { request.shares };
+        let shares = self.substreams.claim_shares(request.first_share, streamed).await;
+        if u32::try_from(shares.len()) != Ok(streamed) {
             return Err(Status::new(ErrorKind::InvalidArgument, "the host's folders have no substreams"));
         }
-        if !shares.is_empty() {
+        if request.shares > 0 {
             self.shared.store(true, Ordering::SeqCst);
         }
         let shared = self.shared.load(Ordering::SeqCst);
-        let shares = Shares::mount(request.first_share, shares);
+        let first_share = request.first_share;
+        let shares = if request.file_system { Shares::mount_device() } else { Shares::mount(first_share, shares) };
         let shares = shares.map_err(|error| failed(&ComputeError::Share(error)))?;
         let attendants = self.attendants.clone();
         let made = self.with_life(move |life| {

@@ -1,5 +1,5 @@
-//! Folders of the host that containers mount: FUSE in the guest's kernel, whose requests go to the host over a substream of
-//! each, and whose answers come back the same way.
+//! Folders of the host that containers mount. A VM's one container may have them all in its machine's file system device. Otherwise it is
+//! FUSE in the guest's kernel, whose requests go to the host over a substream of each, and whose answers come back the same way.
 //!
 //! The guest understands neither: both carry their length in front, and that is all it looks at. Whoever waits for such a folder
 //! waits for this task, so nothing of the guest that runs beside it may do so: see `GuestService::aside`.
@@ -21,6 +21,8 @@ use crate::sys;
 
 /// Where they are mounted, by number.
 pub const SHARES: &str = "/run/bulkhead/shares";
+/// The name of the machine's file system device.
+const DEVICE: &str = "bulkhead";
 /// The longest message: what is written at once, 1 MiB, and headers. Source: Linux `fs/fuse/fuse_i.h`.
 const MOST_BYTES: usize = (1 << 20) + 4096;
 /// The shortest: an answer's header. Source: `struct fuse_out_header`.
@@ -75,6 +77,16 @@ impl Shares {
             tokio::spawn(carry(sys::watch(device)?, stream));
         }
         Ok(shares)
+    }
+
+    /// Mounts the device, in which all of them are.
+    ///
+    /// # Errors
+    /// The kernel's: there is no such device.
+    pub fn mount_device() -> io::Result<Self> {
+        fs::create_dir_all(SHARES)?;
+        mount(DEVICE, SHARES, "virtiofs", MountFlags::empty(), None)?;
+        Ok(Self(vec![PathBuf::from(SHARES)]))
     }
 
     /// Unmounts them, so that the host has everything that was written.

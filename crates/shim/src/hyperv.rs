@@ -66,9 +66,10 @@ impl HypervSystem {
             bundle.write_utility_vm(report).map_err(|error| Status::from_error(error.kind(), &error))?;
             bundle.write_processes(&report.vmm_pids).map_err(|error| Status::from_error(error.kind(), &error))?;
             let make = async {
-                let shares = Shares::serve(worker.vm.guest(), 0, &plan.shares, &plan.cgroup).await?;
+                let shares = Shares::serve_alone(&worker.vm, &plan.shares, &plan.cgroup).await?;
                 let caller = Caller { stdio: &stdio, fifos };
-                let init = GuestProcess::create(&worker, id.as_str(), &plan, &Seat::alone(&worker.vm), caller).await?;
+                let seat = Seat { file_system: shares.by_device(), ..Seat::alone(&worker.vm) };
+                let init = GuestProcess::create(&worker, id.as_str(), &plan, &seat, caller).await?;
                 Ok::<_, Status>((shares, init))
             };
             // None of the container's processes runs before both are there.

@@ -98,7 +98,7 @@ fn run() -> anyhow::Result<()> {
         ["serve"] => serve::run(&flags),
         ["files"] => files::run(&flags),
         ["copy-up"] => print(&copy_up::run()?),
-        ["share", cgroup] => shares::server::run(cgroup),
+        ["share", cgroup, place] => shares::server::run(cgroup, place),
         ["delete"] => print(&crash::run(&flags)?.write_to_bytes()?),
         ["template", words @ ..] => print(templates::run(&flags, words)?.as_bytes()),
         ["probe"] => print(templates::probe(&flags)?.as_bytes()),

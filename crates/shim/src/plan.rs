@@ -50,6 +50,8 @@ pub struct Seat {
     pub process: u32,
     /// Its first share's.
     pub first_share: u32,
+    /// Its shares are in the machine's file system device.
+    pub file_system: bool,
     /// Its disks.
     pub disks: PodDisks,
 }
@@ -59,7 +61,7 @@ impl Seat {
     #[must_use]
     pub fn alone(vm: &UtilityVm) -> Self {
         let disks = PodDisks { scratch_slot: vm.scratch_slot(), layers: vm.layer_devices() };
-        Self { container: 0, process: INIT_PROCESS, first_share: 0, disks }
+        Self { container: 0, process: INIT_PROCESS, first_share: 0, file_system: false, disks }
     }
 }
 
@@ -158,6 +160,7 @@ impl Plan {
         request.height = u32::from(height);
         request.stdin = stdin;
         request.shares = u32::try_from(self.shares.len()).unwrap_or(u32::MAX);
+        request.file_system = seat.file_system;
         request.seccomp.clone_from(&self.seccomp);
         Ok(request)
     }

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //!   container ─▶ guest's kernel, FUSE ─▶ guest service ═ substream ═▶ shim ═ socket ═▶ one jailed process for each mount
+//!   container ─▶ guest's kernel, FUSE ─▶ virtio device of our own VMM ═ socket ═▶ one jailed process for all of them
 //! ```
 //!
 //! The guest's kernel asks, over FUSE; whoever answers reads what a hostile guest has written. So the shim only passes bytes on,
-//! and each mount has a process of its own ([`server`]) that has just this folder for a root ([`jail`]). When the shim goes, it
+//! and a process of its own answers ([`server`]) that has just these folders for a root ([`jail`]). When the shim goes, it
 //! goes. Why so: docs/design/0015.
 
 mod filter;
 mod jail;
 pub mod server;
+mod trees;
 
 use std::fs::File;
 use std::io;
@@ -28,7 +30,7 @@ use proto::{ErrorKind, Status};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::task::JoinHandle;
-use uvm::GuestConnection;
+use uvm::{GuestConnection, UtilityVm};
 
 use crate::files::relay;
 use crate::{parts, sys};
@@ -37,7 +39,7 @@ use crate::{parts, sys};
 pub const GUEST_SHARES: &str = "/run/bulkhead/shares";
 /// The name of a shared file.
 pub const FILE: &str = "file";
-/// Mounts of one container; each takes a process.
+/// Mounts of one container.
 pub const MOST: usize = 64;
 
 /// What is shared: opened once and held, so that what was looked at is what is served, whatever somebody puts in its place.
@@ -68,6 +70,18 @@ impl Share {
         let folder = is_folder(&found, &source)?;
         mount.set_source(Some(if folder { point } else { point.join(FILE) }));
         Ok(Self { source, found, read_only, recursive: recursive && folder })
+    }
+
+    /// Starts its own process, and opens its substream in the guest.
+    async fn stream(&self, guest: &GuestConnection, number: u32, cgroup: &str) -> Result<Served, Status> {
+        let (ours, theirs) = StdStream::pair().map_err(|error| failed(self, &error))?;
+        let server = start(std::slice::from_ref(self), theirs.into(), cgroup, server::ONE);
+        let mut served = server.map_err(|error| failed(self, &error))?;
+        let header = StreamHeader { kind: StreamKind::Share, process: number };
+        let stream = guest.open_stream(header).await.map_err(|error| error.to_status())?;
+        let ours = relay::into_tokio(ours).map_err(|error| failed(self, &error))?;
+        served.relay = Some(tokio::spawn(relay::relay(ours, stream)));
+        Ok(served)
     }
 
     /// A copy of its mount, and of those below it where these are shared, which hangs nowhere.
@@ -154,16 +168,22 @@ pub fn in_host_mounts<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> io
 
 /// What serves a container's shares; ends on drop.
 #[derive(Default)]
-pub struct Shares(Vec<Served>);
+pub struct Shares {
+    served: Vec<Served>,
+    by_device: bool,
+}
 
 struct Served {
     server: Child,
-    relay: JoinHandle<()>,
+    /// Between the guest and the server; nothing where the machine itself speaks to it.
+    relay: Option<JoinHandle<()>>,
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.relay.abort();
+        if let Some(relay) = &self.relay {
+            relay.abort();
+        }
         // Killed, it cannot stay; reaping it takes no longer.
         if let Err(error) = self.server.kill().and_then(|()| self.server.wait()) {
             tracing::warn!(%error, "a process that served a mount may be left");
@@ -172,36 +192,46 @@ impl Drop for Served {
 }
 
 impl Shares {
+    /// Starts what serves those of a VM's one container: one process for the machine's file system device, or else as
+    /// [`Shares::serve`].
+    ///
+    /// # Errors
+    /// As [`Shares::serve`].
+    pub async fn serve_alone(vm: &UtilityVm, shares: &[Share], cgroup: &str) -> Result<Self, Status> {
+        let Some(first) = shares.first() else { return Ok(Self::default()) };
+        check_number(shares)?;
+        let Some(socket) = vm.file_server() else { return Self::serve(vm.guest(), 0, shares, cgroup).await };
+        let served = start(shares, socket, cgroup, server::ALL).map_err(|error| failed(first, &error))?;
+        Ok(Self { served: vec![served], by_device: true })
+    }
+
     /// Starts a process for each, in the container's cgroup on the host, and opens its substream in the guest: their numbers begin
     /// with `first`.
     ///
     /// # Errors
     /// `ResourceExhausted` for too many; what cannot be started or opened.
     pub async fn serve(guest: &GuestConnection, first: u32, shares: &[Share], cgroup: &str) -> Result<Self, Status> {
-        if shares.len() > MOST {
-            return Err(Status::new(
-                ErrorKind::ResourceExhausted,
-                format!("{} mounts: at most {MOST} with isolation hyperv", shares.len()),
-            ));
-        }
-        let mut served = Self::default();
+        check_number(shares)?;
+        let mut this = Self::default();
         for (number, share) in (first..).zip(shares) {
-            let (ours, theirs) = StdStream::pair().map_err(|error| failed(share, &error))?;
-            let server = start(share, theirs, cgroup).map_err(|error| failed(share, &error))?;
-            let header = StreamHeader { kind: StreamKind::Share, process: number };
-            let stream = guest.open_stream(header).await.map_err(|error| error.to_status());
-            let ours = relay::into_tokio(ours).map_err(|error| failed(share, &error));
-            let relay = match (stream, ours) {
-                (Ok(stream), Ok(ours)) => tokio::spawn(relay::relay(ours, stream)),
-                (Err(error), _) | (_, Err(error)) => {
-                    drop(Served { server, relay: tokio::spawn(async {}) });
-                    return Err(error);
-                }
-            };
-            served.0.push(Served { server, relay });
+            this.served.push(share.stream(guest, number, cgroup).await?);
         }
-        Ok(served)
+        Ok(this)
     }
+
+    /// True when the guest has them in its machine's file system device.
+    #[must_use]
+    pub fn by_device(&self) -> bool {
+        self.by_device
+    }
+}
+
+fn check_number(shares: &[Share]) -> Result<(), Status> {
+    if shares.len() <= MOST {
+        return Ok(());
+    }
+    let what = format!("{} mounts: at most {MOST} with isolation hyperv", shares.len());
+    Err(Status::new(ErrorKind::ResourceExhausted, what))
 }
 
 fn failed(share: &Share, error: &io::Error) -> Status {
@@ -209,13 +239,18 @@ fn failed(share: &Share, error: &io::Error) -> Status {
     Status { kind: ErrorKind::Internal, message: what, causes: vec![error.to_string()] }
 }
 
-fn start(share: &Share, socket: StdStream, cgroup: &str) -> io::Result<Child> {
-    Command::new("/proc/self/exe")
-        .args(["share", cgroup])
+fn start(shares: &[Share], socket: OwnedFd, cgroup: &str, place: &str) -> io::Result<Served> {
+    let trees = shares.iter().map(Share::tree).collect::<io::Result<Vec<_>>>()?;
+    let (ours, theirs) = StdStream::pair()?;
+    let server = Command::new("/proc/self/exe")
+        .args(["share", cgroup, place])
         .env_clear()
-        .stdin(Stdio::from(OwnedFd::from(socket)))
-        .stdout(Stdio::from(share.tree()?))
-        .spawn()
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()?;
+    let served = Served { server, relay: None };
+    trees::send(ours, &trees)?;
+    Ok(served)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! ```
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -262,6 +263,12 @@ pub trait VirtualMachine: Send + Sync {
     /// # Errors
     /// [`HypervisorError::PortTaken`] the second time.
     fn connect(&self) -> Result<UnixStream, HypervisorError>;
+
+    /// Takes the host's end of the machine's file system: a byte stream of FUSE requests, each with its length in front, to be
+    /// answered in order. Nothing where the backend has no such device. When: once; nothing afterwards.
+    fn file_server(&self) -> Option<OwnedFd> {
+        None
+    }
 
     /// Lets the processors run. When: paused; running already is no error.
     ///

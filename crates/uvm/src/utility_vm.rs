@@ -1,5 +1,6 @@
 //! A utility VM: a machine forked from a template, its connection to the guest, and what is bound to its slots.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -289,6 +290,12 @@ impl UtilityVm {
     #[must_use]
     pub fn network_slots(&self) -> &NetworkSlots {
         &self.network
+    }
+
+    /// The host's end of its file system, once, where the backend has one: see [`VirtualMachine::file_server`].
+    #[must_use]
+    pub fn file_server(&self) -> Option<OwnedFd> {
+        self.machine.file_server()
     }
 
     /// The connection to the guest compute service.

@@ -5,7 +5,7 @@
 
 pub use crate::boot::fuzzing::loader;
 pub use crate::machine::fuzzing::{bus, state};
-pub use crate::virtio::fuzzing::{balloon, block, console, entropy, network};
+pub use crate::virtio::fuzzing::{balloon, block, console, entropy, file_system, network};
 
 use crate::protocol::{Reply, Request};
 
@@ -32,8 +32,9 @@ mod tests {
 
     #[test]
     fn whatever_is_said_comes_to_an_end() {
-        let targets: [Target; 9] = [
+        let targets: [Target; 10] = [
             ("balloon", balloon, 60),
+            ("file_system", file_system, 60),
             ("block", block, 60),
             ("console", console, 60),
             ("entropy", entropy, 60),

@@ -50,6 +50,13 @@ impl MachineSpec {
     pub fn is_writable(&self, slot: u32) -> bool {
         slot.is_multiple_of(self.slots_per_container.max(1))
     }
+
+    /// True for the machine of one container. Several, whose folders come and go, would need a device each, and the disks take
+    /// its interrupt.
+    #[must_use]
+    pub fn has_file_system(&self) -> bool {
+        self.disk_slots <= self.slots_per_container
+    }
 }
 
 /// A disk for a slot: its files come beside the message, in this order.
@@ -79,16 +86,16 @@ pub struct DiskRates {
 pub enum Request {
     /// Takes descriptors for the next request. Not answered.
     Descriptors,
-    /// Makes a machine that will boot. Descriptors: `/dev/kvm`, the port's socket, memory, kernel,
-    /// initramfs, then a tap for each network slot, or none.
+    /// Makes a machine that will boot. Descriptors: `/dev/kvm`, the port's socket, the file system's, memory,
+    /// kernel, initramfs, then a tap for each network slot, or none.
     Boot {
         /// The machine.
         machine: MachineSpec,
         /// The kernel's command line.
         command_line: String,
     },
-    /// Makes a copy of a frozen machine. Descriptors: `/dev/kvm`, the port's socket, memory, state, then the disks'
-    /// files, then a tap for each network slot, or none. A tap has virtio's header, and does not block.
+    /// Makes a copy of a frozen machine. Descriptors: `/dev/kvm`, the port's socket, the file system's, memory, state, then
+    /// the disks' files, then a tap for each network slot, or none. A tap has virtio's header, and does not block.
     Fork {
         /// The machine that was frozen.
         machine: MachineSpec,

@@ -10,6 +10,7 @@ pub(crate) mod console;
 pub(crate) mod device;
 pub(crate) mod entropy;
 pub(crate) mod event_loop;
+pub(crate) mod file_system;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 pub(crate) mod interrupt;

@@ -148,9 +148,9 @@ impl Descriptors {
     }
 
     fn parts(&mut self, spec: MachineSpec) -> Result<Parts, WorkerError> {
-        let (kvm, port) = (sys::kvm(self.next()?), self.next()?);
+        let (kvm, port, files) = (sys::kvm(self.next()?), self.next()?, self.next()?);
         let memory = File::from(self.next()?);
-        Ok(Parts { kvm, spec, memory, behind: Behind { port, taps: Vec::new() } })
+        Ok(Parts { kvm, spec, memory, behind: Behind { port, files, taps: Vec::new() } })
     }
 
     /// All that is left: a tap for each network slot, or none at all.

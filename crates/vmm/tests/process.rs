@@ -69,8 +69,8 @@ impl Vmm {
     fn make(&self, request: &Request, files: &[&File]) -> Option<Reply> {
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let kvm = kvm.inspect_err(|error| eprintln!("SKIPPED: /dev/kvm: {error}")).ok()?;
-        let (_, port) = UnixStream::pair().unwrap();
-        let mut descriptors = vec![kvm.as_fd(), port.as_fd()];
+        let (port, server) = UnixStream::pair().unwrap();
+        let mut descriptors = vec![kvm.as_fd(), port.as_fd(), server.as_fd()];
         descriptors.extend(files.iter().map(|file| file.as_fd()));
         Some(self.ask(request, &descriptors))
     }

@@ -103,7 +103,13 @@ async fn create(
     let disks = disks.map_err(|error| Status::from_error(error.kind(), &error))?;
     // In the pod's cgroup on the host: what serves its folders ends with it at the latest.
     let shares = Shares::serve(worker.vm.guest(), berth.first_share, &plan.shares, &worker.cgroup).await?;
-    let seat = Seat { container: number, process: worker.next_process(), first_share: berth.first_share, disks };
+    let seat = Seat {
+        container: number,
+        process: worker.next_process(),
+        first_share: berth.first_share,
+        file_system: false,
+        disks,
+    };
     Ok((GuestProcess::create(worker, id, plan, &seat, caller).await?, shares))
 }
 

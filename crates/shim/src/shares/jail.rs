@@ -1,12 +1,12 @@
-//! What a process has that serves a share: the share, and nothing else.
+//! What a process has that serves shares: these, and nothing else.
 //!
-//! Its root is a read-only tmpfs with the share in it and a procfs that shows processes only (the file system needs its own open
+//! Its root is a read-only tmpfs with them in it and a procfs that shows processes only (the file system needs its own open
 //! files by name). It has no network, no setting of the kernel, no way to open a device, and of root's capabilities those that
 //! decide about files.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
@@ -22,7 +22,7 @@ use rustix::thread::{
 
 use super::{FILE, filter};
 
-/// Where the share is in the jail.
+/// Where they are in the jail.
 pub const ROOT: &str = "/share";
 /// Where the jail is put together; every Linux has the folder.
 const STAGE: &str = "/run";
@@ -39,39 +39,43 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETFCAP);
 
-/// Makes the share, a mount that hangs nowhere, this process' root.
+/// Makes shares, mounts that hang nowhere, all that this process has: each in a folder by its number, or the only one at once.
 ///
 /// When: in a process without threads.
 ///
 /// # Errors
 /// The step that failed, and why.
-pub fn enter(share: BorrowedFd<'_>) -> anyhow::Result<()> {
+pub fn enter(shares: Vec<OwnedFd>, numbered: bool) -> anyhow::Result<()> {
     use anyhow::Context;
-    let folder = FileType::from_raw_mode(fstat(share)?.st_mode) == FileType::Directory;
+    anyhow::ensure!(numbered || shares.len() == 1, "{} shares in one place", shares.len());
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
         .context("cannot make namespaces")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("cannot make the mounts private")?;
-    build(share, folder).context("cannot build the jail")
+    build(shares, numbered).context("cannot build the jail")
 }
 
-/// A tmpfs with the share and a procfs becomes the root.
-fn build(tree: BorrowedFd<'_>, folder: bool) -> io::Result<()> {
+/// A tmpfs with the shares and a procfs becomes the root.
+fn build(shares: Vec<OwnedFd>, numbered: bool) -> io::Result<()> {
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("tmpfs", STAGE, "tmpfs", plain, Some(c"mode=755,size=64k"))?;
     let stage = Path::new(STAGE);
-    let (share, proc) = (stage.join(ROOT.trim_start_matches('/')), stage.join("proc"));
-    fs::create_dir(&share)?;
+    let (root, proc) = (stage.join(ROOT.trim_start_matches('/')), stage.join("proc"));
+    fs::create_dir(&root)?;
     fs::create_dir(&proc)?;
     mount("proc", &proc, "proc", plain, Some(c"subset=pid"))?;
-    let target = if folder {
-        share
-    } else {
-        let file = share.join(FILE);
-        File::create(&file)?;
-        file
-    };
-    move_mount(tree, "", rustix::fs::CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    for (number, share) in shares.into_iter().enumerate() {
+        let place = if numbered { root.join(number.to_string()) } else { root.clone() };
+        fs::create_dir_all(&place)?;
+        let target = if FileType::from_raw_mode(fstat(&share)?.st_mode) == FileType::Directory {
+            place
+        } else {
+            let file = place.join(FILE);
+            File::create(&file)?;
+            file
+        };
+        move_mount(&share, "", rustix::fs::CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
     mount_remount(STAGE, MountFlags::BIND | MountFlags::RDONLY | plain, c"")?;
     chdir(STAGE)?;
     pivot_root(".", ".")?;

@@ -1,4 +1,4 @@
-//! `share`: answers FUSE requests for one folder, in a jail with nothing but that folder.
+//! `share`: answers FUSE requests for one folder, or for several in one, in a jail with nothing but these.
 //!
 //! Requests come over standard input, one after the other, each with its length in front, as `/dev/fuse` gives them; answers go
 //! back the same way. Everything in a request is a hostile guest's.
@@ -15,8 +15,12 @@ use fuse_backend_rs::api::server::{MAX_BUFFER_SIZE, Server};
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
 
-use super::jail;
+use super::{jail, trees};
 
+/// The shares are folders by their numbers.
+pub const ALL: &str = "all";
+/// The one share is all that there is.
+pub const ONE: &str = "one";
 /// The shortest request: a header. Source: `struct fuse_in_header`.
 const LEAST_BYTES: usize = 40;
 /// The longest: a header, a write's, and what is written.
@@ -25,27 +29,28 @@ const MOST_BYTES: usize = MAX_BUFFER_SIZE as usize + 4096;
 /// after that, and content at the next opening.
 const BELIEVED: Duration = Duration::from_millis(100);
 
-/// Serves until the other side hangs up. Shape: `cgroup` is the container's on the host.
+/// Serves until the other side hangs up. Shape: `cgroup` is the container's on the host; `place` is [`ALL`] or [`ONE`].
 ///
-/// When: in a process without threads; standard input is a socket, standard output a mount that hangs nowhere, the share.
+/// When: in a process without threads; standard input is a socket, standard output one over which the shares come.
 ///
 /// # Errors
-/// The share cannot be entered, or the other side says what is no request.
-pub fn run(cgroup: &str) -> anyhow::Result<()> {
+/// The shares cannot be entered, or the other side says what is no request.
+pub fn run(cgroup: &str, place: &str) -> anyhow::Result<()> {
     // The work is the container's. Its limits are a fence of many: a host without that cgroup serves it all the same.
     if let Err(error) = uvm::join_cgroup(cgroup) {
         tracing::warn!(cgroup, %error, "a process that serves a mount stays outside of its container's cgroup");
     }
     let socket = File::from(io::stdin().as_fd().try_clone_to_owned().context("no standard input")?);
-    jail::enter(io::stdout().as_fd())?;
-    close_share()?;
+    let shares = trees::receive(io::stdout()).context("no shares")?;
+    close_output()?;
+    jail::enter(shares, place == ALL)?;
     let files = PassthroughFs::<()>::new(config()).context("cannot open the folder")?;
     jail::confine().context("cannot confine the process")?;
     serve(&Server::new(files), socket)
 }
 
-/// Standard output still is the share, from which the way would lead out of what is mounted over it.
-fn close_share() -> anyhow::Result<()> {
+/// Nothing more comes over standard output.
+fn close_output() -> anyhow::Result<()> {
     let nothing: OwnedFd = File::from(io::stdin().as_fd().try_clone_to_owned()?).into();
     rustix::stdio::dup2_stdout(&nothing)?;
     Ok(())

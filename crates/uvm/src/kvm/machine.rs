@@ -38,14 +38,16 @@ pub(super) struct KvmMachine {
     port: Mutex<Option<StdUnixStream>>,
     /// 0 before it is made.
     disk_slots: u32,
+    /// The server's end of the file system.
+    files: Mutex<Option<OwnedFd>>,
 }
 
 /// A process that was started and has no machine yet: it builds its jail meanwhile. Dropping it kills it.
 #[derive(Debug)]
 pub(super) struct Waiting {
     machine: KvmMachine,
-    /// KVM and the guest's end of the port.
-    files: [OwnedFd; 2],
+    /// KVM, the guest's ends of the port and of the file system.
+    files: [OwnedFd; 3],
 }
 
 impl Waiting {
@@ -54,6 +56,7 @@ impl Waiting {
         let io_error = |action| move |source| HypervisorError::Io { action, source };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(io_error("open /dev/kvm"))?;
         let (port, guest_port) = StdUnixStream::pair().map_err(io_error("make the port's sockets"))?;
+        let (files, guest_files) = StdUnixStream::pair().map_err(io_error("make the file system's sockets"))?;
         let (control, theirs) = Control::new().map_err(io_error("make the control socket"))?;
         let log = run_dir.join("vmm.log");
         let mut command = Command::new(installation.program());
@@ -68,11 +71,12 @@ impl Waiting {
         let control = Arc::new(control);
         let watcher = Watcher { watched, control: Arc::clone(&control) };
         let running = Running::watched_by(process, watcher.run());
-        let machine = KvmMachine { running, control, port: Mutex::new(Some(port)), disk_slots: 0 };
-        Ok(Self { machine, files: [kvm.into(), guest_port.into()] })
+        let (port, files) = (Mutex::new(Some(port)), Mutex::new(Some(files.into())));
+        let machine = KvmMachine { running, control, port, files, disk_slots: 0 };
+        Ok(Self { machine, files: [kvm.into(), guest_port.into(), guest_files.into()] })
     }
 
-    /// Has it make the machine. Shape: `files` are the request's own, behind KVM and the port.
+    /// Has it make the machine. Shape: `files` are the request's own, behind those of any machine.
     pub(super) async fn make(
         self,
         config: &MachineConfig,
@@ -120,6 +124,10 @@ impl VirtualMachine for KvmMachine {
             UnixStream::from_std(port)
         };
         convert(port).map_err(|source| HypervisorError::Io { action: "use the port's socket", source })
+    }
+
+    fn file_server(&self) -> Option<OwnedFd> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     async fn resume(&self) -> Result<(), HypervisorError> {

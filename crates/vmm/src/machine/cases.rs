@@ -28,8 +28,8 @@ fn spec() -> MachineSpec {
 }
 
 fn behind() -> Behind {
-    let (_, port) = UnixStream::pair().unwrap();
-    Behind { port: port.into(), taps: Vec::new() }
+    let (port, files) = UnixStream::pair().unwrap();
+    Behind { port: port.into(), files: files.into(), taps: Vec::new() }
 }
 
 fn devices(spec: &MachineSpec) -> Devices {
@@ -271,8 +271,8 @@ fn f102_f107_a_state_of_other_devices_is_refused() {
 fn f109_a_missing_or_extra_tap_is_refused() {
     let zero = || File::open("/dev/zero").unwrap();
     // Behind a slot there must be a tap, which this is not.
-    let (_, port) = UnixStream::pair().unwrap();
-    let behind = Behind { port: port.into(), taps: vec![zero(), zero()] };
+    let (port, files) = UnixStream::pair().unwrap();
+    let behind = Behind { port: port.into(), files: files.into(), taps: vec![zero(), zero()] };
     let made = Devices::new(&spec(), &memory::tests::of(MEMORY), behind);
     assert!(matches!(made, Err(MachineError::Io { action: "set up a tap", .. })));
 }

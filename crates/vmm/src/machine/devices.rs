@@ -1,5 +1,5 @@
 //! The machine's virtio devices. Their numbers, pages and interrupts follow from the machine's size: the console, the disk
-//! slots in order, the network slots in order, entropy, the balloon.
+//! slots in order, the network slots in order, entropy, the balloon, the file system.
 
 use std::fs::File;
 use std::io;
@@ -24,10 +24,11 @@ use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::entropy::Entropy;
 use crate::virtio::event_loop::EventLoop;
+use crate::virtio::file_system::FileSystem;
 use crate::virtio::network::Network;
 use crate::virtio::transport::{QUEUE_NOTIFY, Transport, UnfitState};
 
-/// Devices that are no slots: console, entropy, balloon.
+/// Devices that are no slots and that every machine has: console, entropy, balloon.
 const OTHERS: u32 = 3;
 
 /// What is behind the devices of a new machine.
@@ -35,6 +36,8 @@ const OTHERS: u32 = 3;
 pub(crate) struct Behind {
     /// The console's port.
     pub(crate) port: OwnedFd,
+    /// The way to the file system's server.
+    pub(crate) files: OwnedFd,
     /// Behind each network slot; none at all is nothing behind any.
     pub(crate) taps: Vec<File>,
 }
@@ -42,26 +45,29 @@ pub(crate) struct Behind {
 /// All of a machine's devices.
 pub(super) struct Devices {
     console: Arc<Transport<Console>>,
-    /// Watched by the console's thread.
-    socket: OwnedFd,
+    /// Those of console and file system, watched by their thread.
+    sockets: [OwnedFd; 2],
     blocks: Vec<Arc<Transport<Block>>>,
     networks: Vec<Arc<Transport<Network>>>,
     entropy: Arc<Transport<Entropy>>,
     balloon: Arc<Transport<Balloon>>,
+    /// One or none.
+    files: Vec<Arc<Transport<FileSystem>>>,
     spec: MachineSpec,
 }
 
 impl Devices {
-    /// New devices with nothing behind them but the port.
+    /// New devices with nothing behind them but both sockets.
     pub(super) fn new(spec: &MachineSpec, memory: &Arc<GuestMemory>, behind: Behind) -> Result<Self, MachineError> {
-        let Behind { port, taps } = behind;
-        let count = spec.disk_slots.saturating_add(spec.network_slots).saturating_add(OTHERS);
+        let Behind { port, files, taps } = behind;
+        let others = OTHERS + u32::from(spec.has_file_system());
+        let count = spec.disk_slots.saturating_add(spec.network_slots).saturating_add(others);
         if usize::try_from(count - 1).ok().and_then(virtio_gsi).is_none() {
             return Err(MachineError::Size { what: "devices", count });
         }
         let failed = system("make a device");
         rustix::io::ioctl_fionbio(&port, true).map_err(|error| failed(error.into()))?;
-        let socket = port.try_clone().map_err(&failed)?;
+        let sockets = [port.try_clone().map_err(&failed)?, files.try_clone().map_err(&failed)?];
         let blocks =
             (0..spec.disk_slots).map(|slot| device(Block::new(slot, !spec.is_writable(slot), spec.disk_bytes), memory));
         let blocks = blocks.collect::<Result<_, _>>()?;
@@ -73,12 +79,14 @@ impl Devices {
         let networks = networks.collect::<Result<_, _>>()?;
         let (console, entropy) = (device(Console::new(port), memory)?, device(Entropy, memory)?);
         let balloon = device(Balloon, memory)?;
-        Ok(Self { console, socket, blocks, networks, entropy, balloon, spec: spec.clone() })
+        let files = spec.has_file_system().then(|| device(FileSystem::new(files), memory));
+        let files = files.transpose()?.into_iter().collect();
+        Ok(Self { console, sockets, blocks, networks, entropy, balloon, files, spec: spec.clone() })
     }
 
     /// Number of devices.
     pub(super) fn count(&self) -> usize {
-        self.blocks.len() + self.networks.len() + OTHERS as usize
+        self.blocks.len() + self.networks.len() + OTHERS as usize + self.files.len()
     }
 
     /// Their registers, page by page.
@@ -88,6 +96,7 @@ impl Devices {
         pages.extend(self.networks.iter().map(|network| Arc::clone(network) as _));
         pages.push(Arc::clone(&self.entropy) as _);
         pages.push(Arc::clone(&self.balloon) as _);
+        pages.extend(self.files.iter().map(|files| Arc::clone(files) as _));
         pages
     }
 
@@ -99,7 +108,8 @@ impl Devices {
         self.blocks.iter().try_for_each(|block| connect(vm, next(), block))?;
         self.networks.iter().try_for_each(|network| connect(vm, next(), network))?;
         connect(vm, next(), &self.entropy)?;
-        connect(vm, next(), &self.balloon)
+        connect(vm, next(), &self.balloon)?;
+        self.files.iter().try_for_each(|files| connect(vm, next(), files))
     }
 
     /// Few threads, since each costs every fork a stack and a filter: one for the disks that are written, one for those that are only
@@ -110,13 +120,15 @@ impl Devices {
         quick.serve(&self.entropy)?;
         quick.serve(&self.balloon)?;
         let console = Arc::clone(&self.console);
-        let ready = move || console.turn(Console::socket_ready);
-        // Edges suffice: whoever meets the socket's end looks again when there is something new on either side.
-        quick.watch(
-            self.socket.as_fd(),
-            EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
-            ready,
-        )?;
+        // Edges suffice: whoever meets a socket's end looks again when there is something new on either side.
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        let [port, server] = &self.sockets;
+        quick.watch(port.as_fd(), flags, move || console.turn(Console::socket_ready))?;
+        for files in &self.files {
+            quick.serve(files)?;
+            let files = Arc::clone(files);
+            quick.watch(server.as_fd(), flags, move || files.turn(FileSystem::socket_ready))?;
+        }
         quick.spawn("devices", Role::Devices)?;
         // A flush of the disk that is written may take long: what only reads does not wait for it.
         let slots = (0..).zip(&self.blocks);
@@ -156,6 +168,7 @@ impl Devices {
         self.networks.iter().for_each(|network| network.set_running(running));
         self.entropy.set_running(running);
         self.balloon.set_running(running);
+        self.files.iter().for_each(|files| files.set_running(running));
     }
 
     /// Has every device look into its queues, as its thread would.
@@ -171,6 +184,9 @@ impl Devices {
             }
             self.entropy.serve(queue);
             self.balloon.serve(queue);
+            for files in &self.files {
+                files.serve(queue);
+            }
         }
     }
 
@@ -223,7 +239,8 @@ impl Devices {
             ("entropy".into(), self.entropy.standing()),
             ("balloon".into(), self.balloon.standing()),
         ];
-        let all = others.into_iter().chain(blocks).chain(networks);
+        let files = self.files.iter().map(|files| ("file system".to_owned(), files.standing()));
+        let all = others.into_iter().chain(blocks).chain(networks).chain(files);
         all.filter_map(|(name, standing)| Some(format!("{name}: {}", standing?)))
     }
 
@@ -233,6 +250,7 @@ impl Devices {
             console: self.console.save(),
             entropy: self.entropy.save(),
             balloon: self.balloon.save(),
+            files: self.files.iter().map(|files| files.save()).collect(),
             blocks: self.blocks.iter().map(|block| block.save()).collect(),
             networks: self.networks.iter().map(|network| network.save()).collect(),
         }
@@ -240,14 +258,18 @@ impl Devices {
 
     /// Becomes what was frozen.
     pub(super) fn restore(&self, state: DevicesState) -> Result<(), MachineError> {
-        let DevicesState { console, entropy, balloon, blocks, networks } = state;
-        if blocks.len() != self.blocks.len() || networks.len() != self.networks.len() {
+        let DevicesState { console, entropy, balloon, files, blocks, networks } = state;
+        let counts = [blocks.len(), networks.len(), files.len()];
+        if counts != [self.blocks.len(), self.networks.len(), self.files.len()] {
             return Err(StateError::OtherMachine("the number of devices").into());
         }
         let unfit = |error: UnfitState| MachineError::State(StateError::Device(error.to_string()));
         self.console.restore(console).map_err(unfit)?;
         self.entropy.restore(entropy).map_err(unfit)?;
         self.balloon.restore(balloon).map_err(unfit)?;
+        for (own, state) in self.files.iter().zip(files) {
+            own.restore(state).map_err(unfit)?;
+        }
         for (block, state) in self.blocks.iter().zip(blocks) {
             block.restore(state).map_err(unfit)?;
         }

@@ -33,8 +33,8 @@ fn spec() -> MachineSpec {
 }
 
 fn devices() -> Devices {
-    let (_, port) = UnixStream::pair().expect("two sockets");
-    let behind = Behind { port: port.into(), taps: Vec::new() };
+    let (port, files) = UnixStream::pair().expect("two sockets");
+    let behind = Behind { port: port.into(), files: files.into(), taps: Vec::new() };
     Devices::new(&spec(), &memory(MEMORY), behind).expect("devices that there can be")
 }
 

@@ -63,12 +63,12 @@ fn parts(memory: &File) -> Option<Parts> {
         disk_bytes: 1 << 42,
         network_slots: 2,
     };
-    let (_, port) = UnixStream::pair().unwrap();
+    let (port, files) = UnixStream::pair().unwrap();
     Some(Parts {
         kvm,
         spec,
         memory: memory.try_clone().unwrap(),
-        behind: Behind { port: port.into(), taps: Vec::new() },
+        behind: Behind { port: port.into(), files: files.into(), taps: Vec::new() },
     })
 }
 

@@ -16,6 +16,7 @@ use super::block::disk::Disk;
 use super::console::Console;
 use super::device::{Queues, VirtioDevice};
 use super::entropy::Entropy;
+use super::file_system::FileSystem;
 use super::network::Network;
 use super::queue::QueueError;
 use super::transport::{Transport, TransportState};
@@ -64,6 +65,17 @@ pub fn console(data: &[u8]) {
         let _ = host.read(&mut [0; 4096]);
     };
     run(Console::new(guest.into()), data, Console::socket_ready, talk);
+}
+
+/// The file system, and a server that says anything.
+pub fn file_system(data: &[u8]) {
+    let (mut server, device) = UnixStream::pair().expect("two sockets");
+    server.set_nonblocking(true).expect("a socket that does not block");
+    let talk = move |bytes: &[u8]| {
+        let _ = server.write(bytes);
+        let _ = server.read(&mut [0; 4096]);
+    };
+    run(FileSystem::new(device.into()), data, FileSystem::socket_ready, talk);
 }
 
 /// The balloon.

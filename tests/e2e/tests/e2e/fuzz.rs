@@ -27,6 +27,8 @@ const GLANCE: Duration = Duration::from_millis(300);
 const GROWTH: u64 = 256 << 20;
 /// Descriptors that the engine may have more once all is cleared away: namespaces stand by.
 const MORE_DESCRIPTORS: usize = 64;
+/// Containers that are removed between two looks at what there is.
+const CLEARED_AT_ONCE: usize = 50;
 /// Requests of one client between two clearings.
 const BETWEEN_CLEARINGS: usize = 500;
 
@@ -245,12 +247,19 @@ impl Client {
     fn clear(&mut self) -> io::Result<()> {
         self.execs.clear();
         let mut connection = ApiConnection::open(&self.socket)?;
-        let list = connection.request("GET", "/containers/json?all=1", None)?.json();
-        for container in list.as_array().map(Vec::as_slice).unwrap_or_default() {
-            let id = container["Id"].as_str().unwrap_or_default();
-            if container["Names"][0] != "/steady" {
+        loop {
+            // The newest, and not all in one answer, which may be longer than what is read of one.
+            let list = connection.request("GET", &format!("/containers/json?all=1&limit={CLEARED_AT_ONCE}"), None)?;
+            assert!(list.complete, "an answer of more than {} bytes", list.body.len());
+            let list = list.json();
+            let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+            for container in list.iter().filter(|container| container["Names"][0] != "/steady") {
+                let id = container["Id"].as_str().unwrap_or_default();
                 // Another client may be removing it.
                 connection.request("DELETE", &format!("/containers/{id}?force=1&v=1"), None)?;
+            }
+            if list.len() < CLEARED_AT_ONCE {
+                break;
             }
         }
         for kind in ["networks", "volumes"] {

@@ -437,6 +437,11 @@ fn a_utility_vm_reaches_just_the_folder() {
     let said = host.run(&["-v", &format!("{path}:/b")], &["sh", "-c", script]);
     assert!(said.text().starts_with("from outside\n0") && !said.text().contains("root:"), "{said}");
     assert!(bound.join("new").exists() && !bound.join("dev").exists());
+    // Our own VMM has a device for it.
+    let own = host.docker(&["info", "--format", "{{.Labels}}"]).ok().contains("hypervisor=bulkhead-vmm ");
+    let kind = if own { " /b virtiofs " } else { " /b fuse " };
+    let mounts = host.run(&["-v", &format!("{path}:/b")], &["cat", "/proc/mounts"]);
+    assert!(mounts.text().contains(kind), "{mounts}");
     host.run(&["-v", &format!("{path}:/b:ro")], &["sh", "-c", "cat /b/file; echo x > /b/file"])
         .fails_saying(1, &["Read-only file system"]);
     let one =
