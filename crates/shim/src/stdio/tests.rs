@@ -85,6 +85,7 @@ async fn a_foreign_client_that_is_about_to_read_is_waited_for() {
     assert!(!opened.is_finished());
     let out = pipes.caller_reads("out");
     let (inherited, streams) = opened.await.unwrap().unwrap().pipe().unwrap();
+    streams.process_started();
     let mut process = std::fs::File::from(inherited.stdout.unwrap());
     std::io::Write::write_all(&mut process, b"in time").unwrap();
     drop(process);
