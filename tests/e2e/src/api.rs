@@ -18,6 +18,7 @@ pub struct ApiConnection {
     /// What was read and belongs to the next answer.
     buffer: Vec<u8>,
     pause: Duration,
+    most: usize,
 }
 
 /// What the engine answered.
@@ -61,7 +62,7 @@ impl ApiConnection {
     pub fn open(socket: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_write_timeout(Some(Duration::from_secs(30)))?;
-        let mut connection = Self { stream, buffer: Vec::new(), pause: STREAM_PAUSE };
+        let mut connection = Self { stream, buffer: Vec::new(), pause: STREAM_PAUSE, most: MAX_BODY_BYTES };
         connection.set_patience(Duration::from_secs(30))?;
         Ok(connection)
     }
@@ -77,6 +78,11 @@ impl ApiConnection {
     /// How long a stream that has begun may pause before it is taken as it is.
     pub fn set_pause(&mut self, pause: Duration) {
         self.pause = pause;
+    }
+
+    /// How many bytes of an answer's body are read; what has more is not complete, and the connection of no further use.
+    pub fn set_most(&mut self, bytes: usize) {
+        self.most = bytes;
     }
 
     /// Sends bytes as they are.
@@ -153,11 +159,11 @@ impl ApiConnection {
             return Ok(());
         }
         if let Some(length) = answer.header("content-length").and_then(|text| text.parse::<usize>().ok()) {
-            while self.buffer.len() < length.min(MAX_BODY_BYTES) {
+            while self.buffer.len() < length.min(self.most) {
                 self.read_more()?;
             }
-            answer.complete = length <= MAX_BODY_BYTES;
-            answer.body = self.buffer.drain(..length.min(MAX_BODY_BYTES)).collect();
+            answer.complete = length <= self.most;
+            answer.body = self.buffer.drain(..length.min(self.most)).collect();
             return Ok(());
         }
         let patience = self.stream.read_timeout()?;
@@ -172,7 +178,7 @@ impl ApiConnection {
     }
 
     fn read_chunks(&mut self, answer: &mut Answer) -> io::Result<()> {
-        while answer.body.len() < MAX_BODY_BYTES {
+        while answer.body.len() < self.most {
             match httparse::parse_chunk_size(&self.buffer).map_err(|_| io::Error::other("no chunk"))? {
                 httparse::Status::Partial => self.read_more()?,
                 httparse::Status::Complete((begin, length)) => {
@@ -231,7 +237,7 @@ impl ApiConnection {
     fn read_to_end(&mut self, answer: &mut Answer) -> io::Result<()> {
         loop {
             answer.body.append(&mut self.buffer);
-            if answer.body.len() >= MAX_BODY_BYTES || self.read_more().is_err() {
+            if answer.body.len() >= self.most || self.read_more().is_err() {
                 return Ok(());
             }
         }

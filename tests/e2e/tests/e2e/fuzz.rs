@@ -28,7 +28,7 @@ const GROWTH: u64 = 256 << 20;
 /// Descriptors that the engine may have more once all is cleared away: namespaces stand by.
 const MORE_DESCRIPTORS: usize = 64;
 /// Containers that are removed between two looks at what there is.
-const CLEARED_AT_ONCE: usize = 50;
+const CLEARED_AT_ONCE: usize = 30;
 /// Requests of one client between two clearings.
 const BETWEEN_CLEARINGS: usize = 500;
 
@@ -247,8 +247,9 @@ impl Client {
     fn clear(&mut self) -> io::Result<()> {
         self.execs.clear();
         let mut connection = ApiConnection::open(&self.socket)?;
+        // A command may be a megabyte and a half.
+        connection.set_most(CLEARED_AT_ONCE << 21);
         loop {
-            // The newest, and not all in one answer, which may be longer than what is read of one.
             let list = connection.request("GET", &format!("/containers/json?all=1&limit={CLEARED_AT_ONCE}"), None)?;
             assert!(list.complete, "an answer of more than {} bytes", list.body.len());
             let list = list.json();
