@@ -212,12 +212,7 @@ impl ComputeSystem for HypervSystem {
         self.worker.destroy().await?;
         // Not before the guest has written back what it had.
         *self.shares.lock().unwrap_or_else(PoisonError::into_inner) = Shares::default();
-        match std::fs::remove_dir_all(&self.vm_dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, folder = %self.vm_dir.display(), "left behind");
-            }
-            _ => {}
-        }
+        worker::remove_folder(&self.vm_dir);
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! A utility VM with what it has on the host: its cgroup, and the network namespace that was taken over for it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use proto::gcs::INIT_PROCESS;
@@ -80,6 +80,16 @@ pub async fn remove_cgroup(path: String) -> Result<(), Status> {
         container::remove_cgroup(path.as_ref()).map_err(|error| Status::from_error(error.kind(), &error))
     });
     removed.await.unwrap_or_else(|error| Err(Status::new(ErrorKind::Internal, error.to_string())))
+}
+
+/// Removes the folder that a VM's logs are in; what cannot be removed is told in the log.
+pub fn remove_folder(folder: &Path) {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, folder = %folder.display(), "left behind");
+        }
+        _ => {}
+    }
 }
 
 /// Puts a VM on its network, if it has one.

@@ -119,12 +119,7 @@ impl ComputeSystem for Sandbox {
 
     async fn delete(&self, _: Changes) -> Result<(), Status> {
         self.worker.destroy().await?;
-        match std::fs::remove_dir_all(&self.vm_dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, folder = %self.vm_dir.display(), "left behind");
-            }
-            _ => {}
-        }
+        worker::remove_folder(&self.vm_dir);
         Ok(())
     }
 }
