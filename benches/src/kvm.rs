@@ -6,6 +6,7 @@
 mod bare;
 mod forks;
 mod memory;
+mod output;
 mod sizes;
 mod sys;
 mod tiny_guest;
@@ -24,6 +25,8 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
     drop(standby);
     println!("\n# Private memory of what idles\n");
     memory::measure(&without)?;
+    println!("\n# {} MiB out of an exec, over the guest connection behind the one wall\n", output::MIB);
+    output::measure(&without, rounds)?;
     drop(without);
     measure_minimum(rounds)?;
     println!("\n# From the request of a fork to the guest's answer\n");

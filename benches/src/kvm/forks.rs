@@ -1,12 +1,14 @@
-//! The true guest, forked by each backend: from the request to the acknowledged personalization.
+//! The true guest, forked by each backend: from the request to the acknowledged personalization, and one more call over the guest
+//! connection.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use proto::control::{BackendChoice, UtilityVmRequest};
-use uvm::{StartRequest, UtilityVm};
+use proto::gcs::wire::ContainerRequest;
+use uvm::{GuestError, StartRequest, UtilityVm};
 
 use crate::series::{Series, print};
 
@@ -19,6 +21,18 @@ struct Side {
     fork: Series,
     /// Processor time of the VMM's process, the guest's included, up to the answer.
     work: Series,
+    /// A call that the guest answers at once.
+    call: Series,
+}
+
+/// Calls of which the mean counts.
+const CALLS: u32 = 20;
+
+/// What one fork took.
+struct Took {
+    fork: Duration,
+    work: Duration,
+    call: Duration,
 }
 
 /// Forks on each backend in turn; the first round makes the templates, and does not count.
@@ -31,15 +45,17 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
         backend,
         fork: Series::new(format!("{name}, to the answer")),
         work: Series::new(format!("{name}, processor time")),
+        call: Series::new(format!("{name}, a call to the guest")),
     };
     let mut sides = [side(BackendChoice::Kvm, "own vmm"), side(BackendChoice::QemuKvm, "qemu, accel=kvm")];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     for round in 0..=rounds {
         for side in &mut sides {
-            let (fork, work) = runtime.block_on(fork(folder.path(), side.backend, round))?;
+            let Took { fork, work, call } = runtime.block_on(fork(folder.path(), side.backend, round))?;
             if round > 0 {
                 side.fork.push(fork);
                 side.work.push(work);
+                side.call.push(call);
             }
         }
     }
@@ -47,10 +63,12 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
     print(&[own.fork, qemu.fork.clone()], &[&qemu.fork]);
     println!("\n(at most 0.7x is asked for)\n");
     print(&[own.work, qemu.work.clone()], &[&qemu.work]);
+    println!("\n(the round trip by the console's port)\n");
+    print(&[own.call, qemu.call.clone()], &[&qemu.call]);
     Ok(())
 }
 
-async fn fork(folder: &Path, backend: BackendChoice, round: usize) -> anyhow::Result<(Duration, Duration)> {
+async fn fork(folder: &Path, backend: BackendChoice, round: usize) -> anyhow::Result<Took> {
     let vm = UtilityVmRequest {
         template_store: folder.join("templates"),
         guest_image: guest_image()?,
@@ -79,9 +97,16 @@ async fn fork(folder: &Path, backend: BackendChoice, round: usize) -> anyhow::Re
     let report = vm.report();
     let work = super::memory::processor_time(*report.vmm_pids.first().context("a VMM has a process")?)?;
     let fork = Duration::from_micros(report.fork_us);
+    let nobody = ContainerRequest { container: u32::MAX, ..ContainerRequest::default() };
+    let began = Instant::now();
+    for _ in 0..CALLS {
+        let answer = vm.guest().stats(&nobody).await;
+        anyhow::ensure!(matches!(answer, Err(GuestError::Refused(_))), "no answer that there is no such container");
+    }
+    let call = began.elapsed() / CALLS;
     vm.kill();
     vm.wait().await;
-    Ok((fork, work))
+    Ok(Took { fork, work, call })
 }
 
 /// Where the tests find it, too.

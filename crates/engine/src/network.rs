@@ -17,6 +17,7 @@ mod live;
 mod mend;
 mod neighbours;
 mod ports;
+mod rates;
 mod ready;
 pub mod record;
 mod release;
@@ -41,6 +42,7 @@ pub use attach::AttachRequest;
 pub use files::{FilesRequest, write_files};
 pub use links::{Link, parse_link};
 pub use ports::wanted_ports;
+pub use rates::rates;
 pub use ready::let_go;
 pub use store::{Member, NetworkStore};
 

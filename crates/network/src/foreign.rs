@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use proto::network::{NETWORK_SLOTS, SandboxInterface, SandboxNetwork, SandboxRoute};
+use proto::network::{NETWORK_SLOTS, NetworkRates, SandboxInterface, SandboxNetwork, SandboxRoute};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
@@ -186,8 +186,10 @@ fn found(link: &LinkMessage) -> Option<Found> {
 }
 
 fn interface(slot: u32, link: &Found, addresses: &[AddressMessage]) -> Result<SandboxInterface, NetworkError> {
+    // CNI's plugin for bandwidth limits the other end of the veth, which all frames pass.
+    let rates = NetworkRates::default();
     let mut interface =
-        SandboxInterface { slot, mac: link.mac, mtu: Some(link.mtu), ipv4: None, ipv6: None, names: false };
+        SandboxInterface { slot, mac: link.mac, mtu: Some(link.mtu), ipv4: None, ipv6: None, names: false, rates };
     let own = addresses
         .iter()
         .filter(|address| address.header.index == link.index && address.header.scope == AddressScope::Universe);
@@ -320,6 +322,7 @@ mod tests {
             ipv4: Some(("10.1.0.2".parse().unwrap(), 24)),
             ipv6: Some(("fd00::2".parse().unwrap(), 64)),
             names: false,
+            rates: NetworkRates::default(),
         };
         let (interfaces, routes) = (vec![interface], Vec::new());
         SandboxNetwork { namespace: "/x".into(), interfaces, gateway4: None, gateway6: None, routes }

@@ -233,6 +233,7 @@ mod tests {
     use std::net::{SocketAddr, UdpSocket};
     use std::time::Duration;
 
+    use proto::network::NetworkRates;
     use rtnetlink::LinkVeth;
 
     use super::*;
@@ -250,6 +251,7 @@ mod tests {
             ipv4: Some((OWN, 24)),
             ipv6: Some(("fd00:9::2".parse().unwrap(), 64)),
             names: true,
+            rates: NetworkRates::default(),
         }
     }
 

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,23 @@ pub struct SandboxInterface {
     pub ipv6: Option<(Ipv6Addr, u8)>,
     /// The engine's name server answers there.
     pub names: bool,
+    /// How fast it may be.
+    #[serde(default)]
+    pub rates: NetworkRates,
+}
+
+/// How fast frames may pass an interface, each a second; `None` is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkRates {
+    /// Bytes to the container.
+    pub receive_bytes: Option<NonZeroU64>,
+    /// Bytes from the container.
+    pub send_bytes: Option<NonZeroU64>,
+    /// Frames to the container.
+    pub receive_frames: Option<NonZeroU64>,
+    /// Frames from the container.
+    pub send_frames: Option<NonZeroU64>,
 }
 
 /// A change to the network of a container that runs. The engine sends it as JSON in the `resources` of containerd's `Update`
@@ -161,6 +179,7 @@ mod tests {
             ipv4: Some((Ipv4Addr::new(10, 0, 0, 2), 24)),
             ipv6: None,
             names: true,
+            rates: NetworkRates::default(),
         };
         let network = SandboxNetwork {
             namespace: "/run/x".into(),

@@ -43,6 +43,10 @@ pub async fn give_back(namespace: PathBuf) -> Result<(), Status> {
 /// # Errors
 /// What the kernel says.
 pub async fn connect(vm: &UtilityVm, network: &SandboxNetwork) -> Result<(), Status> {
+    for interface in &network.interfaces {
+        let limited = vm.limit_network(interface.slot, interface.rates).await;
+        limited.map_err(|error| Status::from_error(error.kind(), &error))?;
+    }
     let from = vm.network_slots().namespace().try_clone_to_owned();
     let from = from.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
     let network = network.clone();

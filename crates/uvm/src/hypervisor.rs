@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use proto::ErrorKind;
 use proto::control::DiskRates;
+use proto::network::NetworkRates;
 use tokio::net::UnixStream;
 
 use crate::disk::{DiskBinding, DiskError};
@@ -119,6 +120,9 @@ pub enum HypervisorError {
     /// The connection to the guest was taken before.
     #[error("the machine's port is in use")]
     PortTaken,
+    /// This backend cannot limit a network.
+    #[error("rates of networks need our own VMM (backend kvm): QEMU has none")]
+    NoNetworkRates,
 }
 
 impl HypervisorError {
@@ -130,6 +134,7 @@ impl HypervisorError {
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::Disk(disk) => disk.kind(),
             Self::PortTaken => ErrorKind::Conflict,
+            Self::NoNetworkRates => ErrorKind::NotImplemented,
             Self::UnknownVersion { .. }
             | Self::Spawn { .. }
             | Self::Ended { .. }
@@ -294,6 +299,12 @@ pub trait VirtualMachine: Send + Sync {
     /// # Errors
     /// [`HypervisorError::Disk`], before anything has changed; otherwise what is behind the slot is undefined.
     async fn rebind_slot(&self, slot: u32, binding: &SlotBinding) -> Result<(), HypervisorError>;
+
+    /// Limits how fast a network slot may be, from now on. When: any time; a new machine has no limits.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoNetworkRates`] where the backend has none, unless there is to be no limit.
+    async fn limit_network(&self, slot: u32, rates: NetworkRates) -> Result<(), HypervisorError>;
 
     /// Stops the machine, writes everything but its memory to `state`, and ends it: memory file and `state` together
     /// are the frozen machine.

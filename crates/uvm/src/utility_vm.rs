@@ -1,5 +1,6 @@
 //! A utility VM: a machine forked from a template, its connection to the guest, and what is bound to its slots.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use proto::ErrorKind;
 use proto::control::{Accelerator, BackendChoice, TemplateSummary, UtilityVmReport, UtilityVmRequest};
 use proto::gcs::wire::{self, LayerDevice};
+use proto::network::NetworkRates;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
@@ -155,6 +157,8 @@ pub struct UtilityVm {
     report: UtilityVmReport,
     layers: Vec<LayerDevice>,
     network: NetworkSlots,
+    /// The rates of the slots that have had any.
+    rates: Mutex<BTreeMap<u32, NetworkRates>>,
     /// Comes while the VM is started; there until the VM has ended.
     cgroup: Mutex<Option<JoinHandle<HostCgroup>>>,
 }
@@ -207,7 +211,8 @@ impl UtilityVm {
             standby_us: None,
         };
         tracing::info!(template = %report.template, fork_us = report.fork_us, "forked a utility VM");
-        Ok(Self { machine, guest, report, layers: layer_devices(&slots), network, cgroup: Mutex::new(cgroup) })
+        let (layers, rates) = (layer_devices(&slots), Mutex::default());
+        Ok(Self { machine, guest, report, layers, network, rates, cgroup: Mutex::new(cgroup) })
     }
 
     /// Gives a utility VM that has rehearsed and was renewed to a container: other disks behind its slots, entropy, clock
@@ -290,6 +295,20 @@ impl UtilityVm {
     #[must_use]
     pub fn network_slots(&self) -> &NetworkSlots {
         &self.network
+    }
+
+    /// Limits how fast a network slot may be, from now on; a new utility VM has no limits.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoNetworkRates`] where there can be none; otherwise as [`UtilityVm::pause`].
+    pub async fn limit_network(&self, slot: u32, rates: NetworkRates) -> Result<(), UvmError> {
+        let mut limited = self.rates.lock().await;
+        // Most have none, and each question to the VMM is a part of a start.
+        if limited.get(&slot).copied().unwrap_or_default() != rates {
+            self.machine.limit_network(slot, rates).await?;
+            limited.insert(slot, rates);
+        }
+        Ok(())
     }
 
     /// The host's end of its file system, once, where the backend has one: see [`VirtualMachine::file_server`].

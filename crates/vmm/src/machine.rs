@@ -30,7 +30,7 @@ use crate::processor::cpuid;
 use crate::processor::gate::Gate;
 use crate::processor::registers::{self, ProcessorError, ProcessorState};
 use crate::processor::thread::{Runner, SharedVcpu};
-use crate::protocol::{DiskRates, GuestEnd, MachineSpec};
+use crate::protocol::{DiskRates, GuestEnd, MachineSpec, NetworkRates};
 use crate::state::{self, MachineState, StateError};
 use crate::virtio::block::disk::{Disk, DiskError};
 
@@ -270,6 +270,11 @@ impl Machine {
     /// Puts another disk behind one slot. When: the guest does not use that one.
     pub(crate) fn bind_slot(&self, slot: u32, disk: Option<Disk>) -> Result<(), MachineError> {
         self.devices.bind_slot(slot, disk)
+    }
+
+    /// Limits how fast a network slot may be. When: any time.
+    pub(crate) fn limit_network(&self, slot: u32, rates: NetworkRates) -> Result<(), MachineError> {
+        self.devices.limit_network(slot, rates)
     }
 
     /// The console's last output.

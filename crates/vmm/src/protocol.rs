@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! uvm ── Boot | Fork ──▶ vmm     Done | Failed        the first message makes the machine, paused
-//!     ── Resume, Pause, Rebind, RebindSlot, Console, Stand ──▶    any number of times
+//!     ── Resume, Pause, Rebind, RebindSlot, LimitNetwork, Console, Stand ──▶    any number of times
 //!     ── Freeze ──▶                                   Done, and the process ends
 //!     ◀── Ended ──                                    at any time, once: the guest's own doing
 //! ```
@@ -81,6 +81,20 @@ pub struct DiskRates {
     pub write_requests: Option<NonZeroU64>,
 }
 
+/// How fast frames may pass one network slot, each a second. Nothing is no limit. Shape: bytes of frames without virtio's header; what
+/// the host cuts into several frames counts as one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRates {
+    /// Bytes to the guest.
+    pub receive_bytes: Option<NonZeroU64>,
+    /// Bytes from the guest.
+    pub send_bytes: Option<NonZeroU64>,
+    /// Frames to the guest.
+    pub receive_frames: Option<NonZeroU64>,
+    /// Frames from the guest.
+    pub send_frames: Option<NonZeroU64>,
+}
+
 /// What `uvm` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -121,6 +135,13 @@ pub enum Request {
         slot: u32,
         /// Nothing, or what is behind it from now on.
         disk: Option<DiskSpec>,
+    },
+    /// Limits how fast a network slot may be, from now on. A new machine has no limits.
+    LimitNetwork {
+        /// Which.
+        slot: u32,
+        /// The new limits.
+        rates: NetworkRates,
     },
     /// Stops the machine and says where it stands: what was waiting for what. For diagnosis.
     Stand,

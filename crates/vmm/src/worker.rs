@@ -113,6 +113,7 @@ fn answer(machine: &Machine, request: Request, mut descriptors: Descriptors) -> 
             let disk = descriptors.disks(vec![disk])?.pop().flatten();
             machine.bind_slot(slot, disk)?;
         }
+        Request::LimitNetwork { slot, rates } => machine.limit_network(slot, rates)?,
         Request::Freeze => machine.freeze(File::from(descriptors.next()?))?,
         Request::Console => return Ok(Reply::Console(machine.console())),
         Request::Stand => return Ok(Reply::Standing(machine.stand())),

@@ -18,6 +18,7 @@ use super::files::{self, FilesRequest};
 use super::links::parse_link;
 use super::neighbours::Neighbours;
 use super::ports::{self, Target, WantedPort};
+use super::rates::rates;
 use super::ready::{ReadyLink, Taken, host_link};
 use super::record::{Driver, Network};
 use super::store::Member;
@@ -107,6 +108,7 @@ impl Networks {
         let wanted = self.wanted(endpoints, request.host.network_mode.as_deref().unwrap_or_default())?;
         for (network, endpoint) in &wanted {
             check(network, &endpoint.asked)?;
+            rates(request.isolation, &endpoint.asked)?;
         }
         let mut undo = Undo { networks: self, id: request.id, endpoints: Endpoints::default(), finished: false };
         let mut planned = Vec::new();

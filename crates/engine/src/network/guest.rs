@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hostnet::{GuardInWaiting, GuestPlug, Namespace};
-use proto::network::{NETWORK_SLOTS, NetworkUpdate, SandboxInterface, SandboxNetwork};
+use proto::Isolation;
+use proto::network::{NETWORK_SLOTS, NetworkRates, NetworkUpdate, SandboxInterface, SandboxNetwork};
 
 use super::attach::{AttachRequest, parse_mac};
 use super::endpoint::{Endpoints, LiveEndpoint};
+use super::rates::rates;
 use super::record::Network;
 use super::{Networks, host_error};
 use crate::error::{ApiError, ApiResult};
@@ -68,7 +70,9 @@ impl Networks {
         let mut interfaces = Vec::new();
         for endpoint in endpoints.all.values() {
             if let Some((live, slot)) = endpoint.live.as_ref().and_then(|live| Some((live, slot_of(live)?))) {
-                interfaces.push(interface(slot, live, &*self.store.find(&endpoint.network_id)?)?);
+                let interface = interface(slot, live, &*self.store.find(&endpoint.network_id)?)?;
+                let rates = rates(Isolation::Hyperv, &endpoint.asked)?;
+                interfaces.push(SandboxInterface { rates, ..interface });
             }
         }
         interfaces.sort_by_key(|interface| interface.slot);
@@ -116,6 +120,7 @@ fn interface(slot: u32, live: &LiveEndpoint, network: &Network) -> ApiResult<San
         ipv4: live.ipv4.map(|net| (net.addr(), net.prefix_len())),
         ipv6: live.ipv6.map(|net| (net.addr(), net.prefix_len())),
         names: false,
+        rates: NetworkRates::default(),
     })
 }
 

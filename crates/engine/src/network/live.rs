@@ -14,6 +14,7 @@ use super::attach::{AttachRequest, check};
 use super::endpoint::{Endpoint, Endpoints, LiveEndpoint, PublishedPort};
 use super::files;
 use super::ports::{self, TakenPort};
+use super::rates::rates;
 use super::record::{Driver, Network};
 use super::store::Member;
 use super::{Networks, host_error, lock};
@@ -38,6 +39,7 @@ impl Networks {
         asked: EndpointSettings,
     ) -> ApiResult<()> {
         check(network, &asked)?;
+        rates(request.isolation, &asked)?;
         let network = self.ensure(network)?;
         let namespace = Namespace::at(self.namespace_path(request.id));
         let live = self.join(request, &network, &asked)?;

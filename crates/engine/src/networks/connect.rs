@@ -47,6 +47,7 @@ pub(super) async fn connect(
     let network = engine.networks.connectable(&id)?;
     check_mode(&container)?;
     let asked = body.endpoint_config.unwrap_or_default();
+    crate::network::rates(container.isolation, &asked)?;
     tokio::spawn(async move { change(&engine, &container, &network, Change::Connect(Box::new(asked))).await })
         .await??;
     Ok(StatusCode::OK)

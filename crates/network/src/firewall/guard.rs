@@ -170,6 +170,8 @@ fn link_local(mac: [u8; 6]) -> Ipv6Addr {
 
 #[cfg(test)]
 mod tests {
+    use proto::network::NetworkRates;
+
     use super::*;
 
     #[test]
@@ -192,6 +194,7 @@ mod tests {
             ipv4: Some((Ipv4Addr::new(10, 9, 0, 2), 24)),
             ipv6: v6.map(|last| (Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, last), 64)),
             names: true,
+            rates: NetworkRates::default(),
         });
         let names = Ipv4Addr::new(127, 0, 0, 11);
         let listed = || nft::listing("bridge", TABLE).map(Option::unwrap);

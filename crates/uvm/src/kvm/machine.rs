@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use proto::network::NetworkRates;
 use tokio::net::UnixStream;
-use vmm::protocol::{GuestEnd, Reply, Request};
+use vmm::protocol::{self, GuestEnd, Reply, Request};
 
 use super::control::{Control, ControlError};
 use super::disks;
@@ -147,6 +148,12 @@ impl VirtualMachine for KvmMachine {
     async fn rebind_slot(&self, slot: u32, binding: &SlotBinding) -> Result<(), HypervisorError> {
         let (disk, files) = disks::open_one(binding)?;
         self.ask("binding a disk", REQUEST_LIMIT, &Request::RebindSlot { slot, disk }, files).await.map(|_| ())
+    }
+
+    async fn limit_network(&self, slot: u32, rates: NetworkRates) -> Result<(), HypervisorError> {
+        let NetworkRates { receive_bytes, send_bytes, receive_frames, send_frames } = rates;
+        let rates = protocol::NetworkRates { receive_bytes, send_bytes, receive_frames, send_frames };
+        self.small("limiting a network", Request::LimitNetwork { slot, rates }).await
     }
 
     async fn freeze(self: Box<Self>, state: File) -> Result<(), HypervisorError> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use proto::control::DiskRates;
+use proto::network::NetworkRates;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
@@ -276,6 +277,10 @@ impl VirtualMachine for QemuMachine {
         let generation = self.next_generation.fetch_add(1, Ordering::SeqCst);
         let earlier = self.exchange(slots::bound_one(&self.config, slot, binding, generation)?).await?;
         self.drop_descriptors(earlier).await
+    }
+
+    async fn limit_network(&self, _slot: u32, rates: NetworkRates) -> Result<(), HypervisorError> {
+        if rates == NetworkRates::default() { Ok(()) } else { Err(HypervisorError::NoNetworkRates) }
     }
 
     async fn freeze(self: Box<Self>, state: File) -> Result<(), HypervisorError> {

@@ -14,7 +14,7 @@ use crate::bus::Registers;
 use crate::jail::filter::Role;
 use crate::layout::{virtio_gsi, virtio_page};
 use crate::memory::GuestMemory;
-use crate::protocol::{DiskRates, MachineSpec};
+use crate::protocol::{DiskRates, MachineSpec, NetworkRates};
 use crate::state::{DevicesState, StateError};
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
@@ -215,6 +215,17 @@ impl Devices {
         let block = block.ok_or(MachineError::Size { what: "disk slots for this one", count: self.spec.disk_slots })?;
         self.check(slot, disk.as_ref())?;
         block.change(|block| block.bind(disk));
+        Ok(())
+    }
+
+    /// Limits how fast a network slot may be.
+    pub(super) fn limit_network(&self, slot: u32, rates: NetworkRates) -> Result<(), MachineError> {
+        let network = usize::try_from(slot).ok().and_then(|slot| self.networks.get(slot));
+        let count = self.spec.network_slots;
+        let network = network.ok_or(MachineError::Size { what: "network slots for this one", count })?;
+        network.change(|network| network.limit(rates));
+        // What waited for the earlier rates is to wait no longer than for these.
+        network.kick_all();
         Ok(())
     }
 

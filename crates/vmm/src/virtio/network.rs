@@ -1,5 +1,6 @@
 //! A network slot, with a tap behind it or nothing. The guest may leave checksums, and the cutting of TCP's data into frames, to
 //! the host; the host may leave checksums to the guest. What a guest says of a frame is checked before the host's kernel sees it.
+//! Either direction may be limited: what may not pass yet waits in the guest's queue, or in the tap's.
 //!
 //! Source: virtio 1.2 §5.1, "Network Device"; Linux Documentation/networking/tuntap.rst.
 
@@ -14,6 +15,8 @@ use std::time::Instant;
 use self::header::{BUFFERS, HEADER, Header};
 use super::device::{Queues, VirtioDevice};
 use super::queue::{Outcome, QueueError};
+use super::rate::Buckets;
+use crate::protocol::NetworkRates;
 use crate::sys;
 
 /// The device takes frames whose checksum is missing.
@@ -25,6 +28,8 @@ const MAC: u64 = 1 << 5;
 const HOST_TSO: u64 = 1 << 11 | 1 << 12;
 /// Frames to the guest.
 const RECEIVE: usize = 0;
+/// Frames from the guest.
+const SEND: usize = 1;
 /// An Ethernet header.
 const LEAST_FRAME: usize = 14;
 /// The longest frame, with room for a VLAN's tag.
@@ -39,6 +44,10 @@ pub(crate) struct Network {
     features: u64,
     /// The frame that is on its way, with its header; empty until there is one, since most slots never see any.
     frame: Vec<u8>,
+    /// How fast each queue may be.
+    limits: [Buckets; 2],
+    /// When the first frame that waits in each may pass.
+    due: [Option<Instant>; 2],
 }
 
 impl Network {
@@ -54,7 +63,22 @@ impl Network {
     }
 
     pub(super) fn behind(slot: u8, tap: Option<File>) -> Self {
-        Self { address: [0x02, b'b', b'h', 0, 0, slot], tap, features: 0, frame: Vec::new() }
+        Self {
+            address: [0x02, b'b', b'h', 0, 0, slot],
+            tap,
+            features: 0,
+            frame: Vec::new(),
+            limits: Default::default(),
+            due: [None; 2],
+        }
+    }
+
+    /// Limits how fast it may be.
+    pub(crate) fn limit(&mut self, rates: NetworkRates) {
+        let NetworkRates { receive_bytes, send_bytes, receive_frames, send_frames } = rates;
+        let now = Instant::now();
+        self.limits = [Buckets::new(receive_bytes, receive_frames, now), Buckets::new(send_bytes, send_frames, now)];
+        self.due = [None; 2];
     }
 
     /// The tap, to be watched.
@@ -66,9 +90,15 @@ impl Network {
     pub(crate) fn receive(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
         let (Some(mut requests), Some(tap)) = (queues.requests(RECEIVE), &mut self.tap) else { return Ok(()) };
         let (frame, finish) = (room(&mut self.frame), self.features & GUEST_CHECKSUM == 0);
+        let (limit, due) = (&mut self.limits[RECEIVE], &mut self.due[RECEIVE]);
+        *due = None;
         requests.serve(|mut request| {
             if request.writable.bytes() < HEADER + LEAST_FRAME {
                 return Err(QueueError::Incomplete);
+            }
+            *due = wait(limit);
+            if due.is_some() {
+                return Ok(Outcome::Later);
             }
             loop {
                 match tap.read(frame) {
@@ -76,6 +106,7 @@ impl Network {
                     Ok(0) => return Ok(Outcome::Later),
                     Ok(count) if count <= HEADER || count > request.writable.bytes() => {}
                     Ok(count) => {
+                        take(limit, count);
                         header::received(&mut frame[..count], finish);
                         frame[BUFFERS].copy_from_slice(&1_u16.to_le_bytes());
                         let written = request.writable.write(&frame[..count]);
@@ -93,8 +124,15 @@ impl Network {
     fn transmit(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), QueueError> {
         let Some(mut requests) = queues.requests(queue) else { return Ok(()) };
         let (tap, frame, features) = (&mut self.tap, room(&mut self.frame), self.features);
+        let (limit, due) = (&mut self.limits[SEND], &mut self.due[SEND]);
+        *due = None;
         requests.serve(|mut request| {
+            *due = wait(limit);
+            if due.is_some() {
+                return Ok(Outcome::Later);
+            }
             let count = request.readable.bytes();
+            take(limit, count);
             if let Some(tap) = tap
                 && (HEADER + LEAST_FRAME..=frame.len()).contains(&count)
             {
@@ -107,6 +145,18 @@ impl Network {
             }
             Ok(Outcome::Answered(0))
         })
+    }
+}
+
+/// When the next frame may pass, if not now. The clock is read for those who have a limit.
+fn wait(limit: &Buckets) -> Option<Instant> {
+    if limit.is_none() { None } else { limit.due(Instant::now()) }
+}
+
+/// Takes what a frame with its header needs.
+fn take(limit: &mut Buckets, bytes: usize) {
+    if !limit.is_none() {
+        limit.take(Instant::now(), bytes.saturating_sub(HEADER) as u64);
     }
 }
 
@@ -143,11 +193,12 @@ impl VirtioDevice for Network {
     }
 
     fn due(&self) -> Option<Instant> {
-        None
+        self.due.into_iter().flatten().min()
     }
 
     fn reset(&mut self) {
         self.features = 0;
+        self.due = [None; 2];
     }
 
     fn save(&self) {}

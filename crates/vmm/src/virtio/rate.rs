@@ -1,4 +1,4 @@
-//! A rate that is kept: a bucket of tokens that fills evenly, of which each request takes its own.
+//! A rate that is kept: a bucket of tokens that fills evenly, of which each request takes its own. Bytes and requests have one each.
 //!
 //! What a full bucket holds passes at once; then requests wait until it has filled again. One that is larger than the bucket may
 //! begin once it is not empty, and those behind it wait for as long as it took, so that the rate holds whatever sizes there are.
@@ -36,6 +36,40 @@ impl Bucket {
         let nanoseconds = u128::from(tokens) * NANOSECONDS / u128::from(self.per_second.get());
         let fills_in = u64::try_from(nanoseconds).map_or(MOST_WAIT, Duration::from_nanos).min(MOST_WAIT);
         self.full_at = self.full_at.max(now) + fills_in;
+    }
+}
+
+/// The buckets of one direction; none by default.
+#[derive(Debug, Default)]
+pub(crate) struct Buckets {
+    bytes: Option<Bucket>,
+    requests: Option<Bucket>,
+}
+
+impl Buckets {
+    /// Full ones, where there is a rate.
+    pub(crate) fn new(bytes: Option<NonZeroU64>, requests: Option<NonZeroU64>, now: Instant) -> Self {
+        let bucket = |rate: Option<NonZeroU64>| rate.map(|rate| Bucket::new(rate, now));
+        Self { bytes: bucket(bytes), requests: bucket(requests) }
+    }
+
+    /// True where nothing is limited.
+    pub(crate) fn is_none(&self) -> bool {
+        self.bytes.is_none() && self.requests.is_none()
+    }
+
+    /// When the next request may begin, if not now.
+    pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
+        [&self.bytes, &self.requests].into_iter().flatten().filter_map(|bucket| bucket.due(now)).max()
+    }
+
+    /// Takes what a request of so many bytes needs. When: it may begin.
+    pub(crate) fn take(&mut self, now: Instant, bytes: u64) {
+        for (bucket, tokens) in [(&mut self.bytes, bytes), (&mut self.requests, 1)] {
+            if let Some(bucket) = bucket {
+                bucket.take(now, tokens);
+            }
+        }
     }
 }
 

@@ -151,7 +151,7 @@ impl<D: VirtioDevice> Transport<D> {
     }
 
     /// Has every queue looked into.
-    fn kick_all(&self) {
+    pub(crate) fn kick_all(&self) {
         for kick in &self.kicks {
             // See `Interrupt::raise`.
             let _ = kick.write(1);

@@ -61,6 +61,7 @@ mod live_restore;
 mod logs;
 mod network_faults;
 mod network_floods;
+mod network_rates;
 mod network_steps;
 mod network_walls;
 mod networks;

@@ -53,6 +53,7 @@ pub(super) fn decide(
     let mut all: BTreeMap<String, Endpoint> =
         given.into_iter().map(|(name, asked)| (named(&name), Endpoint::asked(asked))).collect();
     all.entry(primary.to_owned()).or_default();
+    all.values().try_for_each(|endpoint| network::rates(requested.isolation, &endpoint.asked).map(drop))?;
     let most = most_networks(requested.isolation);
     if all.len() > most {
         return Err(ApiError::invalid(format!(

@@ -1,46 +1,16 @@
 //! How fast all disks of a machine together may be read and written.
 
-use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::protocol::DiskRates;
-use crate::virtio::rate::Bucket;
+use crate::virtio::rate::Buckets;
 
 /// What a request does to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
     Read,
     Write,
-}
-
-/// Bytes and requests of one direction.
-#[derive(Debug, Default)]
-struct Buckets {
-    bytes: Option<Bucket>,
-    requests: Option<Bucket>,
-}
-
-impl Buckets {
-    fn new(bytes: Option<NonZeroU64>, requests: Option<NonZeroU64>, now: Instant) -> Self {
-        let bucket = |rate: Option<NonZeroU64>| rate.map(|rate| Bucket::new(rate, now));
-        Self { bytes: bucket(bytes), requests: bucket(requests) }
-    }
-
-    /// Takes a request of so many bytes, or says when to ask again.
-    fn take(&mut self, now: Instant, bytes: u64) -> Result<(), Instant> {
-        let due = [&self.bytes, &self.requests].into_iter().flatten().filter_map(|bucket| bucket.due(now)).max();
-        if let Some(due) = due {
-            return Err(due);
-        }
-        let all = [(&mut self.bytes, bytes), (&mut self.requests, 1)];
-        for (bucket, tokens) in all {
-            if let Some(bucket) = bucket {
-                bucket.take(now, tokens);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The limits that disks share; none by default.
@@ -70,12 +40,19 @@ impl Limits {
             Direction::Read => 0,
             Direction::Write => 1,
         };
-        buckets[number].take(Instant::now(), bytes as u64)
+        let (buckets, now) = (&mut buckets[number], Instant::now());
+        if let Some(due) = buckets.due(now) {
+            return Err(due);
+        }
+        buckets.take(now, bytes as u64);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use super::*;
 
     #[test]

@@ -1,8 +1,14 @@
-use std::os::fd::OwnedFd;
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::event::epoll::EventFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
+use crate::jail::filter::Role;
+use crate::virtio::event_loop::EventLoop;
 use crate::virtio::testing::{Driver, torment};
 
 /// A device, and the other end of what stands for its tap: a socket keeps frames apart, too.
@@ -97,6 +103,63 @@ fn missing_checksums_are_for_a_driver_that_wants_them() {
 #[test]
 fn slots_have_addresses_of_their_own() {
     assert_ne!(Network::behind(0, None).configuration(), Network::behind(1, None).configuration());
+}
+
+/// Each way its own rate, and both go on by themselves.
+#[test]
+fn frames_wait_for_their_rate() {
+    let (mut tap, mut network) = network();
+    let twenty = NonZeroU64::new(20);
+    network.limit(NetworkRates { receive_frames: twenty, send_frames: twenty, ..NetworkRates::default() });
+    let (watched, mut driver) = (network.tap().unwrap().unwrap(), Driver::new(network));
+    let mut frames = EventLoop::new().unwrap();
+    frames.serve(&driver.transport).unwrap();
+    let receiver = Arc::clone(&driver.transport);
+    let ready = move || receiver.turn(Network::receive);
+    frames.watch(watched.as_fd(), EventFlags::IN | EventFlags::ET, ready).unwrap();
+    frames.keep(watched);
+    frames.spawn("limited", Role::Network).unwrap();
+    let began = Instant::now();
+    driver.waiting_request(1, &[&frame(60)], &[]);
+    driver.waiting_request(0, &[], &[HEADER + 60]);
+    for _ in 1..6 {
+        driver.offer(1, 0);
+        driver.offer(0, 0);
+    }
+    (0..6).for_each(|_| tap.write_all(&frame(60)).unwrap());
+    driver.write(0x50, 1);
+    let mut answered = [0, 0];
+    while answered != [6, 6] {
+        assert!(began.elapsed() < Duration::from_secs(10), "{answered:?}");
+        std::thread::sleep(Duration::from_millis(1));
+        for (queue, answered) in answered.iter_mut().enumerate() {
+            *answered += driver.answers(queue).len();
+        }
+    }
+    // Two at once, then one each 50 ms.
+    assert!(began.elapsed() >= Duration::from_millis(140), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_new_rate_holds_at_once_and_nothing_is_lost_to_the_old_one() {
+    let (mut tap, mut network) = network();
+    let one = NonZeroU64::new(1);
+    network.limit(NetworkRates { receive_bytes: one, send_bytes: one, ..NetworkRates::default() });
+    let mut driver = Driver::new(network);
+    for _ in 0..2 {
+        tap.write_all(&frame(60)).unwrap();
+        driver.request(0, &[], &[HEADER + 60]);
+        driver.request(1, &[&frame(60)], &[]);
+    }
+    let answered = |driver: &mut Driver<Network>| [driver.answers(0).len(), driver.answers(1).len()];
+    assert_eq!(answered(&mut driver), [1, 1], "the first passes, and has those behind it wait for a minute");
+    let due = driver.transport.serve(0).unwrap();
+    assert!(due > Instant::now() + Duration::from_secs(50));
+    driver.transport.change(|network| network.limit(NetworkRates::default()));
+    assert_eq!([driver.transport.serve(0), driver.transport.serve(1)], [None, None]);
+    assert_eq!(answered(&mut driver), [1, 1]);
+    let mut heard = [0; 100];
+    assert_eq!([tap.read(&mut heard).unwrap(), tap.read(&mut heard).unwrap()], [HEADER + 60; 2]);
 }
 
 #[test]
