@@ -22,7 +22,7 @@ pub const PAUSE: &str = "docker.io/library/pause:test";
 /// The lines that `deploy` adds to a node's configuration.
 pub const HANDLER: &str = include_str!("../../../../deploy/containerd.toml");
 /// The lines that make pods utility VMs.
-const HYPERV_HANDLER: &str = include_str!("../../../../deploy/containerd-hyperv.toml");
+pub const HYPERV_HANDLER: &str = include_str!("../../../../deploy/containerd-hyperv.toml");
 /// CRI's namespace in containerd, always.
 const CRI_NAMESPACE: &str = "k8s.io";
 
