@@ -19,6 +19,7 @@ mod free_memory;
 mod identity;
 mod kernel_log;
 mod life;
+mod loopback;
 mod machine;
 mod name_files;
 mod network;

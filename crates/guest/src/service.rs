@@ -22,6 +22,7 @@ use crate::archive::{self, FilesOwner, MountedFiles};
 use crate::compute::{self, Compute, ComputeError};
 use crate::identity::{self, IdentityFiles};
 use crate::life::{Life, Rehearsed, failed, lock, out_of_order};
+use crate::loopback;
 use crate::machine::Machine;
 use crate::name_files;
 use crate::network::Network;
@@ -52,6 +53,8 @@ impl Ready {
             Some((std::io::Result::Ok(stream), controls))
         });
         let (files, files_wanted) = mpsc::unbounded_channel();
+        let (ports, ports_wanted) = mpsc::unbounded_channel();
+        tokio::spawn(loopback::serve_all(ports_wanted));
         let substreams = Substreams::default();
         let life = Arc::new(Mutex::new(Life::Blank(machine)));
         tokio::spawn(archive::serve_all(files_wanted, Arc::clone(&life) as Arc<dyn FilesOwner>));
@@ -73,7 +76,7 @@ impl Ready {
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
-        Ok(Self { substreams, destinations: Destinations { control, files }, _server: server })
+        Ok(Self { substreams, destinations: Destinations { control, files, ports }, _server: server })
     }
 
     /// Serves the host until it closes the port.

@@ -33,6 +33,8 @@ pub struct Destinations {
     pub control: mpsc::UnboundedSender<Substream>,
     /// Carry one operation on the container's files each.
     pub files: mpsc::UnboundedSender<Substream>,
+    /// Carry one connection to the guest's loopback each.
+    pub ports: mpsc::UnboundedSender<(u32, Substream)>,
 }
 
 /// The stdio substreams that no process has claimed.
@@ -123,6 +125,9 @@ impl Substreams {
             Ok(Ok(StreamHeader { kind: StreamKind::Files, .. })) => {
                 let _ = destinations.files.send(stream.compat());
             }
+            Ok(Ok(StreamHeader { kind: StreamKind::Port, process })) => {
+                let _ = destinations.ports.send((process, stream.compat()));
+            }
             Ok(Ok(header)) => drop(self.lock().streams.insert(header, stream)),
             Ok(Err(error)) => tracing::warn!("substream dropped: {error}"),
             Err(error) => tracing::warn!("substream ended within its header: {error}"),
@@ -183,7 +188,8 @@ mod tests {
         let substreams = Substreams::default();
         let (control, _controls) = mpsc::unbounded_channel();
         let (files, _files) = mpsc::unbounded_channel();
-        let destinations = Destinations { control, files };
+        let (ports, _ports) = mpsc::unbounded_channel();
+        let destinations = Destinations { control, files, ports };
         let table = substreams.clone();
         tokio::spawn(async move { drive(guest.compat(), &table, destinations).await });
         let header = StreamHeader { kind: StreamKind::Stdout, process: 0 };

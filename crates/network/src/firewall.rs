@@ -339,6 +339,21 @@ ip daddr {address} tcp dport 53 dnat to {address}:{tcp}
     ))
 }
 
+/// Where [`redirect_loopback`] has its rules.
+const LOOPBACK_TABLE: &str = "inet bulkhead_ports";
+
+/// Leads every TCP connection that this thread's namespace makes to its own loopback to one port, which is another one for each
+/// family; no port leaves the family alone.
+pub(crate) fn redirect_loopback(v4: u16, v6: Option<u16>) -> Result<(), NetworkError> {
+    let v6 = v6.map(|port| format!("ip6 daddr ::1 meta l4proto tcp redirect to :{port}\n")).unwrap_or_default();
+    nft::run(&format!(
+        "table {LOOPBACK_TABLE}\ndelete table {LOOPBACK_TABLE}\ntable {LOOPBACK_TABLE} {{
+chain own {{ type nat hook output priority -100;
+ip daddr 127.0.0.1 meta l4proto tcp redirect to :{v4}
+{v6}}}\n}}\n"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,6 +20,7 @@ mod firewall;
 mod foreign;
 mod host;
 mod link;
+mod loopback;
 mod namespace;
 mod netlink;
 mod pool;
@@ -38,6 +39,7 @@ pub use link::{
     BridgeSpec, Plug, Plugged, delete_link, delete_unmarked_bridge, ensure_bridge, has_link, links_on,
     links_with_alias, plug, put_on_bridge, unplug,
 };
+pub use loopback::LoopbackListener;
 pub use namespace::Namespace;
 pub use pool::{Pool, PoolError, first_address, free_subnet, host_networks, overlaps};
 pub use ready::{Bound, ReadyEnd, ReadySandbox};

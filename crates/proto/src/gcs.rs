@@ -2,7 +2,7 @@
 //! which each yamux substream says what it carries.
 //!
 //! The host opens every substream and writes a [`StreamHeader`] first. One is [`StreamKind::Control`] and carries ttrpc;
-//! the others carry one stdio stream of one process, raw. A substream that is closed for writing is that stream's
+//! the others carry one stdio stream of one process, raw, or what [`StreamKind`] says besides. A substream that is closed for writing is that stream's
 //! end of file. Everything from the guest is hostile input: the host takes no path, id or command from it.
 
 mod stream;
@@ -21,10 +21,10 @@ pub mod wire_ttrpc {
 /// The generated service names the messages' module after their file.
 use wire as gcs;
 
-pub use stream::{InvalidHeader, StreamHeader, StreamKind};
+pub use stream::{CONNECTED, InvalidHeader, LoopbackPort, StreamHeader, StreamKind};
 
 /// Version of the protocol; both sides must have the same one, since guest image and host are built together.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The number of the first process of a VM's one container; execs count from 1. A pod's containers have others.
 pub const INIT_PROCESS: u32 = 0;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use hostnet::{Namespace, NetworkError};
+use hostnet::{LoopbackListener, Namespace, NetworkError};
 use proto::gcs::wire::{ConfigureNetworkRequest, NameFile};
 use proto::network::{NETWORK_SLOTS, NetworkUpdate, SandboxNetwork};
 use proto::{ErrorKind, Status};
@@ -36,6 +36,14 @@ pub async fn take_over(namespace: PathBuf) -> Result<Option<SandboxNetwork>, Sta
 /// What the kernel says.
 pub async fn give_back(namespace: PathBuf) -> Result<(), Status> {
     blocking(move || hostnet::give_back(&Namespace::at(namespace))).await
+}
+
+/// Listens at a namespace's loopback, at all ports.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn listen_at_loopback(namespace: PathBuf) -> Result<LoopbackListener, Status> {
+    blocking(move || LoopbackListener::open(&Namespace::at(namespace))).await
 }
 
 /// Puts a VM on its networks. When: it is personalized; its guest knows its network or learns of it next.

@@ -7,6 +7,7 @@
 //! its place with two disks, its shares) is kept here, and never looked up by what the guest says.
 
 mod container;
+mod ports;
 mod sandbox;
 
 use std::collections::HashMap;

@@ -15,7 +15,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use proto::network::{NETWORK_SLOTS, SandboxInterface, tap_name};
 
 use super::elements::{Addition, Elements};
-use super::nft;
+use super::{LOOPBACK_TABLE, nft};
 use crate::error::NetworkError;
 use crate::failpoint;
 
@@ -50,9 +50,10 @@ impl GuardInWaiting {
     }
 }
 
-/// Takes the rules away. When: in the namespace.
+/// Takes the rules away, and those of the namespace's loopback. When: in the namespace.
 pub(crate) fn unload() -> Result<(), NetworkError> {
-    nft::run(&format!("table bridge {TABLE}\ndelete table bridge {TABLE}\n"))
+    let table = |name: &str| format!("table {name}\ndelete table {name}\n");
+    nft::run(&(table(&format!("bridge {TABLE}")) + &table(LOOPBACK_TABLE)))
 }
 
 /// What each slot has a set of, with its number behind the name, and the set's type.

@@ -10,6 +10,7 @@ use proto::{ErrorKind, ProcessDetails, Status};
 use uvm::StartRequest;
 
 use super::PodVm;
+use super::ports::Ports;
 use crate::bundle::Bundle;
 use crate::compute::{Changes, ComputeSystem, ExecRequest, Process, Update};
 use crate::hyperv::guest_process::exit_of_vm;
@@ -25,6 +26,8 @@ const ENDING: [i32; 4] = [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGQ
 pub struct Sandbox {
     worker: Arc<Worker>,
     vm_dir: PathBuf,
+    /// Without a namespace of its own nothing is forwarded.
+    _ports: Option<Ports>,
 }
 
 impl Sandbox {
@@ -59,18 +62,25 @@ impl Sandbox {
         let report = worker.vm.report();
         let recorded = bundle.write_utility_vm(report).and_then(|()| bundle.write_processes(&report.vmm_pids));
         let recorded = recorded.map_err(|error| Status::from_error(error.kind(), &error));
-        let connected = match recorded {
-            Ok(()) => connect(&worker.vm, network.as_ref()).await,
-            Err(status) => Err(status),
-        };
-        if let Err(status) = connected {
-            if let Err(left) = worker.destroy().await {
-                tracing::error!(%left, "a utility VM is left behind");
+        let connected = async {
+            recorded?;
+            connect(&worker.vm, network.as_ref()).await?;
+            match namespace {
+                Some(namespace) => Ports::forward(namespace, &worker).await.map(Some),
+                None => Ok(None),
             }
-            return Err(status);
-        }
+        };
+        let ports = match connected.await {
+            Ok(ports) => ports,
+            Err(status) => {
+                if let Err(left) = worker.destroy().await {
+                    tracing::error!(%left, "a utility VM is left behind");
+                }
+                return Err(status);
+            }
+        };
         let pod = PodVm::new(Arc::clone(&worker), vm, &spec);
-        Ok((Self { worker, vm_dir: bundle.vm_dir() }, pod))
+        Ok((Self { worker, vm_dir: bundle.vm_dir(), _ports: ports }, pod))
     }
 }
 

@@ -70,7 +70,10 @@ const IN_A_VM: [(&str, &str); 8] = [
         "the guest has cgroups of version 2 and /proc/kcore, which no container may read; this host has neither",
     ),
     ("what a process may when it is confined", "the same"),
-    ("a forwarded port", "not done yet: docs/design/0019-containerd.md"),
+    (
+        "a port without a server",
+        "the shim has accepted the connection before the guest refuses it: it is reset and not refused",
+    ),
 ];
 
 /// The file with the options of the handler with utility VMs.
@@ -102,6 +105,7 @@ fn a_kubelet_sees_of_a_pod_in_a_utility_vm_what_it_sees_over_runcs_shim() {
     let limits = "1 \"67108864\\n50000 100000\\n29\\n\" \"ls: pod: No such file or directory\\n\"";
     assert!(seen.contains(&("an update in the guest", limits.to_owned())), "{seen:#?}");
     assert!(seen.contains(&("next door by 127.0.0.1", "0 \"from the pod\\n\" \"\"".to_owned())), "{seen:#?}");
+    assert!(seen.contains(&("a port without a server", "Err(ConnectionReset)".to_owned())), "{seen:#?}");
     assert!(containerd.shims().is_empty(), "{:?}", containerd.shims());
 }
 

@@ -259,6 +259,16 @@ impl Containerd {
         commands.filter(|command| command.contains("\0serve\0")).map(|command| command.replace('\0', " ")).collect()
     }
 
+    /// That of the only pod.
+    pub fn network_namespace(&self) -> PathBuf {
+        let (mounts, own) = (fs::read_to_string("/proc/self/mounts").unwrap(), text(self.folder.path()));
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        let mut found = points.filter(|point| point.starts_with(&own) && point.contains("/netns/"));
+        let (first, second) = (found.next().expect("a pod runs"), found.next());
+        assert_eq!(second, None);
+        PathBuf::from(first)
+    }
+
     pub fn bundle(&self, id: &str) -> PathBuf {
         self.path("state/io.containerd.runtime.v2.task").join(&self.namespace).join(id)
     }

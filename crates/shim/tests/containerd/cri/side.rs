@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, Refused};
 use super::messages::*;
-use super::streaming::{RESIZE, STATUS, STDERR, STDIN, STDOUT, Stream};
+use super::streaming::{self, RESIZE, STATUS, STDERR, STDIN, STDOUT, Stream};
 use crate::daemon::{Containerd, IMAGE, PAUSE, hierarchies, namespace};
 use crate::support::text;
 
@@ -208,6 +208,7 @@ impl<'a> Side<'a> {
         self.wishes(&pod);
         self.limits(&pod, &main);
         self.streams(&pod, &main, &address);
+        self.loopback(&pod);
         self.ends(&pod, &main);
         if !self.in_vm {
             self.shared_namespaces();
@@ -379,14 +380,11 @@ impl<'a> Side<'a> {
         drop(stream);
         let server = self.start(pod, "server", Wish::script("nc -ll -p 8080 -e echo from the pod"));
         let forward = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![8080] };
-        // A utility VM's pods forward no ports yet.
-        let forwarded = (!self.in_vm).then(|| {
-            self.until("answer", || {
-                let mut stream = open(self.call("PortForward", &forward));
-                let text = stream.read_all(STDIN);
-                // Each channel begins with the port, in two bytes.
-                Some(text.chars().skip(2).collect::<String>()).filter(|text| !text.is_empty())
-            })
+        let forwarded = self.until("answer", || {
+            let mut stream = open(self.call("PortForward", &forward));
+            let text = stream.read_all(STDIN);
+            // Each channel begins with the port, in two bytes.
+            Some(text.chars().skip(2).collect::<String>()).filter(|text| !text.is_empty())
         });
         let answer = |to: &str| {
             let answer =
@@ -399,12 +397,35 @@ impl<'a> Side<'a> {
         self.see("a stream's errors", format!("{err:?}"));
         self.see("a terminal", format!("{tty:?} {tty_status}"));
         self.see("attached", format!("{heard:?}"));
-        self.see("a forwarded port", format!("{:?}", forwarded.unwrap_or_default()));
+        self.see("a forwarded port", format!("{:?}", forwarded));
         self.see("next door by 127.0.0.1", neighbour);
         self.see("the pod's address", answer);
         for id in [talker, server] {
             self.of_id::<Nothing>("RemoveContainer", &id).unwrap();
         }
+    }
+
+    /// What containerd does to forward a port, without its protocol for it, which knows no half-closed connections.
+    fn loopback(&mut self, pod: &Pod) {
+        let server = self.start(pod, "echo", Wish::script("nc -ll -p 8081 -e cat"));
+        let netns = self.containerd.network_namespace();
+        let echo = |address: &str, port, text: &str| streaming::echo(&netns, address, port, text);
+        self.until("echo", || echo("127.0.0.1", 8081, "?").ok());
+        // No more: the server has a short queue.
+        let at_once = std::thread::scope(|scope| {
+            let ask = |number: usize| {
+                let text = number.to_string().repeat(40_000);
+                scope.spawn(move || echo("127.0.0.1", 8081, &text).is_ok_and(|said| said == text))
+            };
+            let asking: Vec<_> = (0..3).map(ask).collect();
+            asking.into_iter().map(|asking| asking.join().unwrap()).filter(|said| *said).count()
+        });
+        let six = format!("{:?}", echo("::1", 8081, "six").map_err(|error| error.kind()));
+        let nobody = format!("{:?}", echo("127.0.0.1", 9, "x").map_err(|error| error.kind()));
+        self.see("connections at once", at_once.to_string());
+        self.see("a port at ::1", six);
+        self.see("a port without a server", nobody);
+        self.of_id::<Nothing>("RemoveContainer", &server).unwrap();
     }
 
     fn ends(&mut self, pod: &Pod, main: &str) {
@@ -445,11 +466,12 @@ impl<'a> Side<'a> {
             ("the node's namespaces", NamespaceOption { network: 2, pid: 2, ipc: 2 }),
         ] {
             let pod = self.run_pod(&step.replace(' ', "-").replace('\'', ""), namespaces);
-            let id = self.start(&pod, "one", Wish::script("exec sleep 1234"));
-            let script =
-                "ps | grep -c 'sleep 123[4]'; cat /proc/1/comm; ls /sys/class/net; mkdir /sys/fs/cgroup/pids/mine";
-            self.see(step, self.sh(&id, script));
-            let of_pod = self.sh(&id, "ps | grep -c 'sleep 21474836[4]7'");
+            // Among the node's processes are those of other tests' pods.
+            let own = format!("{}{}", std::process::id(), pod.id.bytes().map(u64::from).sum::<u64>());
+            let id = self.start(&pod, "one", Wish::script(&format!("exec sleep {own}")));
+            let script = "cat /proc/1/comm; ls /sys/class/net; mkdir /sys/fs/cgroup/pids/mine";
+            self.see(step, self.sh(&id, &format!("ps | grep -v grep | grep -c 'sleep {own}$'; {script}")));
+            let of_pod = self.sh(&id, "ps | grep -q 'sleep 21474836[4]7'");
             self.see("the pod's first process", of_pod);
             self.stop_pod(&pod.id);
             self.see("in a stopped pod", self.end(&id));

@@ -3,7 +3,10 @@
 //! Source: kubernetes staging/src/k8s.io/kubelet/pkg/cri/streaming, `v4.channel.k8s.io`.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use nix::sched::{CloneFlags, setns};
@@ -32,12 +35,8 @@ impl<'a> Stream<'a> {
     /// Shape: `url` is containerd's answer, which holds in the network namespace of the process `daemon`.
     pub fn open(client: &'a Client, daemon: u32, url: &str) -> Self {
         let address: SocketAddr = url.trim_start_matches("http://").split('/').next().unwrap().parse().unwrap();
-        // A socket stays in the namespace that it was made in; the thread takes its own along when it ends.
-        let connect = move || {
-            setns(File::open(format!("/proc/{daemon}/ns/net")).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
-            TcpStream::connect(address).unwrap()
-        };
-        let connection = std::thread::spawn(connect).join().unwrap();
+        let netns = PathBuf::from(format!("/proc/{daemon}/ns/net"));
+        let connection = connect(&netns, address).unwrap();
         connection.set_nonblocking(true).unwrap();
         let mut request = url.replacen("http", "ws", 1).into_client_request().unwrap();
         request.headers_mut().insert("sec-websocket-protocol", "v4.channel.k8s.io".parse().unwrap());
@@ -85,4 +84,27 @@ impl<'a> Stream<'a> {
             Some(Ok(_)) => true,
         }
     }
+}
+
+/// A socket stays in the namespace that it was made in; the thread takes its own along when it ends.
+fn connect(netns: &Path, address: SocketAddr) -> io::Result<TcpStream> {
+    let netns = File::open(netns).unwrap();
+    let connect = move || {
+        setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+        TcpStream::connect(address)
+    };
+    std::thread::spawn(connect).join().unwrap()
+}
+
+/// Says something to a server in a namespace, closes that way, and answers what comes until the other end closes, too.
+pub fn echo(netns: &Path, address: &str, port: u16, text: &str) -> io::Result<String> {
+    let mut connection = connect(netns, SocketAddr::new(address.parse().unwrap(), port))?;
+    connection.set_read_timeout(Some(Duration::from_secs(30)))?;
+    std::thread::scope(|scope| {
+        let mut writer = connection.try_clone()?;
+        scope.spawn(move || writer.write_all(text.as_bytes()).and_then(|()| writer.shutdown(Shutdown::Write)));
+        let mut said = String::new();
+        connection.read_to_string(&mut said)?;
+        Ok(said)
+    })
 }
