@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What `ps` says of one process. The shim attaches it as JSON to the `ProcessInfo` of containerd's `Pids` call, with
 /// [`ProcessDetails::TYPE_URL`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessDetails {
     /// Process id: the host's for a process container, the guest's for a hyperv container.
     pub pid: u32,

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api;
@@ -93,6 +94,25 @@ fn process_info(details: &ProcessDetails, with_details: bool) -> ProcessInfo {
     ProcessInfo { pid: details.pid, info: info.into(), ..ProcessInfo::default() }
 }
 
+/// How long a guest may take to list its processes before one of them stands for all. A containerd that starts again waits 5 s.
+const LISTING: Duration = Duration::from_secs(2);
+
+/// A task's processes, or its first where there are no others to name: the task has ended, is a VM, or its guest does not answer.
+///
+/// containerd 2 takes a shim that lists none when it starts for one that never had a task, and ends it; how the task ended is
+/// lost with it, as it is over runc's shim.
+async fn processes_or_first(task: &Task) -> Result<Vec<ProcessDetails>, Status> {
+    let listed = tokio::time::timeout(LISTING, task.processes()).await;
+    match listed {
+        Ok(Ok(listed)) if !listed.is_empty() => return Ok(listed),
+        Ok(Err(error)) if !matches!(error, TaskError::WrongState(_)) => return Err(error.into()),
+        Ok(_) => {}
+        Err(_) => tracing::warn!("the container does not list its processes in time; its first stands for all"),
+    }
+    let first = task.snapshot("").await?;
+    Ok(vec![ProcessDetails { pid: first.pid, ..ProcessDetails::default() }])
+}
+
 impl TaskService {
     async fn task(&self, id: &str) -> Result<Arc<Task>, Status> {
         self.shim.task(id).await
@@ -164,8 +184,9 @@ impl TaskApi for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
         let pids = async {
-            let processes = self.task(&request.id).await?.processes().await?;
+            let task = self.task(&request.id).await?;
             let with_details = self.shim.is_engines();
+            let processes = if with_details { task.processes().await? } else { processes_or_first(&task).await? };
             let processes = processes.iter().map(|details| process_info(details, with_details)).collect();
             Ok(api::PidsResponse { processes, ..Default::default() })
         };

@@ -47,6 +47,11 @@ pub fn can_run() -> bool {
     true
 }
 
+/// Where the programs of a containerd 2 are, unpacked, that the tests are to run in place of the system's.
+fn second() -> Option<PathBuf> {
+    std::env::var_os("BULKHEAD_CONTAINERD_2").map(PathBuf::from)
+}
+
 /// Writes a runtime's options, with a state folder whose templates are those of the shim's other tests.
 pub fn write_options(file: &Path, state: &Path, image: &Path, more: &str) {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
@@ -111,11 +116,13 @@ impl Containerd {
             std::os::unix::fs::symlink(SHIM, at("bin").join(name)).unwrap();
         }
         let mut off = vec!["internal.v1.opt", "snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.aufs"];
-        off.extend(cri.is_none().then_some("grpc.v1.cri"));
+        let all_of_cri = ["grpc.v1.cri", "cri.v1.images", "cri.v1.runtime"];
+        off.extend(all_of_cri.into_iter().filter(|_| cri.is_none()));
         let off: Vec<String> = off.iter().map(|name| format!("\"io.containerd.{name}\"")).collect();
         let configuration = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [{}]\n\
+            "version = {}\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [{}]\n\
              [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n[debug]\nlevel = {:?}\n{}",
+            if second().is_some() { 3 } else { 2 },
             at("root"),
             at("state"),
             off.join(", "),
@@ -182,7 +189,7 @@ impl Containerd {
     }
 
     pub fn ctr_command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("ctr");
+        let mut command = Command::new(second().map_or("ctr".into(), |folder| folder.join("ctr")));
         command.args(["-a", &text(&self.path("sock")), "-n", &self.namespace]).args(words).stdin(Stdio::null());
         command
     }
@@ -329,7 +336,7 @@ fn cri_configuration(folder: &Path, hyperv: &Path) -> String {
     let conf = folder.join("cni");
     fs::create_dir(&conf).unwrap();
     fs::write(conf.join("net.conflist"), network.replace("DATA", &text(&folder.join("cni-data")))).unwrap();
-    format!(
+    let text = format!(
         r#"[plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{PAUSE}"
 restrict_oom_score_adj = true
@@ -343,12 +350,20 @@ runtime_type = "io.containerd.runc.v2"
 {HYPERV_HANDLER}[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bulkhead-hyperv.options]
 ConfigPath = {hyperv:?}
 {HANDLER}"#
-    )
+    );
+    if second().is_none() {
+        return text;
+    }
+    // As the installer does for a configuration of version 3.
+    let text = text.replace("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime");
+    let images = format!("[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{PAUSE}\"\n");
+    text.replace(&format!("sandbox_image = \"{PAUSE}\"\n"), "") + &images
 }
 
 fn spawn(folder: &Path, own_network: bool) -> Child {
     let log = fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
-    let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap_or_default());
+    let first = second().map(|folder| format!("{}:", folder.display())).unwrap_or_default();
+    let path = format!("{}:{first}{}", folder.join("bin").display(), std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new(if own_network { "unshare" } else { "containerd" });
     if own_network {
         let script = "busybox ip link set lo up && exec containerd \"$@\"";
