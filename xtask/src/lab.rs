@@ -10,6 +10,7 @@
 //! docs/design/0006-lab.md says what it is for and what was measured in it.
 
 mod builds;
+mod hang;
 mod machine;
 mod payload;
 mod root;

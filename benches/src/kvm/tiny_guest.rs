@@ -31,7 +31,7 @@ pub struct Frozen {
 pub enum Process {
     /// With the fork, which it is then a part of.
     New,
-    /// Before, so that it has built its jail and waits: what is measured begins with the request.
+    /// Before, so that it has built its jail, made a machine without memory, and waits: what is measured begins with the request.
     Waiting,
 }
 
@@ -57,8 +57,8 @@ impl Frozen {
             disk_bytes: 1 << 42,
             network_slots: 2,
         };
-        let request = Request::Boot { machine: spec.clone(), command_line: String::new() };
-        let mut vmm = Vmm::spawn()?;
+        let request = Request::Boot { command_line: String::new() };
+        let vmm = Vmm::spawn(&spec)?;
         vmm.make(&request, &[&memory, &kernel, &initramfs])?;
         vmm.ask(&Request::Resume, &[])?;
         // It waits for the flag by now, or a little later, which is the same.
@@ -72,12 +72,12 @@ impl Frozen {
     pub fn fork(&mut self, process: Process) -> anyhow::Result<Took> {
         self.state.rewind()?;
         let disks = (0..SLOTS).map(|_| None).collect();
-        let request = Request::Fork { machine: self.spec.clone(), disks, rates: DiskRates::default() };
+        let request = Request::Fork { disks, rates: DiskRates::default() };
         let mut began = Instant::now();
-        let mut vmm = Vmm::spawn()?;
+        let vmm = Vmm::spawn(&self.spec)?;
         let mut before = Duration::ZERO;
         if process == Process::Waiting {
-            // It has no way to say that it waits; a hundred times what its jail takes.
+            // It has no way to say that it waits; twenty times what all of that takes.
             std::thread::sleep(Duration::from_millis(100));
             before = super::memory::processor_time(vmm.child.id())?;
             began = Instant::now();
@@ -95,26 +95,27 @@ impl Frozen {
 struct Vmm {
     control: OwnedFd,
     child: Child,
-    port: Option<UnixStream>,
+    /// The host's ends of port and file system.
+    _ends: [UnixStream; 2],
 }
 
 impl Vmm {
-    fn spawn() -> anyhow::Result<Self> {
+    fn spawn(spec: &MachineSpec) -> anyhow::Result<Self> {
+        let ((port, guest), (server, files)) = (UnixStream::pair()?, UnixStream::pair()?);
         let kind = SocketType::SEQPACKET;
         let (control, theirs) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         let program = std::env::var_os("BULKHEAD_VMM").map_or_else(beside, |named| Ok(named.into()))?;
         let child = Command::new(&program).stdin(Stdio::from(theirs)).spawn();
         let child = child.with_context(|| format!("cannot start {}", program.display()))?;
-        Ok(Self { control, child, port: None })
+        let vmm = Self { control, child, _ends: [port, server] };
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").context("cannot open /dev/kvm")?;
+        let prepare = Request::Prepare { machine: spec.clone() };
+        protocol::send(&vmm.control, &prepare, &[kvm.as_fd(), guest.as_fd(), files.as_fd()])?;
+        Ok(vmm)
     }
 
-    fn make(&mut self, request: &Request, files: &[&File]) -> anyhow::Result<()> {
-        let (port, guest) = UnixStream::pair()?;
-        let (_, server) = UnixStream::pair()?;
-        self.port = Some(port);
-        let kvm = File::options().read(true).write(true).open("/dev/kvm").context("cannot open /dev/kvm")?;
-        let mut descriptors: Vec<BorrowedFd> = vec![kvm.as_fd(), guest.as_fd(), server.as_fd()];
-        descriptors.extend(files.iter().map(|file| file.as_fd()));
+    fn make(&self, request: &Request, files: &[&File]) -> anyhow::Result<()> {
+        let descriptors: Vec<BorrowedFd> = files.iter().map(|file| file.as_fd()).collect();
         protocol::send(&self.control, request, &descriptors)?;
         match self.reply()? {
             Reply::Done => Ok(()),

@@ -75,12 +75,13 @@ fn find(store: &TemplateStore, text: &str) -> anyhow::Result<TemplateId> {
     }
 }
 
-/// Runs `probe` and answers a [`proto::control::HostProbe`] in JSON.
+/// Runs `probe` and answers a [`proto::control::HostProbe`] in JSON. With `--store`, what starts have found out is not asked again.
 ///
 /// # Errors
-/// Flags are missing.
+/// Flags are missing; there can be no store.
 pub fn probe(flags: &Flags) -> anyhow::Result<String> {
-    let probe = uvm::probe(folder(flags.guest_image.as_ref(), "-guest-image")?, backend(flags)?);
+    let store = flags.store.as_deref().map(TemplateStore::open).transpose()?;
+    let probe = uvm::probe(folder(flags.guest_image.as_ref(), "-guest-image")?, backend(flags)?, store.as_ref());
     Ok(serde_json::to_string(&probe)?)
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::kvm::OwnVmm;
-use crate::kvm_probe::probe_kvm;
+use crate::kvm_probe::{KvmProbe, probe_kvm};
 use crate::qemu::{Qemu, QemuInstallation};
 use crate::record;
 use crate::store::TemplateStore;
@@ -29,9 +29,8 @@ pub(crate) async fn choose(
     store: &TemplateStore,
 ) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
     let store = store.clone();
-    let work = move || {
-        make(choice, || kvm_is_usable(&store.cache("kvm")), || QemuInstallation::find_cached(&store.cache("qemu")))
-    };
+    let work =
+        move || make(choice, || known_kvm(&store).usable, || QemuInstallation::find_cached(&store.cache("qemu")));
     let chosen = tokio::task::spawn_blocking(work).await;
     chosen.unwrap_or_else(|error| {
         Err(HypervisorError::Io { action: "look for a hypervisor", source: std::io::Error::other(error) })
@@ -59,19 +58,24 @@ pub(crate) fn make(
     Ok(Arc::new(Qemu::new(qemu()?, accelerator)))
 }
 
-fn kvm_is_usable(cache: &Path) -> bool {
+/// What was found out about KVM since the host has booted; the first one asks.
+pub(crate) fn known_kvm(store: &TemplateStore) -> KvmProbe {
+    known_in(&store.cache("kvm"))
+}
+
+fn known_in(cache: &Path) -> KvmProbe {
     let host_boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let known = record::read::<KnownKvm>(cache);
     if let Some(known) = known.filter(|known| known.host_boot_id == host_boot_id) {
-        return known.usable;
+        return KvmProbe { usable: known.usable, reason: known.reason };
     }
     let found = probe_kvm();
     tracing::info!(usable = found.usable, reason = found.reason, "probed /dev/kvm");
-    let known = KnownKvm { host_boot_id, usable: found.usable, reason: found.reason };
+    let known = KnownKvm { host_boot_id, usable: found.usable, reason: found.reason.clone() };
     if let Err(error) = record::write(cache, &known) {
         tracing::warn!(%error, "cannot remember whether KVM is usable; each start probes it");
     }
-    known.usable
+    found
 }
 
 #[cfg(test)]
@@ -116,11 +120,11 @@ mod tests {
         for usable in [true, false] {
             let known = KnownKvm { host_boot_id: host_boot_id.clone(), usable, reason: "planted".into() };
             record::write(&cache, &known).unwrap();
-            assert_eq!(kvm_is_usable(&cache), usable);
+            assert_eq!(known_in(&cache), KvmProbe { usable, reason: "planted".into() });
         }
         let stale = KnownKvm { host_boot_id: "before".into(), usable: true, reason: "planted".into() };
         record::write(&cache, &stale).unwrap();
-        let _ = kvm_is_usable(&cache);
+        let _ = known_in(&cache);
         let renewed: KnownKvm = serde_json::from_slice(&fs::read(&cache).unwrap()).unwrap();
         assert_ne!(renewed.reason, "planted");
     }

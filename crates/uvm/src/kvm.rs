@@ -12,13 +12,12 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use proto::control::Accelerator;
-use proto::network::NETWORK_SLOTS;
-use vmm::protocol::{MachineSpec, Request};
+use vmm::protocol::Request;
 
 use crate::guest_image::GuestImage;
 use crate::hypervisor::{FrozenMachine, Hypervisor, HypervisorError, SlotBindings, VirtualMachine};
 use crate::key::BackendIdentity;
-use crate::machine::{MachineConfig, NOMINAL_DISK_BYTES};
+use crate::machine::MachineConfig;
 use crate::network_slots::NetworkSlots;
 
 pub(crate) use installation::VmmInstallation;
@@ -78,14 +77,12 @@ impl Hypervisor for OwnVmm {
         files.extend(taps(&NetworkSlots::open(None).await?)?);
         // There is no PCI bus to look for.
         let command_line = format!("{} pci=off", config.kernel_command_line());
-        let request = Request::Boot { machine: spec(config), command_line };
-        Ok(Box::new(
-            Waiting::start(&self.installation, run_dir).await?.make(config, "starting", &request, files).await?,
-        ))
+        let waiting = Waiting::start(&self.installation, config, run_dir).await?;
+        Ok(Box::new(waiting.make("starting", &Request::Boot { command_line }, files).await?))
     }
 
-    async fn prepare(&self, run_dir: &Path) -> Result<(), HypervisorError> {
-        let started = Waiting::start(&self.installation, run_dir).await?;
+    async fn prepare(&self, config: &MachineConfig, run_dir: &Path) -> Result<(), HypervisorError> {
+        let started = Waiting::start(&self.installation, config, run_dir).await?;
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some((run_dir.to_owned(), started));
         Ok(())
     }
@@ -102,26 +99,15 @@ impl Hypervisor for OwnVmm {
         let mut files: Vec<OwnedFd> = vec![frozen.memory.into(), frozen.state.into()];
         files.extend(disk_files);
         files.extend(taps(network)?);
-        let request = Request::Fork { machine: spec(config), disks, rates: disks::rates(bindings.rates) };
+        let request = Request::Fork { disks, rates: disks::rates(bindings.rates) };
         let waiting = match self.take_waiting(run_dir) {
             Some(waiting) => waiting,
-            None => Waiting::start(&self.installation, run_dir).await?,
+            None => Waiting::start(&self.installation, config, run_dir).await?,
         };
-        Ok(Box::new(waiting.make(config, "loading the template", &request, files).await?))
+        Ok(Box::new(waiting.make("loading the template", &request, files).await?))
     }
 }
 
 fn taps(network: &NetworkSlots) -> Result<Vec<OwnedFd>, HypervisorError> {
     network.taps().map_err(|source| HypervisorError::Io { action: "hand out the network slots", source })
-}
-
-fn spec(config: &MachineConfig) -> MachineSpec {
-    MachineSpec {
-        memory_bytes: config.memory_bytes(),
-        vcpus: config.vcpus(),
-        disk_slots: config.disk_slots(),
-        slots_per_container: config.slots_per_container(),
-        disk_bytes: NOMINAL_DISK_BYTES,
-        network_slots: NETWORK_SLOTS,
-    }
 }

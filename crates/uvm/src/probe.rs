@@ -8,12 +8,15 @@ use crate::backend;
 use crate::guest_image::GuestImage;
 use crate::kvm_probe::{KvmProbe, probe_kvm};
 use crate::qemu::QemuInstallation;
+use crate::store::TemplateStore;
 
 /// Says what this host can do. When: takes 0.3 s on a host with an unusable KVM, ten where it hangs (blocking); the caller keeps the
 /// answer, which changes only with a reboot or an installation.
+///
+/// Shape: `known` is the store whose starts have found out about KVM, so that they are told as they are; without one it is found out anew.
 #[must_use]
-pub fn probe(guest_image: &Path, backend: BackendChoice) -> HostProbe {
-    let kvm = (backend == BackendChoice::Auto).then(probe_kvm);
+pub fn probe(guest_image: &Path, backend: BackendChoice, known: Option<&TemplateStore>) -> HostProbe {
+    let kvm = (backend == BackendChoice::Auto).then(|| known.map_or_else(probe_kvm, backend::known_kvm));
     let qemu = QemuInstallation::find();
     let version = qemu.as_ref().ok().map(|qemu| qemu.version().to_owned());
     let usable = kvm.as_ref().is_some_and(|kvm| kvm.usable);
@@ -67,7 +70,7 @@ mod tests {
     #[test]
     fn what_is_said_fits_what_is_chosen() {
         let nowhere = Path::new("/nonexistent");
-        let automatic = probe(nowhere, BackendChoice::Auto);
+        let automatic = probe(nowhere, BackendChoice::Auto, None);
         let named = automatic.hypervisor.clone().unwrap_or_default();
         match automatic.accelerator {
             // A KVM that interprets, as on the machines that this is developed on, is no KVM.
@@ -75,7 +78,7 @@ mod tests {
             Some(Accelerator::Kvm) => assert!(automatic.accelerator_reason.contains("on hardware"), "{automatic:?}"),
             None => assert!(named.is_empty() && automatic.missing.len() == 2, "{automatic:?}"),
         }
-        let asked = probe(nowhere, BackendChoice::QemuTcg);
+        let asked = probe(nowhere, BackendChoice::QemuTcg, None);
         assert_eq!(
             (asked.hypervisor.is_some(), asked.accelerator),
             (asked.qemu.is_some(), asked.qemu.map(|_| Accelerator::Tcg))

@@ -184,7 +184,7 @@ impl UtilityVm {
         }
         let prepared = Prepared::new(request.vm, request.pod).await?;
         let began = Instant::now();
-        prepared.hypervisor.prepare(&request.run_dir).await?;
+        prepared.hypervisor.prepare(&prepared.machine, &request.run_dir).await?;
         let (template, built) = prepared.template().await?;
         // The template's boot is no part of the fork.
         let began = if built { Instant::now() } else { began };

@@ -20,14 +20,16 @@ struct Vmm {
 }
 
 impl Vmm {
-    fn start(program: &str, request: &Request, files: &[&File]) -> Self {
+    fn start(program: &str, machine: &MachineSpec, request: &Request, files: &[&File]) -> Self {
         let (control, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let child = Command::new(program).stdin(Stdio::from(theirs)).spawn().unwrap();
         let (port, guest) = UnixStream::pair().unwrap();
+        let (_, server) = UnixStream::pair().unwrap();
         let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
-        let mut descriptors: Vec<BorrowedFd> = vec![kvm.as_fd(), guest.as_fd()];
-        descriptors.extend(files.iter().map(|file| file.as_fd()));
+        let prepare = Request::Prepare { machine: machine.clone() };
+        protocol::send(&control, &prepare, &[kvm.as_fd(), guest.as_fd(), server.as_fd()]).unwrap();
+        let descriptors: Vec<BorrowedFd> = files.iter().map(|file| file.as_fd()).collect();
         protocol::send(&control, request, &descriptors).unwrap();
         let vmm = Self { control, child, port };
         println!("made: {:?}", vmm.reply());
@@ -73,8 +75,8 @@ fn main() {
     let memory = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     memory.set_len(machine.memory_bytes).unwrap();
     let began = Instant::now();
-    let request = Request::Boot { machine: machine.clone(), command_line };
-    let mut vmm = Vmm::start(program, &request, &[&memory, &open("vmlinux"), &open("initramfs.cpio")]);
+    let request = Request::Boot { command_line };
+    let mut vmm = Vmm::start(program, &machine, &request, &[&memory, &open("vmlinux"), &open("initramfs.cpio")]);
     println!("loaded after {:?}", began.elapsed());
     println!("resume: {:?}", vmm.ask(&Request::Resume, &[]));
     vmm.port.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -89,8 +91,9 @@ fn main() {
     println!("ended: {:?}, state has {} bytes", vmm.child.wait(), state.metadata().unwrap().len());
     for _ in 0..3 {
         let began = Instant::now();
-        let request = Request::Fork { machine: machine.clone(), disks: vec![None; 4], rates: DiskRates::default() };
-        let mut fork = Vmm::start(program, &request, &[&File::open(&path).unwrap(), &File::open(&state_path).unwrap()]);
+        let request = Request::Fork { disks: vec![None; 4], rates: DiskRates::default() };
+        let mut fork =
+            Vmm::start(program, &machine, &request, &[&File::open(&path).unwrap(), &File::open(&state_path).unwrap()]);
         let loaded = began.elapsed();
         println!("resume: {:?}", fork.ask(&Request::Resume, &[]));
         fork.port.write_all(b"!").unwrap();

@@ -1,4 +1,5 @@
-//! The whole machine. Boot and fork make it in the same way; then one loads a kernel, the other sets what was frozen.
+//! The whole machine. Boot and fork make it in the same way, before they know more of it than its size; then one loads a kernel, the
+//! other sets what was frozen.
 //!
 //! The order matters: memory slots before the interrupt controllers, or each slot costs several milliseconds (measured, see
 //! docs/design/0018-own-vmm.md); the clock before any processor runs.
@@ -24,7 +25,7 @@ use crate::boot::acpi::Hardware;
 use crate::boot::{self, BootError, Images};
 use crate::bus::Bus;
 use crate::layout::{SERIAL_GSI, TSS};
-use crate::memory::{self, GuestMemory, MemoryError, Writes};
+use crate::memory::{self, GuestMemory, Image, MemoryError, Writes};
 use crate::ports::Ports;
 use crate::processor::cpuid;
 use crate::processor::gate::Gate;
@@ -99,17 +100,22 @@ fn system(action: &'static str) -> impl Fn(io::Error) -> MachineError {
     move |source| MachineError::Io { action, source }
 }
 
-/// What a machine is made of, beside what it boots or was frozen to.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    /// `/dev/kvm`.
-    pub(crate) kvm: Kvm,
-    /// Size.
-    pub(crate) spec: MachineSpec,
-    /// The memory's file.
-    pub(crate) memory: File,
-    /// What is behind the devices, but for the disks.
-    pub(crate) behind: Behind,
+/// A frozen machine, read and checked as far as that needs no KVM.
+pub(crate) struct Frozen {
+    memory: Image,
+    state: MachineState,
+}
+
+impl Frozen {
+    /// Reads the state of a machine of this size; its memory is only looked at.
+    pub(crate) fn read(spec: &MachineSpec, memory: File, state: File) -> Result<Self, MachineError> {
+        let memory = Image::check(memory, spec.memory_bytes)?;
+        let state: MachineState = state::read(state)?;
+        if state.spec != *spec {
+            return Err(StateError::OtherMachine("another size").into());
+        }
+        Ok(Self { memory, state })
+    }
 }
 
 /// How the guest's machine ended, once it has.
@@ -156,50 +162,13 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// A machine that will boot, paused. What its guest writes is in the memory's file.
-    pub(crate) fn boot(parts: Parts, images: &mut Images<'_>) -> Result<Self, MachineError> {
-        let mut machine = Self::new(parts, Writes::Shared)?;
-        machine.mask_legacy_controllers()?;
-        let count = machine.spec.vcpus;
-        let hardware =
-            Hardware { processors: u8::try_from(count).unwrap_or(u8::MAX), devices: machine.devices.count() };
-        let entry = boot::load(&machine.memory, machine.spec.memory_bytes, images, hardware)?;
-        let offered = cpuid::offered(&machine.kvm).map_err(kvm("list the processor's features"))?;
-        for (id, vcpu) in (0..count).zip(&machine.processors) {
-            let features = cpuid::of_processor(&offered, id, count);
-            let vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
-            registers::begin(&vcpu, (id == 0).then_some(entry), &features)?;
-            drop(vcpu);
-            machine.features.push(features);
-        }
-        machine.start_threads()?;
-        Ok(machine)
-    }
-
-    /// A copy of a frozen machine, paused. What its guest writes is its own.
-    pub(crate) fn fork(
-        parts: Parts,
-        frozen: File,
-        disks: Vec<Option<Disk>>,
-        rates: DiskRates,
-    ) -> Result<Self, MachineError> {
-        let state: MachineState = state::read(frozen)?;
-        if state.spec != parts.spec {
-            return Err(StateError::OtherMachine("another size").into());
-        }
-        let mut machine = Self::new(parts, Writes::Private)?;
-        machine.bind(disks, rates)?;
-        machine.restore(state)?;
-        machine.start_threads()?;
-        Ok(machine)
-    }
-
-    fn new(parts: Parts, writes: Writes) -> Result<Self, MachineError> {
-        let Parts { kvm: kvm_fd, spec, memory, behind } = parts;
+    /// A machine, paused, without memory and with nothing behind its slots: all that takes time and is the same for every machine
+    /// of this size.
+    pub(crate) fn new(kvm_fd: Kvm, spec: MachineSpec, behind: Behind) -> Result<Self, MachineError> {
         if spec.vcpus == 0 || spec.vcpus > MOST_PROCESSORS {
             return Err(MachineError::Size { what: "processors", count: spec.vcpus });
         }
-        let memory = memory::map(memory, spec.memory_bytes, writes)?;
+        let memory = memory::reserve(spec.memory_bytes)?;
         let vm = kvm_fd.create_vm().map_err(kvm("make a machine"))?;
         memory::install(&vm, &memory)?;
         vm.set_tss_address(TSS).map_err(kvm("take its own pages"))?;
@@ -216,7 +185,46 @@ impl Machine {
         let processors = processors.collect::<Result<_, MachineError>>()?;
         let end = Arc::new(End::new().map_err(system("make an event counter"))?);
         let (features, runners, gate) = (Vec::new(), Vec::new(), Arc::new(Gate::new()));
-        Ok(Self { kvm: kvm_fd, vm, spec, memory, processors, features, runners, gate, bus, devices, end })
+        let mut machine =
+            Self { kvm: kvm_fd, vm, spec, memory, processors, features, runners, gate, bus, devices, end };
+        machine.start_threads()?;
+        Ok(machine)
+    }
+
+    /// What it consists of.
+    pub(crate) fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    /// Puts a tap behind each network slot, or behind none. When: once, before it runs.
+    pub(crate) fn attach(&self, taps: Vec<File>) -> Result<(), MachineError> {
+        self.devices.attach(taps)
+    }
+
+    /// Has it boot, paused. What its guest writes is in the memory's file.
+    pub(crate) fn boot(mut self, memory: File, images: &mut Images<'_>) -> Result<Self, MachineError> {
+        Image::check(memory, self.spec.memory_bytes)?.fill(&self.memory, Writes::Shared)?;
+        self.mask_legacy_controllers()?;
+        let count = self.spec.vcpus;
+        let hardware = Hardware { processors: u8::try_from(count).unwrap_or(u8::MAX), devices: self.devices.count() };
+        let entry = boot::load(&self.memory, self.spec.memory_bytes, images, hardware)?;
+        let offered = cpuid::offered(&self.kvm).map_err(kvm("list the processor's features"))?;
+        for (id, vcpu) in (0..count).zip(&self.processors) {
+            let features = cpuid::of_processor(&offered, id, count);
+            let vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            registers::begin(&vcpu, (id == 0).then_some(entry), &features)?;
+            drop(vcpu);
+            self.features.push(features);
+        }
+        Ok(self)
+    }
+
+    /// Makes it a copy of a frozen machine, paused. What its guest writes is its own.
+    pub(crate) fn fork(self, frozen: Frozen, disks: Vec<Option<Disk>>, rates: DiskRates) -> Result<Self, MachineError> {
+        frozen.memory.fill(&self.memory, Writes::Private)?;
+        self.bind(disks, rates)?;
+        self.restore(frozen.state)?;
+        Ok(self)
     }
 
     /// Masks both controllers of a PC. A kernel that is told of the reduced kind of ACPI never sets them up; KVM gives them the lower

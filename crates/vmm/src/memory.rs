@@ -1,4 +1,5 @@
-//! The guest's memory: a file, mapped once below the hole and once above it.
+//! The guest's memory: a file, mapped once below the hole and once above it. Its place is taken before the file is there, so that KVM
+//! knows it from the begin.
 
 use std::fs::File;
 use std::io;
@@ -6,9 +7,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{
-    Address as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _,
-};
+use vm_memory::{Address as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _};
 use vm_memory::{GuestRegionCollectionError, GuestRegionMmap};
 
 use crate::layout::{HOLE_BEGIN, HOLE_END};
@@ -49,9 +48,12 @@ pub enum MemoryError {
     /// The file cannot be looked at.
     #[error("cannot look at the memory file")]
     Look(#[source] io::Error),
+    /// There is no place for it.
+    #[error("cannot take a place for the memory")]
+    Reserve(#[source] MmapRegionError),
     /// It cannot be mapped.
     #[error("cannot map the memory")]
-    Map(#[source] MmapRegionError),
+    Map(#[source] io::Error),
     /// Its parts do not fit together.
     #[error("cannot put the memory together")]
     Regions(#[source] GuestRegionCollectionError),
@@ -70,38 +72,64 @@ pub(crate) fn parts(bytes: u64) -> Vec<(u64, u64, u64)> {
     parts
 }
 
-/// Maps the memory.
-///
-/// Shape: the file is exactly `bytes` long, a multiple of [`GRANULE`].
-pub(crate) fn map(file: File, bytes: u64, writes: Writes) -> Result<Arc<GuestMemory>, MemoryError> {
+/// Takes the place of a machine's memory; there is nothing in it yet, not even zeroes. Shape: a multiple of [`GRANULE`].
+pub(crate) fn reserve(bytes: u64) -> Result<Arc<GuestMemory>, MemoryError> {
     if bytes == 0 || !bytes.is_multiple_of(GRANULE) {
         return Err(MemoryError::Unfit(bytes));
     }
-    let metadata = file.metadata().map_err(MemoryError::Look)?;
-    if !metadata.is_file() {
-        return Err(MemoryError::NoFile);
-    }
-    let found = metadata.len();
-    if found != bytes {
-        return Err(MemoryError::Size { found, expected: bytes });
-    }
-    let flags = match writes {
-        Writes::Shared => libc::MAP_SHARED,
-        Writes::Private => libc::MAP_PRIVATE,
-    };
-    let file = Arc::new(file);
     let mut regions = Vec::new();
-    for (begin, length, offset) in parts(bytes) {
+    for (begin, length, _) in parts(bytes) {
         let size = usize::try_from(length).map_err(|_| MemoryError::Unfit(bytes))?;
         let region = MmapRegionBuilder::new(size)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(flags | libc::MAP_NORESERVE)
-            .with_file_offset(FileOffset::from_arc(Arc::clone(&file), offset))
+            .with_mmap_prot(libc::PROT_NONE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
             .build()
-            .map_err(MemoryError::Map)?;
+            .map_err(MemoryError::Reserve)?;
         regions.push(GuestRegionMmap::new(region, GuestAddress(begin)).ok_or(MemoryError::Unfit(bytes))?);
     }
     Ok(Arc::new(GuestMemory::from_regions(regions).map_err(MemoryError::Regions)?))
+}
+
+/// A file that is as long as a machine's memory.
+#[derive(Debug)]
+pub(crate) struct Image {
+    file: File,
+    bytes: u64,
+}
+
+impl Image {
+    /// Looks whether the file is one for so many bytes.
+    pub(crate) fn check(file: File, bytes: u64) -> Result<Self, MemoryError> {
+        let metadata = file.metadata().map_err(MemoryError::Look)?;
+        if !metadata.is_file() {
+            return Err(MemoryError::NoFile);
+        }
+        let found = metadata.len();
+        if found != bytes {
+            return Err(MemoryError::Size { found, expected: bytes });
+        }
+        Ok(Self { file, bytes })
+    }
+
+    /// Puts the file into the place that was taken for it. When: nobody has touched it.
+    pub(crate) fn fill(&self, memory: &GuestMemory, writes: Writes) -> Result<(), MemoryError> {
+        let kind = match writes {
+            Writes::Shared => libc::MAP_SHARED,
+            Writes::Private => libc::MAP_PRIVATE,
+        };
+        for (region, (_, _, offset)) in memory.iter().zip(parts(self.bytes)) {
+            sys::map_over(region, &self.file, offset, kind).map_err(MemoryError::Map)?;
+        }
+        Ok(())
+    }
+}
+
+/// Memory that is there at once.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn map(file: File, bytes: u64, writes: Writes) -> Result<Arc<GuestMemory>, MemoryError> {
+    let memory = reserve(bytes)?;
+    Image::check(file, bytes)?.fill(&memory, writes)?;
+    Ok(memory)
 }
 
 /// Gives the memory to the VM. The mapping must live as long as the VM: the machine owns both.

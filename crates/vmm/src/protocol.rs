@@ -2,7 +2,8 @@
 //! descriptors beside it. The VMM trusts `uvm`, which made it; `uvm` believes nothing of a VMM, whose guest is hostile.
 //!
 //! ```text
-//! uvm ── Boot | Fork ──▶ vmm     Done | Failed        the first message makes the machine, paused
+//! uvm ── Prepare ──▶ vmm                              the first message makes a machine without memory; not answered
+//!     ── Boot | Fork ──▶         Done | Failed        gives it what it lacks; it is paused
 //!     ── Resume, Pause, Rebind, RebindSlot, LimitNetwork, Console, Stand ──▶    any number of times
 //!     ── Freeze ──▶                                   Done, and the process ends
 //!     ◀── Ended ──                                    at any time, once: the guest's own doing
@@ -100,19 +101,20 @@ pub struct NetworkRates {
 pub enum Request {
     /// Takes descriptors for the next request. Not answered.
     Descriptors,
-    /// Makes a machine that will boot. Descriptors: `/dev/kvm`, the port's socket, the file system's, memory,
-    /// kernel, initramfs, then a tap for each network slot, or none.
-    Boot {
+    /// Makes a machine, as far as that needs neither its memory nor what is behind its slots, beside what its maker does meanwhile. Not
+    /// answered; what fails is the answer to the next request. Descriptors: `/dev/kvm`, the port's socket, the file system's.
+    Prepare {
         /// The machine.
         machine: MachineSpec,
+    },
+    /// Has the machine boot. Descriptors: memory, kernel, initramfs, then a tap for each network slot, or none.
+    Boot {
         /// The kernel's command line.
         command_line: String,
     },
-    /// Makes a copy of a frozen machine. Descriptors: `/dev/kvm`, the port's socket, the file system's, memory, state, then
-    /// the disks' files, then a tap for each network slot, or none. A tap has virtio's header, and does not block.
+    /// Makes it the copy of a frozen machine of its size. Descriptors: memory, state, then the disks' files, then a tap for each network
+    /// slot, or none. A tap has virtio's header, and does not block.
     Fork {
-        /// The machine that was frozen.
-        machine: MachineSpec,
         /// What is behind its slots, slot 0 first; as many as there are slots.
         disks: Vec<Option<DiskSpec>>,
         /// How fast they may be.

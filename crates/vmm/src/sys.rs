@@ -42,6 +42,17 @@ pub(crate) fn add_memory_slot(
     unsafe { vm.set_user_memory_region(slot) }
 }
 
+/// Puts a part of a file into a region's place. Shape: `kind` is `MAP_SHARED` or `MAP_PRIVATE`. When: before the guest runs, and before anybody looks into the region.
+pub(crate) fn map_over(region: &GuestRegionMmap<()>, file: &File, offset: u64, kind: libc::c_int) -> io::Result<()> {
+    let length = usize::try_from(region.len()).map_err(io::Error::other)?;
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, kind | libc::MAP_NORESERVE | libc::MAP_FIXED);
+    // SAFETY: the range is the whole mapping of the region, which owns it, keeps it and unmaps it by address and length, whatever
+    // is mapped there. Nothing in this process holds a reference to guest memory.
+    let place = unsafe { libc::mmap(region.as_ptr().cast(), length, access, flags, file.as_raw_fd(), offset) };
+    if place == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Sets the extended registers of a processor.
 pub(crate) fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
     // SAFETY: KVM reads more than a kvm_xsave only where the process has asked for larger features (AMX) by arch_prctl,

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::boot::Images;
 use crate::jail::{self, JailError, filter, filter::Role};
-use crate::machine::{Behind, Machine, MachineError, Parts};
+use crate::machine::{Behind, Frozen, Machine, MachineError};
 use crate::protocol::{self, DiskSpec, MOST_GATHERED, MachineSpec, Reply, Request};
 use crate::sys;
 use crate::virtio::block::disk::Disk;
@@ -38,7 +38,7 @@ pub fn serve(control: impl AsFd) -> Result<(), WorkerError> {
     let control = control.as_fd();
     let served = (|| {
         let leaving = jail::enter()?;
-        let Some(machine) = first_request(control)? else { return Ok(()) };
+        let Some(machine) = first_requests(control)? else { return Ok(()) };
         // The guest has not run yet, and from here on nothing is made any more.
         leaving.finish()?;
         filter::install(Role::Control)?;
@@ -53,25 +53,29 @@ pub fn serve(control: impl AsFd) -> Result<(), WorkerError> {
 }
 
 /// Makes the machine; nothing when nobody asks for one.
-fn first_request(control: impl AsFd) -> Result<Option<Machine>, WorkerError> {
+fn first_requests(control: impl AsFd) -> Result<Option<Machine>, WorkerError> {
+    let control = control.as_fd();
+    let Some((request, descriptors)) = next(control)? else { return Ok(None) };
+    let Request::Prepare { machine } = request else { return Err(WorkerError::Request("there is no machine yet")) };
+    let machine = Descriptors(descriptors.into_iter()).machine(machine)?;
     let Some((request, descriptors)) = next(control)? else { return Ok(None) };
     let mut descriptors = Descriptors(descriptors.into_iter());
     match request {
-        Request::Boot { machine, command_line } => {
-            let mut parts = descriptors.parts(machine)?;
+        Request::Boot { command_line } => {
+            let memory = File::from(descriptors.next()?);
             let (mut kernel, mut initramfs) = (File::from(descriptors.next()?), File::from(descriptors.next()?));
-            parts.behind.taps = descriptors.taps(&parts.spec)?;
+            machine.attach(descriptors.taps(machine.spec())?)?;
             let mut images = Images { kernel: &mut kernel, initramfs: &mut initramfs, command_line: &command_line };
-            Ok(Some(Machine::boot(parts, &mut images)?))
+            Ok(Some(machine.boot(memory, &mut images)?))
         }
-        Request::Fork { machine, disks, rates } => {
-            let mut parts = descriptors.parts(machine)?;
-            let state = File::from(descriptors.next()?);
+        Request::Fork { disks, rates } => {
+            let (memory, state) = (File::from(descriptors.next()?), File::from(descriptors.next()?));
+            let frozen = Frozen::read(machine.spec(), memory, state)?;
             let disks = descriptors.disks(disks)?;
-            parts.behind.taps = descriptors.taps(&parts.spec)?;
-            Ok(Some(Machine::fork(parts, state, disks, rates)?))
+            machine.attach(descriptors.taps(machine.spec())?)?;
+            Ok(Some(machine.fork(frozen, disks, rates)?))
         }
-        _ => Err(WorkerError::Request("there is no machine yet")),
+        _ => Err(WorkerError::Request("the machine has no memory yet")),
     }
 }
 
@@ -117,7 +121,7 @@ fn answer(machine: &Machine, request: Request, mut descriptors: Descriptors) -> 
         Request::Freeze => machine.freeze(File::from(descriptors.next()?))?,
         Request::Console => return Ok(Reply::Console(machine.console())),
         Request::Stand => return Ok(Reply::Standing(machine.stand())),
-        Request::Boot { .. } | Request::Fork { .. } | Request::Descriptors => {
+        Request::Prepare { .. } | Request::Boot { .. } | Request::Fork { .. } | Request::Descriptors => {
             return Err(WorkerError::Request("there is a machine already"));
         }
     }
@@ -148,10 +152,9 @@ impl Descriptors {
         self.0.next().ok_or(WorkerError::Request("a descriptor is missing"))
     }
 
-    fn parts(&mut self, spec: MachineSpec) -> Result<Parts, WorkerError> {
+    fn machine(&mut self, spec: MachineSpec) -> Result<Machine, WorkerError> {
         let (kvm, port, files) = (sys::kvm(self.next()?), self.next()?, self.next()?);
-        let memory = File::from(self.next()?);
-        Ok(Parts { kvm, spec, memory, behind: Behind { port, files, taps: Vec::new() } })
+        Ok(Machine::new(kvm, spec, Behind { port, files })?)
     }
 
     /// All that is left: a tap for each network slot, or none at all.

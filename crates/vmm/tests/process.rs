@@ -62,7 +62,7 @@ impl Vmm {
     fn boot(&self, memory: &File) -> Option<Reply> {
         let (kernel, initramfs) = (kernel(), tempfile::tempfile().unwrap());
         memory.set_len(MEMORY).unwrap();
-        let request = Request::Boot { machine: machine(), command_line: String::new() };
+        let request = Request::Boot { command_line: String::new() };
         self.make(&request, &[memory, &kernel, &initramfs])
     }
 
@@ -70,8 +70,9 @@ impl Vmm {
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let kvm = kvm.inspect_err(|error| eprintln!("SKIPPED: /dev/kvm: {error}")).ok()?;
         let (port, server) = UnixStream::pair().unwrap();
-        let mut descriptors = vec![kvm.as_fd(), port.as_fd(), server.as_fd()];
-        descriptors.extend(files.iter().map(|file| file.as_fd()));
+        let prepare = Request::Prepare { machine: machine() };
+        protocol::send(&self.control, &prepare, &[kvm.as_fd(), port.as_fd(), server.as_fd()]).unwrap();
+        let descriptors: Vec<BorrowedFd> = files.iter().map(|file| file.as_fd()).collect();
         Some(self.ask(request, &descriptors))
     }
 
@@ -188,11 +189,7 @@ fn it_is_frozen_forked_and_gets_other_disks() {
     disk.set_len(1 << 20).unwrap();
     let half = || DiskSpec { read_only: true, parts: vec![1 << 19; 2] };
     let whole = Some(DiskSpec { read_only: false, parts: vec![1 << 20] });
-    let request = Request::Fork {
-        machine: machine(),
-        disks: vec![whole.clone(), None, None, Some(half())],
-        rates: DiskRates::default(),
-    };
+    let request = Request::Fork { disks: vec![whole.clone(), None, None, Some(half())], rates: DiskRates::default() };
     for _ in 0..2 {
         state.rewind().unwrap();
         let fork = Vmm::start();

@@ -501,18 +501,22 @@ impl TestHost {
         assert!(eventually(Duration::from_secs(30), || logs().contains(text)), "no {text:?} in the log: {}", logs());
     }
 
+    /// Removes every container; says what was said if that failed.
+    fn remove_all(&self) -> Option<Said> {
+        let ids = self.docker(&["ps", "-aq", "--no-trunc"]).text();
+        let ids: Vec<&str> = ids.split_whitespace().collect();
+        let said = (!ids.is_empty()).then(|| self.docker(&[&["rm", "-f"], ids.as_slice()].concat()));
+        said.filter(|said| said.code != 0)
+    }
+
     /// Removes every container and stops the engine; gives what is left.
     fn take_down(&mut self) -> Vec<String> {
         let mut left = Vec::new();
         if let Some(mut engine) = self.engine.take() {
             if engine.has_ended().is_none() {
-                let ids = self.docker(&["ps", "-aq", "--no-trunc"]).text();
-                let ids: Vec<&str> = ids.split_whitespace().collect();
-                if !ids.is_empty() {
-                    let said = self.docker(&[&["rm", "-f"], ids.as_slice()].concat());
-                    if said.code != 0 {
-                        left.push(format!("containers that cannot be removed: {said}"));
-                    }
+                // A killed container has dockerd's ten seconds to end, and a slow machine may need them twice.
+                if let Some(said) = self.remove_all().and_then(|_| self.remove_all()) {
+                    left.push(format!("containers that cannot be removed: {said}"));
                 }
                 if !self.is_reference() {
                     // A removed container's folder goes after the answer, but soon.

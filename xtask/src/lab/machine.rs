@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::hang;
+
 /// Large enough for several utility VMs at once; the host gives only what is touched.
 const MEMORY_MIB: u32 = 4096;
 /// Translated code. What is translated again and again costs more than the memory.
@@ -20,9 +22,11 @@ const POLL: Duration = Duration::from_millis(100);
 /// Quiet; a panic ends the machine at once; an emulator has no speculation to mitigate. The time-stamp counter is not called
 /// reliable: on a busy host the kernel may measure its frequency wrongly (333 seconds in 100 were seen), and only its
 /// watchdog notices. A processor that never comes back from a guest, which the emulated virtualization has been seen to do, ends the
-/// machine, too, instead of keeping it busy until the limit.
+/// machine, too, instead of keeping it busy until the limit. One that does not end otherwise is interrupted for its last words.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 nowatchdog mitigations=off no_timer_check \
-     rcupdate.rcu_cpu_stall_timeout=120 sysctl.kernel.panic_on_rcu_stall=1";
+     rcupdate.rcu_cpu_stall_timeout=120 sysctl.kernel.panic_on_rcu_stall=1 unknown_nmi_panic";
+/// The emulator's monitor, in the run's folder.
+const MONITOR: &str = "monitor";
 
 /// What the machine is made of; all in files.
 #[derive(Debug)]
@@ -84,8 +88,9 @@ impl Machine {
             }
         };
         let Some(ended) = ended else {
+            let hung = hang::describe(child.id(), &PathBuf::from(format!("/proc/{}/cwd/{MONITOR}", child.id())));
             end(&mut child)?;
-            bail!("the lab did not end within {} s; its console said last:\n{}", limit.as_secs(), self.console());
+            bail!("the lab did not end within {} s\n{hung}its console said last:\n{}", limit.as_secs(), self.console());
         };
         ensure!(ended.success(), "the lab's qemu-system-x86_64 ended with {ended}");
         let status = fs::read_to_string(self.status()).unwrap_or_default();
@@ -115,6 +120,8 @@ impl Machine {
 
     fn command(&self, seat: Seat) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
+        // Where its socket gets a short name.
+        command.current_dir(&self.folder);
         let machine = "q35,sata=off,smbus=off,usb=off,i8042=off,hpet=off,vmport=off,smm=off";
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-machine", machine]);
         command.arg("-accel").arg(format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"));
@@ -139,6 +146,8 @@ impl Machine {
             file("output", &self.output());
         }
         command.args(["-serial", "chardev:console"]);
+        command.arg("-chardev").arg(format!("socket,id=monitor,path={MONITOR},server=on,wait=off"));
+        command.args(["-mon", "chardev=monitor,mode=control"]);
         command.args(["-device", "virtserialport,chardev=status,name=dev.bulkhead.lab.status"]);
         match seat {
             Seat::Log => command.args(["-device", "virtserialport,chardev=output,name=dev.bulkhead.lab.output"]),

@@ -10,7 +10,7 @@ use crate::engine::Engine;
 use crate::error::ApiResult;
 
 /// The last probe. Probing times a loop in a throw-away VM, which takes up to some seconds on a host whose KVM
-/// interprets, so `/info` asks for it once and whoever wants to know anew asks `/bulkhead/probe`.
+/// interprets, so `/info` asks for it once, if no start has, and whoever wants to know anew asks `/bulkhead/probe`.
 #[derive(Default)]
 pub(super) struct Probe {
     found: Mutex<Option<HostProbe>>,
@@ -23,7 +23,7 @@ impl Probe {
         if let Some(known) = &*found {
             return known.clone();
         }
-        match shim::probe::<HostProbe>(engine).await {
+        match shim::probe::<HostProbe>(engine, false).await {
             Ok(probed) => found.insert(probed).clone(),
             Err(error) => {
                 tracing::warn!("cannot probe the host: {}", error.message);
@@ -42,7 +42,7 @@ impl Probe {
     /// Probes anew.
     pub(super) async fn run(&self, engine: &Arc<Engine>) -> ApiResult<HostProbe> {
         let mut found = self.found.lock().await;
-        let probed: HostProbe = shim::probe(engine).await?;
+        let probed: HostProbe = shim::probe(engine, true).await?;
         Ok(found.insert(probed).clone())
     }
 }

@@ -40,10 +40,13 @@ pub(super) async fn template_unit(engine: &Engine, words: &[&str]) -> ApiResult<
     output(command).await.map(drop)
 }
 
-/// Runs the shim's `probe`.
-pub(super) async fn probe<T: DeserializeOwned>(engine: &Engine) -> ApiResult<T> {
+/// Runs the shim's `probe`: anew, or with what starts have found out already.
+pub(super) async fn probe<T: DeserializeOwned>(engine: &Engine, anew: bool) -> ApiResult<T> {
     let mut command = Command::new(&engine.settings.shim);
     command.arg("probe").args(common(engine));
+    if !anew {
+        command.arg("--store").arg(&engine.settings.template_store);
+    }
     read(&output(command).await?)
 }
 

@@ -52,14 +52,19 @@ impl Control {
         Ok((Self { socket, turn, end }, theirs))
     }
 
+    /// Says what is not answered. When: before all questions.
+    pub(super) async fn tell(&self, request: &Request, files: &[OwnedFd]) -> io::Result<()> {
+        self.send(request, files).await
+    }
+
     /// Asks and waits for the answer.
     pub(super) async fn ask(&self, request: &Request, files: &[OwnedFd]) -> Result<Reply, ControlError> {
         let mut turn = self.turn.lock().await;
         let before = files.len().saturating_sub(1) / MOST_DESCRIPTORS * MOST_DESCRIPTORS;
         for chunk in files[..before].chunks(MOST_DESCRIPTORS) {
-            self.send(&Request::Descriptors, chunk).await?;
+            self.send(&Request::Descriptors, chunk).await.map_err(ControlError::Lost)?;
         }
-        self.send(request, &files[before..]).await?;
+        self.send(request, &files[before..]).await.map_err(ControlError::Lost)?;
         turn.sent += 1;
         let own = turn.sent;
         loop {
@@ -81,10 +86,10 @@ impl Control {
         self.end.clone()
     }
 
-    async fn send(&self, request: &Request, files: &[OwnedFd]) -> Result<(), ControlError> {
+    async fn send(&self, request: &Request, files: &[OwnedFd]) -> io::Result<()> {
         let descriptors: Vec<BorrowedFd> = files.iter().map(|file| file.as_fd()).collect();
         let send = |socket: &OwnedFd| protocol::send(socket, request, &descriptors);
-        self.socket.async_io(Interest::WRITABLE, send).await.map_err(ControlError::Lost)
+        self.socket.async_io(Interest::WRITABLE, send).await
     }
 }
 

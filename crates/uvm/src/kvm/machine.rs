@@ -9,16 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::network::NetworkRates;
+use proto::network::{NETWORK_SLOTS, NetworkRates};
 use tokio::net::UnixStream;
-use vmm::protocol::{self, GuestEnd, Reply, Request};
+use vmm::protocol::{self, GuestEnd, MachineSpec, Reply, Request};
 
 use super::control::{Control, ControlError};
 use super::disks;
 use super::installation::VmmInstallation;
 use crate::console_text::{panic_text, printable};
 use crate::hypervisor::{ExitReason, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit};
-use crate::machine::MachineConfig;
+use crate::machine::{MachineConfig, NOMINAL_DISK_BYTES};
 use crate::process::{self, Running, Watched};
 use crate::{spawn, sys};
 
@@ -37,23 +37,22 @@ pub(super) struct KvmMachine {
     running: Running,
     control: Arc<Control>,
     port: Mutex<Option<StdUnixStream>>,
-    /// 0 before it is made.
     disk_slots: u32,
     /// The server's end of the file system.
     files: Mutex<Option<OwnedFd>>,
 }
 
-/// A process that was started and has no machine yet: it builds its jail meanwhile. Dropping it kills it.
+/// A process that was started: it builds its jail meanwhile, and a machine that has no memory yet. Dropping it kills it.
 #[derive(Debug)]
-pub(super) struct Waiting {
-    machine: KvmMachine,
-    /// KVM, the guest's ends of the port and of the file system.
-    files: [OwnedFd; 3],
-}
+pub(super) struct Waiting(KvmMachine);
 
 impl Waiting {
     /// Starts the process. Shape: `run_dir` takes its log.
-    pub(super) async fn start(installation: &VmmInstallation, run_dir: &Path) -> Result<Self, HypervisorError> {
+    pub(super) async fn start(
+        installation: &VmmInstallation,
+        config: &MachineConfig,
+        run_dir: &Path,
+    ) -> Result<Self, HypervisorError> {
         let io_error = |action| move |source| HypervisorError::Io { action, source };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(io_error("open /dev/kvm"))?;
         let (port, guest_port) = StdUnixStream::pair().map_err(io_error("make the port's sockets"))?;
@@ -73,21 +72,32 @@ impl Waiting {
         let watcher = Watcher { watched, control: Arc::clone(&control) };
         let running = Running::watched_by(process, watcher.run());
         let (port, files) = (Mutex::new(Some(port)), Mutex::new(Some(files.into())));
-        let machine = KvmMachine { running, control, port, files, disk_slots: 0 };
-        Ok(Self { machine, files: [kvm.into(), guest_port.into(), guest_files.into()] })
+        let prepare = Request::Prepare { machine: spec(config) };
+        let told = control.tell(&prepare, &[kvm.into(), guest_port.into(), guest_files.into()]).await;
+        told.map_err(io_error("speak to the hypervisor"))?;
+        Ok(Self(KvmMachine { running, control, port, files, disk_slots: config.disk_slots() }))
     }
 
-    /// Has it make the machine. Shape: `files` are the request's own, behind those of any machine.
+    /// Has it finish the machine.
     pub(super) async fn make(
         self,
-        config: &MachineConfig,
         during: &'static str,
         request: &Request,
         files: Vec<OwnedFd>,
     ) -> Result<KvmMachine, HypervisorError> {
-        let all = self.files.into_iter().chain(files).collect();
-        self.machine.ask(during, START_LIMIT, request, all).await?;
-        Ok(KvmMachine { disk_slots: config.disk_slots(), ..self.machine })
+        self.0.ask(during, START_LIMIT, request, files).await?;
+        Ok(self.0)
+    }
+}
+
+fn spec(config: &MachineConfig) -> MachineSpec {
+    MachineSpec {
+        memory_bytes: config.memory_bytes(),
+        vcpus: config.vcpus(),
+        disk_slots: config.disk_slots(),
+        slots_per_container: config.slots_per_container(),
+        disk_bytes: NOMINAL_DISK_BYTES,
+        network_slots: NETWORK_SLOTS,
     }
 }
 

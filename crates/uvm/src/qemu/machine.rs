@@ -313,6 +313,23 @@ impl VirtualMachine for QemuMachine {
     async fn console(&self) -> String {
         console(&self.qmp).await
     }
+
+    async fn standing(&self) -> String {
+        let arguments = json!({"command-line": "info registers -a"});
+        match tokio::time::timeout(CONSOLE_LIMIT, self.qmp.execute("human-monitor-command", arguments)).await {
+            Ok(Ok(Value::String(text))) => printable(&places(&text)).chars().take(2000).collect(),
+            // One that does not even say so hangs itself.
+            Ok(_) => "QEMU does not say where its processors are".to_owned(),
+            Err(_) => "QEMU does not answer".to_owned(),
+        }
+    }
+}
+
+/// Each processor's instruction pointer, and whether it is asleep.
+fn places(registers: &str) -> String {
+    let lines =
+        registers.lines().map(str::trim_end).filter(|line| line.starts_with("CPU#") || line.starts_with("RIP="));
+    lines.collect::<Vec<_>>().join(" ")
 }
 
 /// Waits for the end, whatever it is, and says what it was.
@@ -348,5 +365,16 @@ async fn console(qmp: &Qmp) -> String {
     match tokio::time::timeout(CONSOLE_LIMIT, qmp.execute("ringbuf-read", arguments)).await {
         Ok(Ok(Value::String(text))) => printable(&text),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_all_registers_the_places_are_kept() {
+        let text = "CPU#0\r\nRAX=0 RBX=1\r\nRIP=ff81 RFL=2 HLT=1\r\n\r\nCPU#1\r\nRIP=7f00 RFL=2\r\n";
+        assert_eq!(places(text), "CPU#0 RIP=ff81 RFL=2 HLT=1 CPU#1 RIP=7f00 RFL=2");
     }
 }

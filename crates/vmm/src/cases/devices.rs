@@ -108,7 +108,7 @@ fn f93_a_request_of_four_gibibytes() {
 
 #[test]
 fn f94_frames_of_all_lengths() {
-    let mut driver = Driver::new(Network::new(0, None).unwrap());
+    let mut driver = Driver::new(Network::new(0));
     for length in [1, 11, 12, 13, 25, 26, 65_562, 65_565, 65_566, 200_000] {
         driver.request(1, &[&vec![0xff; length]], &[]);
         assert_eq!(driver.answers(1), [(0, 0)], "{length}");

@@ -104,7 +104,7 @@ fn f88_two_queues_with_memory_in_common() {
     let parts = [(0x80, 0), (0x90, 1), (0xa0, 2)];
     for (register, _) in parts {
         for (_, part) in parts {
-            let driver = Driver::untouched(Network::new(0, None).unwrap());
+            let driver = Driver::untouched(Network::new(0));
             driver.choose_features();
             driver.set_up(0);
             driver.write(0x44, 1);

@@ -29,7 +29,7 @@ fn spec() -> MachineSpec {
 
 fn behind() -> Behind {
     let (port, files) = UnixStream::pair().unwrap();
-    Behind { port: port.into(), files: files.into(), taps: Vec::new() }
+    Behind { port: port.into(), files: files.into() }
 }
 
 fn devices(spec: &MachineSpec) -> Devices {
@@ -62,8 +62,11 @@ fn written(state: &MachineState) -> File {
 /// A fork on something that is no KVM, so that getting as far as that is an error of its own.
 fn fork(asked: MachineSpec, memory: File, state: File, disks: usize) -> MachineError {
     let kvm = sys::kvm(OwnedFd::from(File::open("/dev/null").unwrap()));
-    let parts = Parts { kvm, spec: asked, memory, behind: behind() };
-    match Machine::fork(parts, state, (0..disks).map(|_| None).collect(), DiskRates::default()) {
+    let made = Frozen::read(&asked, memory, state).and_then(|frozen| {
+        let disks = (0..disks).map(|_| None).collect();
+        Machine::new(kvm, asked, behind())?.fork(frozen, disks, DiskRates::default())
+    });
+    match made {
         Err(error) => error,
         Ok(_) => panic!("a machine without KVM"),
     }
@@ -271,8 +274,6 @@ fn f102_f107_a_state_of_other_devices_is_refused() {
 fn f109_a_missing_or_extra_tap_is_refused() {
     let zero = || File::open("/dev/zero").unwrap();
     // Behind a slot there must be a tap, which this is not.
-    let (port, files) = UnixStream::pair().unwrap();
-    let behind = Behind { port: port.into(), files: files.into(), taps: vec![zero(), zero()] };
-    let made = Devices::new(&spec(), &memory::tests::of(MEMORY), behind);
-    assert!(matches!(made, Err(MachineError::Io { action: "set up a tap", .. })));
+    let attached = devices(&spec()).attach(vec![zero(), zero()]);
+    assert!(matches!(attached, Err(MachineError::Io { action: "set up a tap", .. })));
 }

@@ -38,8 +38,6 @@ pub(crate) struct Behind {
     pub(crate) port: OwnedFd,
     /// The way to the file system's server.
     pub(crate) files: OwnedFd,
-    /// Behind each network slot; none at all is nothing behind any.
-    pub(crate) taps: Vec<File>,
 }
 
 /// All of a machine's devices.
@@ -59,7 +57,7 @@ pub(super) struct Devices {
 impl Devices {
     /// New devices with nothing behind them but both sockets.
     pub(super) fn new(spec: &MachineSpec, memory: &Arc<GuestMemory>, behind: Behind) -> Result<Self, MachineError> {
-        let Behind { port, files, taps } = behind;
+        let Behind { port, files } = behind;
         let others = OTHERS + u32::from(spec.has_file_system());
         let count = spec.disk_slots.saturating_add(spec.network_slots).saturating_add(others);
         if usize::try_from(count - 1).ok().and_then(virtio_gsi).is_none() {
@@ -71,11 +69,8 @@ impl Devices {
         let blocks =
             (0..spec.disk_slots).map(|slot| device(Block::new(slot, !spec.is_writable(slot), spec.disk_bytes), memory));
         let blocks = blocks.collect::<Result<_, _>>()?;
-        let mut taps = taps.into_iter();
-        let networks = (0..spec.network_slots).map(|slot| {
-            let slot = u8::try_from(slot).unwrap_or(u8::MAX);
-            device(Network::new(slot, taps.next()).map_err(system("set up a tap"))?, memory)
-        });
+        let networks =
+            (0..spec.network_slots).map(|slot| device(Network::new(u8::try_from(slot).unwrap_or(u8::MAX)), memory));
         let networks = networks.collect::<Result<_, _>>()?;
         let (console, entropy) = (device(Console::new(port), memory)?, device(Entropy, memory)?);
         let balloon = device(Balloon, memory)?;
@@ -113,7 +108,7 @@ impl Devices {
     }
 
     /// Few threads, since each costs every fork a stack and a filter: one for the disks that are written, one for those that are only
-    /// read, one for all networks, one for all others.
+    /// read, one for all networks ([`Devices::attach`]), one for all others.
     pub(super) fn start_threads(&self) -> io::Result<()> {
         let mut quick = EventLoop::new()?;
         quick.serve(&self.console)?;
@@ -140,7 +135,15 @@ impl Devices {
                 disks.spawn(name, Role::Disk)?;
             }
         }
-        self.start_network()
+        Ok(())
+    }
+
+    /// Puts a tap behind each network slot, or behind none, and starts the thread of all networks. When: once.
+    pub(super) fn attach(&self, taps: Vec<File>) -> Result<(), MachineError> {
+        for (network, tap) in self.networks.iter().zip(taps) {
+            network.change(|network| network.attach(tap)).map_err(system("set up a tap"))?;
+        }
+        self.start_network().map_err(system("start a device's thread"))
     }
 
     fn start_network(&self) -> io::Result<()> {

@@ -34,7 +34,7 @@ fn spec() -> MachineSpec {
 
 fn devices() -> Devices {
     let (port, files) = UnixStream::pair().expect("two sockets");
-    let behind = Behind { port: port.into(), files: files.into(), taps: Vec::new() };
+    let behind = Behind { port: port.into(), files: files.into() };
     Devices::new(&spec(), &memory(MEMORY), behind).expect("devices that there can be")
 }
 

@@ -53,23 +53,32 @@ fn kernel() -> File {
     file
 }
 
-fn parts(memory: &File) -> Option<Parts> {
-    let kvm = Kvm::new().inspect_err(|error| eprintln!("SKIPPED: /dev/kvm: {error}")).ok()?;
-    let spec = MachineSpec {
+fn spec() -> MachineSpec {
+    MachineSpec {
         memory_bytes: 16 * GRANULE,
         vcpus: 2,
         disk_slots: 4,
         slots_per_container: 4,
         disk_bytes: 1 << 42,
         network_slots: 2,
-    };
+    }
+}
+
+/// A machine without memory; nothing where there is no KVM.
+fn machine(spec: MachineSpec) -> Option<Machine> {
+    let kvm = Kvm::new().inspect_err(|error| eprintln!("SKIPPED: /dev/kvm: {error}")).ok()?;
     let (port, files) = UnixStream::pair().unwrap();
-    Some(Parts {
-        kvm,
-        spec,
-        memory: memory.try_clone().unwrap(),
-        behind: Behind { port: port.into(), files: files.into(), taps: Vec::new() },
-    })
+    Some(Machine::new(kvm, spec, Behind { port: port.into(), files: files.into() }).unwrap())
+}
+
+/// A machine that boots in this memory.
+fn boot(memory: &File, images: &mut Images<'_>) -> Option<Machine> {
+    Some(machine(spec())?.boot(memory.try_clone().unwrap(), images).unwrap())
+}
+
+fn fork(spec: MachineSpec, memory: &File, state: File, disks: usize) -> Result<Machine, MachineError> {
+    let frozen = Frozen::read(&spec, memory.try_clone().unwrap(), state)?;
+    machine(spec).unwrap().fork(frozen, (0..disks).map(|_| None).collect(), DiskRates::default())
 }
 
 fn counter(machine: &Machine) -> u32 {
@@ -88,10 +97,9 @@ fn until(what: impl Fn() -> bool) {
 fn a_machine_boots_is_frozen_and_forked() {
     let memory = tempfile::tempfile().unwrap();
     memory.set_len(16 * GRANULE).unwrap();
-    let Some(template) = parts(&memory) else { return };
     let (mut kernel, mut initramfs) = (kernel(), tempfile::tempfile().unwrap());
     let mut images = Images { kernel: &mut kernel, initramfs: &mut initramfs, command_line: "" };
-    let template = Machine::boot(template, &mut images).unwrap();
+    let Some(template) = boot(&memory, &mut images) else { return };
     std::thread::sleep(Duration::from_millis(5));
     assert_eq!(counter(&template), 0, "it begins paused");
     template.resume();
@@ -111,9 +119,7 @@ fn a_machine_boots_is_frozen_and_forked() {
 
     for _ in 0..2 {
         state.rewind().unwrap();
-        let frozen = state.try_clone().unwrap();
-        let fork = Machine::fork(parts(&memory).unwrap(), frozen, (0..4).map(|_| None).collect(), DiskRates::default())
-            .unwrap();
+        let fork = fork(spec(), &memory, state.try_clone().unwrap(), 4).unwrap();
         assert_eq!(counter(&fork), stopped);
         fork.resume();
         until(|| counter(&fork) > stopped + 100);
@@ -138,15 +144,14 @@ fn a_packed_kernel_boots_too() {
     const SEEN: u64 = COUNTER + 8;
     let memory = tempfile::tempfile().unwrap();
     memory.set_len(16 * GRANULE).unwrap();
-    let Some(parts) = parts(&memory) else { return };
     // mov [SEEN], esi
     let code = [&[0x89, 0x35, 0x08, 0x00, 0x20, 0x00][..], &CODE].concat();
     let (mut kernel, mut initramfs) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    kernel.write_all(&boot::fuzzing::bzimage(&code)).unwrap();
+    kernel.write_all(&crate::boot::fuzzing::bzimage(&code)).unwrap();
     initramfs.write_all(b"initramfs").unwrap();
     initramfs.rewind().unwrap();
     let mut images = Images { kernel: &mut kernel, initramfs: &mut initramfs, command_line: "a=b" };
-    let machine = Machine::boot(parts, &mut images).unwrap();
+    let Some(machine) = boot(&memory, &mut images) else { return };
     machine.resume();
     until(|| counter(&machine) > 100);
     let word = |place: u64| -> u32 { machine.memory.read_obj(GuestAddress(place)).unwrap() };
@@ -166,17 +171,16 @@ fn a_packed_kernel_boots_too() {
 fn a_state_of_another_machine_is_refused() {
     let memory = tempfile::tempfile().unwrap();
     memory.set_len(16 * GRANULE).unwrap();
-    let Some(template) = parts(&memory) else { return };
     let (mut kernel, mut initramfs) = (kernel(), tempfile::tempfile().unwrap());
     let mut images = Images { kernel: &mut kernel, initramfs: &mut initramfs, command_line: "" };
-    let template = Machine::boot(template, &mut images).unwrap();
+    let Some(template) = boot(&memory, &mut images) else { return };
     let mut state = tempfile::tempfile().unwrap();
     template.freeze(state.try_clone().unwrap()).unwrap();
     let mut fork = |change: fn(&mut MachineSpec), disks: usize| {
         state.rewind().unwrap();
-        let mut other = parts(&memory).unwrap();
-        change(&mut other.spec);
-        Machine::fork(other, state.try_clone().unwrap(), (0..disks).map(|_| None).collect(), DiskRates::default()).err()
+        let mut other = spec();
+        change(&mut other);
+        fork(other, &memory, state.try_clone().unwrap(), disks).err()
     };
     assert!(matches!(fork(|spec| spec.vcpus = 1, 4), Some(MachineError::State(_))));
     assert!(matches!(fork(|spec| spec.network_slots = 1, 4), Some(MachineError::State(_))));
@@ -189,11 +193,11 @@ fn a_state_of_another_machine_is_refused() {
 fn f108_registers_that_cannot_be_are_refused() {
     let memory = tempfile::tempfile().unwrap();
     memory.set_len(16 * GRANULE).unwrap();
-    let Some(template) = parts(&memory) else { return };
     let (mut kernel, mut initramfs) = (kernel(), tempfile::tempfile().unwrap());
     let mut images = Images { kernel: &mut kernel, initramfs: &mut initramfs, command_line: "" };
     let frozen = tempfile::tempfile().unwrap();
-    Machine::boot(template, &mut images).unwrap().freeze(frozen.try_clone().unwrap()).unwrap();
+    let Some(template) = boot(&memory, &mut images) else { return };
+    template.freeze(frozen.try_clone().unwrap()).unwrap();
     let changed = |change: fn(&mut ProcessorState)| {
         (&frozen).rewind().unwrap();
         let mut state: MachineState = state::read(frozen.try_clone().unwrap()).unwrap();
@@ -201,7 +205,7 @@ fn f108_registers_that_cannot_be_are_refused() {
         let mut file = tempfile::tempfile().unwrap();
         state::write(&state, file.try_clone().unwrap()).unwrap();
         file.rewind().unwrap();
-        Machine::fork(parts(&memory).unwrap(), file, (0..4).map(|_| None).collect(), DiskRates::default()).err()
+        fork(spec(), &memory, file, 4).err()
     };
     assert!(changed(|_| {}).is_none());
     let unknown = changed(|processor| processor.msrs[3].index = 0xdead_0000);

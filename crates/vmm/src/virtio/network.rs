@@ -51,15 +51,19 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// The slot with this number. Its address is a local one that a fork's personalization replaces.
+    /// The slot with this number, and nothing behind it. Its address is a local one that a fork's personalization replaces.
+    pub(crate) fn new(slot: u8) -> Self {
+        Self::behind(slot, None)
+    }
+
+    /// Puts a tap behind it.
     ///
     /// # Errors
     /// When the tap does not take this device's settings.
-    pub(crate) fn new(slot: u8, tap: Option<File>) -> io::Result<Self> {
-        if let Some(tap) = &tap {
-            sys::set_up_tap(tap, HEADER)?;
-        }
-        Ok(Self::behind(slot, tap))
+    pub(crate) fn attach(&mut self, tap: File) -> io::Result<()> {
+        sys::set_up_tap(&tap, HEADER)?;
+        self.tap = Some(tap);
+        Ok(())
     }
 
     pub(super) fn behind(slot: u8, tap: Option<File>) -> Self {

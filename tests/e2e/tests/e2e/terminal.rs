@@ -17,10 +17,16 @@ behind_both_walls! {
         let script = "trap 'echo size $(stty size)' WINCH; echo ready; while :; do sleep 0.1; done";
         let mut terminal = host.terminal(&host.words("run", &["-it", "--rm", "--name", "sized"], &["sh", "-c", script]));
         terminal.wait_for("ready");
-        terminal.resize(101, 33);
-        terminal.wait_for("size 33 101");
-        terminal.resize(40, 10);
-        terminal.wait_for("size 10 40");
+        // A client that is slow to begin misses the first change of its terminal's size; it is told again.
+        let seen = |columns: u16, rows: u16| {
+            eventually(Duration::from_secs(30), || {
+                terminal.resize(columns + 1, rows);
+                terminal.resize(columns, rows);
+                std::thread::sleep(Duration::from_millis(300));
+                terminal.shown().contains(&format!("size {rows} {columns}\r"))
+            })
+        };
+        assert!(seen(101, 33) && seen(40, 10), "{:?}", terminal.shown());
         let _ = host.docker(&["rm", "-f", "sized"]);
         terminal.end();
     }

@@ -8,7 +8,7 @@ const WAYS: [&[u32]; 6] = [&[], &[1], &[1, 3], &[1, 3, 11], &[1, 3, 11, 15], &[1
 const VALUES: [u32; 6] = [0, 1, 16, 0x8000_0000, u32::MAX, 64];
 
 fn network(slot: u8) -> Network {
-    Network::new(slot, None).unwrap()
+    Network::new(slot)
 }
 
 fn at(way: &[u32]) -> Driver<Network> {
