@@ -29,7 +29,9 @@ use crate::{group, service, shares, sys};
 /// Where the listening socket is inherited.
 pub const LISTENER_FD: i32 = 3;
 /// A shim that nobody has given a container is of no use: whoever started it has died.
-const IDLE_LIMIT: Duration = Duration::from_secs(120);
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
+/// Shutdown follows the last Delete, or a Create that failed, at once. When it does not, whoever would have asked for it has died.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 /// As [`IDLE_LIMIT`], for a shim that stands by; the engine lets go of it earlier.
 const STANDBY_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Spawned threads only wait for the container crate; glibc would reserve 8 MiB for each. Unoptimized builds need more than half of it.
@@ -178,7 +180,7 @@ async fn serve(
     tracing::info!(id = flags.id.as_deref().unwrap_or(""), pid = std::process::id(), "serving");
     tokio::select! {
         () = shim.ended() => {}
-        () = abandoned => tracing::warn!("nobody has created a container; ending"),
+        () = abandoned => tracing::warn!("nobody has a container here, and nobody ends this shim; ending"),
         result = ignore_signals() => result?,
         () = shim.rest.keep() => {}
     }
@@ -227,10 +229,13 @@ async fn ignore_signals() -> io::Result<()> {
 }
 
 async fn abandoned(shim: &Shim) {
-    loop {
-        tokio::time::sleep(IDLE_LIMIT).await;
-        if !shim.is_busy().await {
-            return;
-        }
+    tokio::select! {
+        () = tokio::time::sleep(IDLE_LIMIT) => {}
+        () = shim.emptied() => tokio::time::sleep(SHUTDOWN_LIMIT).await,
+    }
+    // What has a task is not looked at: most shims wait for days.
+    while shim.is_busy().await {
+        shim.emptied().await;
+        tokio::time::sleep(SHUTDOWN_LIMIT).await;
     }
 }

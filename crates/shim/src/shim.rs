@@ -8,7 +8,7 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as message;
 use proto::control::ContainerBundle;
 use proto::{ContainerId, ErrorKind, Isolation, Status};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::Bundle;
@@ -46,6 +46,8 @@ pub struct Shim {
     tasks: Mutex<Tasks>,
     /// Every request for a task disturbs it.
     pub rest: Rest,
+    /// The last task was deleted, or did not come to be.
+    emptied: Notify,
     ended: CancellationToken,
 }
 
@@ -96,6 +98,7 @@ impl Shim {
             pod: SyncMutex::default(),
             tasks: Mutex::default(),
             rest: Rest::default(),
+            emptied: Notify::new(),
             ended: CancellationToken::new(),
         })
     }
@@ -156,6 +159,9 @@ impl Shim {
             }
             Err(status) => {
                 tasks.slots.remove(&id);
+                if tasks.slots.is_empty() {
+                    self.emptied.notify_one();
+                }
                 Err(status)
             }
         }
@@ -277,7 +283,11 @@ impl Shim {
     /// What [`Task::delete`] says; then the task stays.
     pub async fn delete(&self, id: &str) -> Result<(u32, Exit), Status> {
         let deleted = self.task(id).await?.delete(Changes::Kept).await?;
-        self.tasks.lock().await.slots.remove(id);
+        let mut tasks = self.tasks.lock().await;
+        tasks.slots.remove(id);
+        if tasks.slots.is_empty() {
+            self.emptied.notify_one();
+        }
         Ok(deleted)
     }
 
@@ -303,6 +313,11 @@ impl Shim {
         }
         self.publisher.flush().await;
         self.ended.cancel();
+    }
+
+    /// Waits until the last task is deleted, or has not come to be.
+    pub async fn emptied(&self) {
+        self.emptied.notified().await;
     }
 
     /// Waits for [`Shim::shut_down`].

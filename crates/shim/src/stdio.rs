@@ -138,6 +138,8 @@ pub struct Fifos {
     stdout: Option<Output>,
     stderr: Option<Output>,
     logger: Option<Logger>,
+    /// A foreign containerd's client reads them.
+    is_foreign: bool,
 }
 
 impl Fifos {
@@ -154,12 +156,13 @@ impl Fifos {
             let started = started.map_err(|source| StdioError::Logger { uri: paths.stdout.clone(), source })?;
             let output = |write| Some(Output { write, hold: None });
             let stderr = if paths.terminal { None } else { output(started.stderr) };
-            return Ok(Self { stdin, stdout: output(started.stdout), stderr, logger: Some(started.logger) });
+            let (stdout, logger) = (output(started.stdout), Some(started.logger));
+            return Ok(Self { stdin, stdout, stderr, logger, is_foreign: false });
         }
         let is_foreign = paths.stdin_end == StdinEnd::Writer;
         let stdout = open_output("stdout", &paths.stdout, is_foreign).await?;
         let stderr = if paths.terminal { None } else { open_output("stderr", &paths.stderr, is_foreign).await? };
-        Ok(Self { stdin, stdout, stderr, logger: None })
+        Ok(Self { stdin, stdout, stderr, logger: None, is_foreign })
     }
 
     /// True when there is an input.
@@ -195,6 +198,7 @@ impl Fifos {
             streams.outputs.lock().unwrap_or_else(|e| e.into_inner()).spawn(copy_output(source, sink, exited));
         }
         streams.output_holds = Arc::new(holds);
+        streams.is_foreign = self.is_foreign;
         Ok(streams)
     }
 }
@@ -220,6 +224,7 @@ pub struct ProcessEnds {
 pub struct Streams {
     stdin_hold: Arc<Mutex<Option<OwnedFd>>>,
     output_holds: Arc<Vec<OwnedFd>>,
+    is_foreign: bool,
     exited: CancellationToken,
     outputs: Mutex<JoinSet<()>>,
     /// Copying of the input, and what waits for callers that come or go.
@@ -237,6 +242,7 @@ impl Streams {
             _logger: logger,
             stdin_hold: Arc::default(),
             output_holds: Arc::default(),
+            is_foreign: false,
             exited: CancellationToken::new(),
             outputs: Mutex::default(),
             others: Mutex::default(),
@@ -282,6 +288,9 @@ impl Streams {
         self.exited.cancel();
         let mut outputs = std::mem::take(&mut *self.outputs.lock().unwrap_or_else(|e| e.into_inner()));
         while outputs.join_next().await.is_some() {}
+        if self.is_foreign {
+            reader::drained(&self.output_holds).await;
+        }
         if !self.output_holds.is_empty() {
             let holds = Arc::clone(&self.output_holds);
             self.spawn(async move {

@@ -66,6 +66,7 @@ impl Fifos {
             };
         }
         streams.output_holds = Arc::new(holds);
+        streams.is_foreign = self.is_foreign;
         if !theirs.is_empty() {
             let thread = streams.thread.insert(StreamThread::spawn(theirs)?);
             let (_there, copies) = (thread.enter(), thread.handle().clone());

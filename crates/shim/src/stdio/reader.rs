@@ -1,4 +1,4 @@
-//! A client that is slow to open an output that it will read.
+//! A client that is slow to open an output that it will read, or to read it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,6 +12,8 @@ use super::{OwnedFd, open};
 /// After that the process starts without a reader.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(1);
+/// How long a process's end is kept back for what its client has not read.
+const UNREAD: Duration = Duration::from_millis(500);
 
 /// Waits until somebody reads a fifo: a process that ends sooner, and whose client hears of it before it has opened the fifo, has
 /// written in vain. containerd's clients open theirs while they ask for the process. Shape: an end to write, which keeps the reader
@@ -31,5 +33,41 @@ pub async fn awaited(path: &Path) -> Option<OwnedFd> {
             return None;
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Waits until what was written to fifos has been read, a while at most. A client whose open has just returned and that hears of the
+/// process's end next takes the fifo for one that it could not open, and reads nothing: so the end comes after the reading. Shape:
+/// `holds` are the shim's own read ends.
+///
+/// Source: containerd/fifo, `OpenFifo` and its context.
+pub async fn drained(holds: &[OwnedFd]) {
+    let begin = Instant::now();
+    let has_unread = |hold: &OwnedFd| rustix::io::ioctl_fionread(hold).is_ok_and(|bytes| bytes > 0);
+    while holds.iter().any(has_unread) && begin.elapsed() < UNREAD {
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_waits_for_a_reader_but_not_for_ever() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let holds = [read];
+        drained(&holds).await;
+        rustix::io::write(&write, b"unread").unwrap();
+        assert!(tokio::time::timeout(PAUSE * 20, drained(&holds)).await.is_err());
+        let reader = holds[0].try_clone().unwrap();
+        let reading = tokio::spawn(async move {
+            tokio::time::sleep(PAUSE * 5).await;
+            rustix::io::read(&reader, &mut [0; 16]).unwrap()
+        });
+        let begin = Instant::now();
+        drained(&holds).await;
+        assert!(begin.elapsed() < UNREAD);
+        assert_eq!(reading.await.unwrap(), 6);
     }
 }

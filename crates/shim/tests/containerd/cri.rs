@@ -4,6 +4,8 @@
 //! Source: kubernetes pkg/kubelet/kuberuntime; cri-tools pkg/validate, whose cases the steps follow.
 
 mod client;
+mod kills;
+mod many;
 mod messages;
 mod side;
 mod streaming;

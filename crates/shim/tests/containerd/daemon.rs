@@ -145,6 +145,11 @@ impl Containerd {
         self.daemon.id()
     }
 
+    /// As [`Containerd::pid`]; the one that `unshare` becomes is the same.
+    pub fn daemon_pid(&self) -> Option<i32> {
+        self.pid().try_into().ok()
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -226,15 +231,21 @@ impl Containerd {
     pub fn await_task(&self, id: &str, state: Option<&str>) {
         let begin = Instant::now();
         loop {
-            let list = self.ctr(&["task", "ls"]);
-            let seen = list.ok().lines().find(|line| line.starts_with(&format!("{id} ")));
-            let seen = seen.and_then(|line| line.split_whitespace().nth(2)).map(str::to_owned);
+            let seen = self.task_state(id);
             if seen.as_deref() == state {
                 return;
             }
             assert!(begin.elapsed() < PATIENCE, "{id} is {seen:?}, not {state:?}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Such as `RUNNING`; none when there is no such task.
+    #[track_caller]
+    pub fn task_state(&self, id: &str) -> Option<String> {
+        let list = self.ctr(&["task", "ls"]);
+        let seen = list.ok().lines().find(|line| line.starts_with(&format!("{id} ")));
+        seen.and_then(|line| line.split_whitespace().nth(2)).map(str::to_owned)
     }
 
     /// Kills it as a crash does, and waits for its end.
@@ -298,6 +309,42 @@ impl Containerd {
             assert!(begin.elapsed() < PATIENCE, "left behind: {left:?}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// What there is on the host of other tasks than these, pods among them, once it no longer changes: bundles, cgroups, processes, mounts.
+    pub fn await_nothing_but(&self, ids: &[&str]) -> Vec<String> {
+        let begin = Instant::now();
+        loop {
+            let left = self.whole(ids);
+            // A shim whose containerd was killed before it had asked for a task, or for the end, ends by itself after half a minute.
+            if left.is_empty() || begin.elapsed() > 2 * PATIENCE {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn whole(&self, ids: &[&str]) -> Vec<String> {
+        let own = format!("{}/", text(self.folder.path()));
+        let is_others = |what: &str| !ids.iter().any(|id| what.contains(&format!("/{id}")));
+        let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut left: Vec<String> = entries(self.bundle("").as_path()).map(|path| text(&path)).collect();
+        for hierarchy in hierarchies() {
+            left.extend(entries(&hierarchy.join(namespace())).filter(|path| path.is_dir()).map(|path| text(&path)));
+        }
+        // containerd itself works in another folder; a shim and what it starts, in the bundle.
+        let works_here = |path: &Path| {
+            let folder = fs::read_link(path.join("cwd")).unwrap_or_default();
+            let words = fs::read_to_string(path.join("cmdline")).unwrap_or_default().replace('\0', " ");
+            let is_here =
+                text(&folder).starts_with(&own) || (words.contains(&own) && !words.contains("containerd --config"));
+            is_here.then(|| format!("{} {words}", text(&folder)))
+        };
+        left.extend(entries(Path::new("/proc")).filter_map(|path| works_here(&path)));
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        left.extend(mounts.lines().filter(|line| line.contains(&format!("{own}state/"))).map(str::to_owned));
+        left.retain(|what| is_others(what));
+        left
     }
 
     fn leftovers(&self, id: &str) -> Vec<String> {

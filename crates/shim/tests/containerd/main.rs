@@ -9,5 +9,6 @@ mod cri;
 mod daemon;
 mod deploy;
 mod isolation;
+mod kills;
 mod side_by_side;
 mod systemd;

@@ -56,6 +56,10 @@ messages! {
         #[prost(string, tag = "1")] id: String,
     }
     Nothing {}
+    /// Of each pod the fields of [`Id`], among others.
+    ListPodSandboxResponse {
+        #[prost(message, repeated, tag = "1")] items: Vec<Id>,
+    }
     PodSandboxStatusResponse {
         #[prost(message, optional, tag = "1")] status: Option<PodSandboxStatus>,
     }

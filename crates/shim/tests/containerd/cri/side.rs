@@ -127,7 +127,21 @@ impl<'a> Side<'a> {
         Ok(Pod { id: id.id, config })
     }
 
-    fn create(&self, pod: &Pod, name: &str, wish: Wish) -> String {
+    pub fn list_pods(&self) -> Vec<String> {
+        let listed: ListPodSandboxResponse = self.call("ListPodSandbox", &Nothing {});
+        listed.items.into_iter().map(|pod| pod.id).collect()
+    }
+
+    pub fn create(&self, pod: &Pod, name: &str, wish: Wish) -> String {
+        let id: Id = self.call("CreateContainer", &Self::request(pod, name, wish));
+        id.id
+    }
+
+    pub fn ask_for_container(&self, pod: &Pod, name: &str) -> Result<Id, Refused> {
+        self.client.call("RuntimeService/CreateContainer", &Self::request(pod, name, Wish::script(GOOD)))
+    }
+
+    fn request(pod: &Pod, name: &str, wish: Wish) -> CreateContainerRequest {
         let mut config = wish.config;
         config.metadata = Some(ContainerMetadata { name: name.to_owned(), attempt: 0 });
         config.image = Some(ImageSpec { image: IMAGE.to_owned() });
@@ -136,13 +150,11 @@ impl<'a> Side<'a> {
         let mut security = wish.security;
         security.namespace_options = pod_security.and_then(|security| security.namespace_options);
         config.linux = Some(LinuxContainerConfig { resources: Some(wish.resources), security_context: Some(security) });
-        let request = CreateContainerRequest {
+        CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
             config: Some(config),
             sandbox_config: Some(pod.config.clone()),
-        };
-        let id: Id = self.call("CreateContainer", &request);
-        id.id
+        }
     }
 
     pub fn start(&self, pod: &Pod, name: &str, wish: Wish) -> String {
