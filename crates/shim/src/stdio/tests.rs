@@ -192,6 +192,8 @@ async fn a_process_that_keeps_its_pipes_lock_stops_no_caller() {
         let stdout = stdout.try_clone().unwrap();
         move || rustix::pipe::splice(silent, None, stdout, None, 1, rustix::pipe::SpliceFlags::empty())
     });
+    // It has the lock now.
+    tokio::time::sleep(Duration::from_millis(20)).await;
     let mut caller = pipes.caller_reads("out");
     let reading = tokio::spawn(async move { caller.read(&mut [0; 16]).await });
     // What comes now makes our side read, and so wait for the lock.
