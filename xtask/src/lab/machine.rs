@@ -124,6 +124,8 @@ impl Machine {
         command.current_dir(&self.folder);
         let machine = "q35,sata=off,smbus=off,usb=off,i8042=off,hpet=off,vmport=off,smm=off";
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-machine", machine]);
+        // So that its threads say which processor they are.
+        command.args(["-name", "lab,debug-threads=on"]);
         command.arg("-accel").arg(format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"));
         // Without 5-level page tables (slower walks) and the "fast string" features, for which a kernel clears pages byte by
         // byte, which is slow when emulated.

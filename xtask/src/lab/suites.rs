@@ -144,13 +144,14 @@ const E2E_QUICK: [&str; 13] = [
 ];
 
 /// End-to-end tests of what a utility VM has a part in: each of its devices, its limits, its neighbours, its end.
-const E2E_KVM: [&str; 34] = [
+const E2E_KVM: [&str; 35] = [
     "copy::changes_are_listed::hyperv",
     "crashes::the_engine_is_killed_and_knows_everything_again::hyperv",
     "crashes::the_shim_is_killed_and_its_container_is_dead::hyperv",
     "crashes::the_vmm_is_killed_and_only_its_container_ends",
     "exec::it_works_while_output_flows::hyperv",
     "exec::its_exit_code_streams_and_options_are_its_own::hyperv",
+    "forks::a_forks_clock",
     "forks::a_guest_that_is_too_slow_is_destroyed_and_nothing_starts",
     "forks::no_two_forks_share_an_identity_and_the_template_stays_as_it_was",
     "info::info_names_the_hosts_cgroups_and_accelerator",

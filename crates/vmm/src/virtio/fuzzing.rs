@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use super::queue::QueueError;
 use super::transport::{Transport, TransportState};
 use crate::fuzz_input::Input;
 use crate::memory::{self, GRANULE, GuestMemory, Writes};
+use crate::protocol::NetworkRates;
 
 /// Bytes of the guest's memory.
 const MEMORY: u64 = 2 * GRANULE;
@@ -88,7 +90,7 @@ pub fn entropy(data: &[u8]) {
     run(Entropy, data, |_, _| Ok(()), |_| {});
 }
 
-/// A network slot with a tap through which anything comes.
+/// A network slot with a tap through which anything comes, at one of some rates.
 pub fn network(data: &[u8]) {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (host, guest): (OwnedFd, OwnedFd) =
@@ -98,7 +100,11 @@ pub fn network(data: &[u8]) {
         let _ = host.write(bytes);
         let _ = host.read(&mut [0; 4096]);
     };
-    run(Network::behind(0, Some(guest.into())), data, Network::receive, talk);
+    let mut network = Network::behind(0, Some(guest.into()));
+    // Few enough that frames wait, and come again.
+    let rate = |shift: u8| NonZeroU64::new(u64::from(data.first().copied().unwrap_or(0) >> shift & 3) * 1000);
+    network.limit(NetworkRates { receive_frames: rate(0), send_bytes: rate(2), ..NetworkRates::default() });
+    run(network, data, Network::receive, talk);
 }
 
 fn run<D: VirtioDevice>(
