@@ -19,13 +19,16 @@ use crate::{serve, sys};
 
 /// How a program knows that it is a helper: its own name.
 const NAME: &str = "bulkhead-container-helper";
+/// The argument of a helper that keeps nothing ready.
+const STILL: &str = "still";
 
 /// Serves as a helper if this process was started as one.
 ///
 /// When: first statement of `main`, before any thread; returns if the process is no helper, and else never.
 pub fn serve_if_helper() {
-    if std::env::args_os().next().is_some_and(|name| name == NAME) {
-        serve::run()
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|name| name == NAME) {
+        serve::run(words.next().is_some_and(|argument| argument == STILL))
     }
 }
 
@@ -50,6 +53,19 @@ impl Helper {
     /// # Errors
     /// [`HelperError::Spawn`] when the system has no process or no file descriptor left.
     pub fn spawn() -> Result<Self, HelperError> {
+        Self::start(None)
+    }
+
+    /// Starts a helper that does nothing but wait, for who needs a process in a cgroup. (Another one keeps the kernel ready by moving
+    /// itself to where it has been since its start.)
+    ///
+    /// # Errors
+    /// As [`Helper::spawn`].
+    pub fn spawn_still() -> Result<Self, HelperError> {
+        Self::start(Some(STILL))
+    }
+
+    fn start(argument: Option<&str>) -> Result<Self, HelperError> {
         let (ours, theirs) = UnixStream::pair().map_err(HelperError::Spawn)?;
         // The path is resolved after the fork and before descriptors are closed, so the number is still that of `program`.
         let program = own_program();
@@ -57,6 +73,7 @@ impl Helper {
             program.as_ref().map_or("/proc/self/exe".to_owned(), |fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let child = Command::new(path)
             .arg0(NAME)
+            .args(argument)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -11,17 +11,19 @@ use crate::cgroup::Readiness;
 use crate::wire::{self, Answer, Request, StreamFds};
 use crate::{exec, init, zygote_process};
 
-/// Serves one request and ends the process.
-pub fn run() -> ! {
+/// Serves one request and ends the process. Shape: `still` for one that keeps nothing ready meanwhile.
+pub fn run(still: bool) -> ! {
     // Nobody reads this status: the answer says it all.
-    std::process::exit(i32::from(serve().is_none()))
+    std::process::exit(i32::from(serve(still).is_none()))
 }
 
-fn serve() -> Option<()> {
+fn serve(still: bool) -> Option<()> {
     let socket = take_socket()?;
     // From here on this process may touch what belongs to a container, and a container's process must not touch it.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).ok()?;
-    keep_ready(&socket);
+    if !still {
+        keep_ready(&socket);
+    }
     let (request, fds) = wire::receive::<Request>(&socket).ok()??;
     let mut fds = fds.into_iter();
     let first = fds.next()?;

@@ -172,12 +172,15 @@ pub async fn place(bundle: &Bundle) -> Result<Option<Held>, Status> {
     let mut spec = bundle.spec().map_err(of_bundle)?;
     let Some(path) = cgroups_path(&spec) else { return Ok(None) };
     let Some(scope) = Scope::of(&path).map_err(of_scope)? else { return Ok(None) };
-    let process = Helper::spawn().map_err(|error| Status::from_error(error.kind(), &error))?;
-    let path = scope.make(process.pid()).await.map_err(of_scope)?.join(FOLDER);
-    // Version 2 gives controllers only to the folders of a cgroup that has no processes of its own.
-    if Path::new(CGROUPS).join("cgroup.controllers").exists() {
-        let entered = enter(Path::new(CGROUPS), &path, process.pid());
-        entered.map_err(|error| of_scope(ScopeError::Folder(scope.unit, error)))?;
+    // One that moved itself back, as others do for speed, would leave the scope, which ends then.
+    let process = Helper::spawn_still().map_err(|error| Status::from_error(error.kind(), &error))?;
+    let own = scope.make(process.pid()).await.map_err(of_scope)?;
+    let path = own.join(FOLDER);
+    let unified = Path::new(CGROUPS);
+    if unified.join("cgroup.controllers").exists() {
+        // Version 2 hands controllers on only from a cgroup that has no processes of its own; and who finds the folder there takes it as it is.
+        let ready = enter(unified, &path, process.pid()).and_then(|()| hand_on(&below(unified, &own)));
+        ready.map_err(|error| of_scope(ScopeError::Folder(scope.unit, error)))?;
     }
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(Some(path.clone()));
@@ -187,9 +190,22 @@ pub async fn place(bundle: &Bundle) -> Result<Option<Held>, Status> {
 }
 
 fn enter(hierarchy: &Path, path: &Path, pid: u32) -> io::Result<()> {
-    let folder = hierarchy.join(path.strip_prefix("/").unwrap_or(path));
+    let folder = below(hierarchy, path);
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("cgroup.procs"), pid.to_string())
+}
+
+/// Gives what is in a cgroup the controllers that it has itself.
+fn hand_on(folder: &Path) -> io::Result<()> {
+    let words: Vec<String> = fs::read_to_string(folder.join("cgroup.controllers"))?
+        .split_whitespace()
+        .map(|controller| format!("+{controller}"))
+        .collect();
+    fs::write(folder.join("cgroup.subtree_control"), words.join(" "))
+}
+
+fn below(hierarchy: &Path, path: &Path) -> PathBuf {
+    hierarchy.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// Removes what is left of a scope in version 1's hierarchies: systemd clears those that it has made it in. When: the container's
