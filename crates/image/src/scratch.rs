@@ -95,30 +95,45 @@ impl Scratch {
     /// # Errors
     /// As the variants of [`ScratchError`] say; `disk` does not exist then.
     pub fn prepare(blank_cache: &Path, disk: &Path, size_bytes: u64) -> Result<(), ScratchError> {
-        if size_bytes < MIN_BYTES {
-            return Err(ScratchError::TooSmall { bytes: size_bytes });
-        }
-        let size_bytes = size_bytes.next_multiple_of(GRANULE);
-        let blank = blank_cache.join(format!("blank-v{FORMAT_VERSION}-{size_bytes}.ext4"));
-        // One of another length was cut off by a full disk or a crash, and is made anew.
-        let usable = |file: &File| file.metadata().is_ok_and(|facts| facts.len() == size_bytes);
-        let source = match File::open(&blank) {
-            Ok(file) if usable(&file) => file,
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(FileError::new("open", &blank)(error).into());
-            }
-            Ok(_) | Err(_) => {
-                format_blank(blank_cache, &blank, size_bytes)?;
-                File::open(&blank).map_err(FileError::new("open", &blank))?
-            }
-        };
+        let (blank, source) = open_blank(blank_cache, size_bytes)?;
         let target = create_new(disk)?;
         copy_sparse(&source, &target).map_err(|error| {
             // The half-made disk must not stay; what went wrong first is what is told.
             let _ = fs::remove_file(disk);
-            FileError::new("write", disk)(error).into()
+            FileError::new("copy", &blank)(error).into()
         })
     }
+
+    /// As [`Scratch::prepare`], in a file that the caller has made. Shape: `disk` is empty, and on the file system of `blank_cache`.
+    ///
+    /// # Errors
+    /// As the variants of [`ScratchError`] say.
+    pub fn fill(blank_cache: &Path, disk: &File, size_bytes: u64) -> Result<(), ScratchError> {
+        let (blank, source) = open_blank(blank_cache, size_bytes)?;
+        copy_sparse(&source, disk).map_err(|error| FileError::new("copy", &blank)(error).into())
+    }
+}
+
+/// The blank disk of that size.
+fn open_blank(blank_cache: &Path, size_bytes: u64) -> Result<(PathBuf, File), ScratchError> {
+    if size_bytes < MIN_BYTES {
+        return Err(ScratchError::TooSmall { bytes: size_bytes });
+    }
+    let size_bytes = size_bytes.next_multiple_of(GRANULE);
+    let blank = blank_cache.join(format!("blank-v{FORMAT_VERSION}-{size_bytes}.ext4"));
+    // One of another length was cut off by a full disk or a crash, and is made anew.
+    let usable = |file: &File| file.metadata().is_ok_and(|facts| facts.len() == size_bytes);
+    let source = match File::open(&blank) {
+        Ok(file) if usable(&file) => file,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(FileError::new("open", &blank)(error).into());
+        }
+        Ok(_) | Err(_) => {
+            format_blank(blank_cache, &blank, size_bytes)?;
+            File::open(&blank).map_err(FileError::new("open", &blank))?
+        }
+    };
+    Ok((blank, source))
 }
 
 /// Makes the folders for a process container's changes below `folder`, which exists: `upper`, whose mode becomes that of the

@@ -13,6 +13,7 @@ mod likeness;
 mod options;
 mod pod;
 mod roots;
+mod unnamed;
 
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,7 @@ use crate::bundle::Bundle;
 use crate::unique::unique_name;
 use layers::{CacheError, LayerCache};
 use roots::RootPart;
+use unnamed::Unnamed;
 
 pub use options::{Options, isolation_by_name};
 pub use pod::Part;
@@ -45,15 +47,24 @@ pub struct Foreign<'a> {
     pub options: &'a Options,
 }
 
+/// A container that is ready for its VM.
+pub struct Prepared {
+    /// What it is of a pod.
+    pub part: Part,
+    /// As our engine would have described it.
+    pub container: ContainerBundle,
+    /// Its disk, and layers of its own, which `container` names: to be held until the VM has them.
+    pub files: Vec<Unnamed>,
+}
+
 /// Makes the bundle one of our engine's: converts its layers, makes its disk, and writes down what they are. A pod's sandbox has
 /// neither layers nor disk.
 ///
-/// When: blocks; a new image takes as long as its conversion. What is made lies in the bundle, which containerd removes, or in
-/// the layer cache.
+/// When: blocks; a new image takes as long as its conversion. What is made lies in the layer cache, or has no name.
 ///
 /// # Errors
 /// `NotImplemented` for what a utility VM cannot have; `InvalidArgument` for a bundle that is none; what the conversion says.
-pub fn prepare(bundle: &Bundle, foreign: &Foreign<'_>) -> Result<(Part, ContainerBundle), Status> {
+pub fn prepare(bundle: &Bundle, foreign: &Foreign<'_>) -> Result<Prepared, Status> {
     let of_bundle = |error: crate::bundle::BundleError| Status::from_error(error.kind(), &error);
     let Foreign { namespace, id, options, .. } = *foreign;
     let mut spec = bundle.spec().map_err(of_bundle)?;
@@ -68,8 +79,9 @@ pub fn prepare(bundle: &Bundle, foreign: &Foreign<'_>) -> Result<(Part, Containe
         likeness::make_plain(&mut spec).map_err(|error| Status::from_error(ErrorKind::InvalidArgument, &error))?;
     }
     let mut vm = utility_vm(&spec, options, namespace, bundle.path());
+    let mut files = Vec::new();
     let (layers, disk) = match part {
-        Part::Alone | Part::Member => root(bundle, &spec, foreign)?,
+        Part::Alone | Part::Member => root(bundle, &spec, foreign, &mut files)?,
         Part::Sandbox => {
             pod::size(&mut vm, &spec, options);
             (Vec::new(), PathBuf::new())
@@ -86,23 +98,30 @@ pub fn prepare(bundle: &Bundle, foreign: &Foreign<'_>) -> Result<(Part, Containe
         network: None,
     };
     bundle.write_container(&container).map_err(of_bundle)?;
-    Ok((part, container))
+    Ok(Prepared { part, container, files })
 }
 
 /// The container's layers, and its blank disk.
-fn root(bundle: &Bundle, spec: &Spec, foreign: &Foreign<'_>) -> Result<(Vec<LayerFile>, PathBuf), Status> {
+fn root(
+    bundle: &Bundle,
+    spec: &Spec,
+    foreign: &Foreign<'_>,
+    files: &mut Vec<Unnamed>,
+) -> Result<(Vec<LayerFile>, PathBuf), Status> {
     let of_cache = |error: CacheError| Status::from_error(error.kind(), &error);
     let Foreign { mounts, options, .. } = *foreign;
     let root = spec.root().as_ref().map_or_else(|| "rootfs".into(), |root| root.path().clone());
     let parts = roots::parts(mounts, &bundle.path().join(root))?;
     let state = options.state.join(STATE);
-    let layers = convert(&parts, &state, bundle.path()).map_err(of_cache)?;
-    let disk = bundle.path().join("scratch.img");
+    let layers = convert(&parts, &state, files).map_err(of_cache)?;
     let blank = state.join("blank");
     layers::make_folder(&blank).map_err(of_cache)?;
-    Scratch::prepare(&blank, &disk, options.scratch_mib.saturating_mul(1 << 20))
+    let disk = Unnamed::new(&blank).map_err(layers::at("make a disk in", &blank)).map_err(of_cache)?;
+    Scratch::fill(&blank, disk.file(), options.scratch_mib.saturating_mul(1 << 20))
         .map_err(|error| Status::from_error(error.kind(), &error))?;
-    Ok((layers, disk))
+    let path = disk.path();
+    files.push(disk);
+    Ok((layers, path))
 }
 
 /// Never a silent downgrade: what shares the host's is refused.
@@ -142,8 +161,9 @@ fn adapt(spec: &mut Spec, cgroup: &str, part: Part) {
     }
 }
 
-fn convert(parts: &[RootPart], state: &Path, bundle: &Path) -> Result<Vec<LayerFile>, CacheError> {
-    let cache = LayerCache::open(state.join("layers"))?;
+fn convert(parts: &[RootPart], state: &Path, files: &mut Vec<Unnamed>) -> Result<Vec<LayerFile>, CacheError> {
+    let folder = state.join("layers");
+    let cache = LayerCache::open(folder.clone())?;
     let last = parts.len() - 1;
     let mut layers = Vec::new();
     for (at, part) in parts.iter().enumerate() {
@@ -151,7 +171,11 @@ fn convert(parts: &[RootPart], state: &Path, bundle: &Path) -> Result<Vec<LayerF
             RootPart::Committed(folder) => layers.push(cache.layer(folder)?),
             // Of a container that never ran it is empty.
             RootPart::Own(folder) if at == last && at > 0 && is_empty(folder) => {}
-            RootPart::Own(folder) => layers.push(layers::own_layer(folder, bundle.join(format!("own-{at}.erofs")))?),
+            RootPart::Own(own) => {
+                let file = Unnamed::new(&folder).map_err(layers::at("make a layer in", &folder))?;
+                layers.push(layers::own_layer(own, &file)?);
+                files.push(file);
+            }
         }
     }
     Ok(layers)

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as message;
-use proto::control::ContainerBundle;
 use proto::{ContainerId, ErrorKind, Isolation, Status};
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bundle::Bundle;
 use crate::compute::{Changes, ComputeSystem, CreateInput};
 use crate::events::{Event, Publisher};
-use crate::foreign::{self, Foreign, Options, Part};
+use crate::foreign::{self, Foreign, Options, Part, Prepared};
 use crate::hyperv::HypervSystem;
 use crate::pod::{PodContainer, PodVm, Sandbox};
 use crate::process::ProcessSystem;
@@ -206,9 +205,17 @@ impl Shim {
             stdin_end: self.stdin_end(),
             owner: self.owner(&request.id),
         };
+        // Held until the container has them.
+        let mut files = Vec::new();
         let (part, container) = match container {
             Some(container) => (Part::Alone, Some(container)),
-            None => self.prepare_foreign(&bundle, &id, &request).await?,
+            None => match self.prepare_foreign(&bundle, &id, &request).await? {
+                Some(prepared) => {
+                    files = prepared.files;
+                    (prepared.part, Some(prepared.container))
+                }
+                None => (Part::Alone, None),
+            },
         };
         let isolation = container.as_ref().map_or(Isolation::Process, |container| container.isolation);
         let helper = self.warm_helper.lock().unwrap_or_else(|e| e.into_inner()).take();
@@ -226,6 +233,7 @@ impl Shim {
             Isolation::Process => Box::new(ProcessSystem::create(input).await?),
             Isolation::Hyperv => self.create_in_vm(part, input).await?,
         };
+        drop(files);
         let pid = system.init().pid();
         if let Some(Err(error)) = scope.map(|scope| scope.pass_to(pid)) {
             tracing::warn!(%error, "systemd takes the container's scope for ended");
@@ -243,11 +251,11 @@ impl Shim {
         bundle: &Bundle,
         id: &ContainerId,
         request: &CreateTaskRequest,
-    ) -> Result<(Part, Option<ContainerBundle>), Status> {
+    ) -> Result<Option<Prepared>, Status> {
         let options = Options::read(request.options.as_ref())?;
         let spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
         if options.isolation(self.isolation, &spec)? == Isolation::Process {
-            return Ok((Part::Alone, None));
+            return Ok(None);
         }
         let (bundle, id, namespace) = (bundle.clone(), id.to_string(), self.publisher.namespace().to_owned());
         let mounts = request.rootfs.clone();
@@ -255,7 +263,7 @@ impl Shim {
             foreign::prepare(&bundle, &Foreign { namespace: &namespace, id: &id, mounts: &mounts, options: &options })
         });
         let prepared = prepared.await.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
-        prepared.map(|(part, container)| (part, Some(container)))
+        prepared.map(Some)
     }
 
     async fn create_in_vm(&self, part: Part, input: CreateInput) -> Result<Box<dyn ComputeSystem>, Status> {
@@ -282,7 +290,9 @@ impl Shim {
     /// # Errors
     /// What [`Task::delete`] says; then the task stays.
     pub async fn delete(&self, id: &str) -> Result<(u32, Exit), Status> {
-        let deleted = self.task(id).await?.delete(Changes::Kept).await?;
+        // What a container of a foreign containerd has changed behind the hyperv wall ends with its task: no snapshot sees it.
+        let changes = if self.is_engines() { Changes::Kept } else { Changes::Discarded };
+        let deleted = self.task(id).await?.delete(changes).await?;
         let mut tasks = self.tasks.lock().await;
         tasks.slots.remove(id);
         if tasks.slots.is_empty() {

@@ -15,6 +15,7 @@ use proto::control::LayerFile;
 use proto::{Digest, ErrorKind};
 use serde::{Deserialize, Serialize};
 
+use super::unnamed::Unnamed;
 use crate::bundle::kind_of_file;
 
 /// A layer that cannot be had.
@@ -60,7 +61,8 @@ impl CacheError {
     }
 }
 
-fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CacheError + 'a {
+/// An error of the operating system, with what was done to which path.
+pub fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CacheError + 'a {
     move |source| CacheError::File { action, path: path.to_owned(), source }
 }
 
@@ -108,7 +110,11 @@ impl LayerCache {
         }
         self.forget_the_gone()?;
         let new = at_key("new");
-        let diff_id = convert(source, &new)?;
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&new);
+        let diff_id = convert(source, &file.map_err(at("make", &new))?, &new).inspect_err(|_| {
+            // Rubbish; the error before it is the one to tell.
+            let _ = fs::remove_file(&new);
+        })?;
         let text = serde_json::to_vec(&Record { folder: source.to_owned(), diff_id: diff_id.clone() });
         let text = text.map_err(|error| at("describe", &record)(error.into()))?;
         fs::write(&record, text).map_err(at("write", &record))?;
@@ -137,13 +143,13 @@ impl LayerCache {
     }
 }
 
-/// Converts a folder that only one container has. Shape: the layer is written to `file`.
+/// Converts a folder that only one container has. Shape: the layer is written to `file`, which is empty.
 ///
 /// # Errors
 /// [`CacheError`].
-pub fn own_layer(source: &Path, file: PathBuf) -> Result<LayerFile, CacheError> {
-    let diff_id = convert(source, &file)?;
-    Ok(LayerFile { diff_id, path: file })
+pub fn own_layer(source: &Path, file: &Unnamed) -> Result<LayerFile, CacheError> {
+    let diff_id = convert(source, file.file(), &file.path())?;
+    Ok(LayerFile { diff_id, path: file.path() })
 }
 
 /// Makes a folder for root alone.
@@ -170,18 +176,17 @@ fn read_record(path: &Path) -> Option<Record> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-fn convert(source: &Path, file: &Path) -> Result<Digest, CacheError> {
+/// Shape: `path` is the output's, for a person.
+fn convert(source: &Path, output: &File, path: &Path) -> Result<Digest, CacheError> {
     let root = Root::open(source).map_err(at("open", source))?;
-    let output =
-        File::options().read(true).write(true).create(true).truncate(true).open(file).map_err(at("make", file))?;
-    let (reader, writer) = io::pipe().map_err(at("make a pipe for", file))?;
+    let (reader, writer) = io::pipe().map_err(at("make a pipe for", path))?;
     let (packed, converted) = std::thread::scope(|scope| {
         let packing = scope.spawn(|| pack_layer(&root, writer));
-        let converted = image::convert_layer(Converter::Workers, reader, &output);
+        let converted = image::convert_layer(Converter::Workers, reader, output);
         let broken = || ArchiveError::Stream(io::Error::other("the thread that reads the folder broke off"));
         (packing.join().unwrap_or_else(|_| Err(broken())), converted)
     });
-    let done = match (packed, converted) {
+    match (packed, converted) {
         // The other side only saw the stream break.
         (Err(source_error), _) if !is_broken_pipe(&source_error) => {
             Err(CacheError::Pack { folder: source.to_owned(), source: source_error })
@@ -189,12 +194,7 @@ fn convert(source: &Path, file: &Path) -> Result<Digest, CacheError> {
         (_, Err(error)) => Err(CacheError::Convert { folder: source.to_owned(), source: error }),
         (Err(error), Ok(_)) => Err(CacheError::Pack { folder: source.to_owned(), source: error }),
         (Ok(()), Ok(diff_id)) => Ok(diff_id),
-    };
-    if done.is_err() {
-        // Rubbish; the error before it is the one to tell.
-        let _ = fs::remove_file(file);
     }
-    done
 }
 
 fn is_broken_pipe(error: &ArchiveError) -> bool {

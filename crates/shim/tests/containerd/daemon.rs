@@ -81,7 +81,10 @@ impl Said {
 
 /// A containerd; dropped, it is killed, and its containers' shims with it.
 pub struct Containerd {
+    /// On a tmpfs, as `/run` on a host, where bundles are.
     folder: tempfile::TempDir,
+    /// What our shim keeps for later containers is on a disk.
+    kept: tempfile::TempDir,
     daemon: Child,
     /// The one that `ctr` asks for.
     namespace: String,
@@ -107,7 +110,8 @@ impl Containerd {
     }
 
     fn launch(namespace: String, cri: Option<&Path>) -> Self {
-        let folder = tempfile::Builder::new().prefix("bulkhead-ctr-").tempdir().unwrap();
+        let kept = tempfile::Builder::new().prefix("bulkhead-ctr-kept-").tempdir().unwrap();
+        let folder = tempfile::Builder::new().prefix("bulkhead-ctr-").tempdir_in("/dev/shm").unwrap();
         let at = |name: &str| folder.path().join(name);
         for name in ["bin", "rootfs"] {
             fs::create_dir(at(name)).unwrap();
@@ -135,7 +139,7 @@ impl Containerd {
         fs::write(at("config.toml"), configuration).unwrap();
         let own_network = cri.is_some();
         let daemon = spawn(folder.path(), own_network);
-        let this = Self { folder, daemon, namespace, own_network };
+        let this = Self { folder, kept, daemon, namespace, own_network };
         this.await_answer();
         this
     }
@@ -152,6 +156,11 @@ impl Containerd {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Where a runtime's state may be.
+    pub fn kept(&self, name: &str) -> PathBuf {
+        self.kept.path().join(name)
     }
 
     pub fn await_answer(&self) {

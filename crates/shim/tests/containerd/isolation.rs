@@ -20,7 +20,7 @@ struct Options {
 
 impl Options {
     fn write(containerd: &Containerd, image: &Path, more: &str) -> Self {
-        let (file, state) = (containerd.path("options.toml"), containerd.path("options-state"));
+        let (file, state) = (containerd.path("options.toml"), containerd.kept("state"));
         write_options(&file, &state, image, more);
         Self { file, state }
     }

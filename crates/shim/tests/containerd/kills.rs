@@ -260,7 +260,7 @@ fn a_process_container_whose_containerd_or_shim_is_killed_at_any_request() {
 fn a_hyperv_container_whose_containerd_or_shim_or_vmm_is_killed_at_any_request() {
     let (true, Some(image)) = (can_run(), guest_image()) else { return };
     let containerd = Containerd::start();
-    let (file, state): (PathBuf, PathBuf) = (containerd.path("options.toml"), containerd.path("options-state"));
+    let (file, state): (PathBuf, PathBuf) = (containerd.path("options.toml"), containerd.kept("state"));
     write_options(&file, &state, &image, "personalize-timeout-ms = 20000");
     let (runtime, options) = ("io.containerd.bulkhead-hyperv.v2", text(&file));
     let runtime = ["--runtime", runtime, "--runtime-config-path", &options].map(str::to_owned).to_vec();
