@@ -138,6 +138,7 @@ pub(crate) fn tie_slot(
 pub fn tie_tap(namespace: &Namespace, slot: u32) -> Result<(), NetworkError> {
     let tap = tap_name(slot);
     namespace.run(|| {
+        be_silent(&tap);
         talk(async |handle| {
             let bridge = index_of(&handle, &bridge_name(slot)).await?;
             let change = LinkUnspec::new_with_name(&tap).controller(bridge).build();
@@ -180,6 +181,7 @@ pub fn connect_tap(
         bring(namespace, &tap, from)?;
     }
     namespace.run(|| {
+        be_silent(&tap);
         talk(async |handle| {
             let bridge = index_of(&handle, &bridge_name(interface.slot)).await?;
             let mut change = LinkUnspec::new_with_name(&tap).controller(bridge).up();
@@ -189,6 +191,12 @@ pub fn connect_tap(
             answer(format!("switch on the tap {tap}"), handle.link().set(change.build()).execute()).await
         })
     })
+}
+
+/// The kernel is to say nothing of its own by a tap: switched on, it would tell the guest which groups of IPv6 it is in, and the guest
+/// would be busy with that just when its container is to start.
+fn be_silent(tap: &str) {
+    set_sysctl(&format!("ipv6/conf/{tap}/disable_ipv6"), "1");
 }
 
 /// Fetches a tap, unless it was fetched before, or was made there.
