@@ -11,6 +11,9 @@ use crate::support::{SHIM, busybox_root, run, skip, text};
 /// The image that every test uses.
 pub const IMAGE: &str = "docker.io/library/busybox:test";
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks at all processes. Whoever opens files of a process in /proc while it is reaped has its parent spin in the kernel
+/// (`shrink_dcache_parent`), and a few such parents starve everything else; seen on Linux 6.18, for minutes.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// containerd's namespace, and the name of its containers' cgroups on the host, so one for each test's process.
 pub fn namespace() -> String {
@@ -316,7 +319,7 @@ impl Containerd {
                 return;
             }
             assert!(begin.elapsed() < PATIENCE, "left behind: {left:?}\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOOK_AGAIN);
         }
     }
 
@@ -329,7 +332,7 @@ impl Containerd {
             if left.is_empty() || begin.elapsed() > 2 * PATIENCE {
                 return left;
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOOK_AGAIN);
         }
     }
 
