@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -73,8 +72,6 @@ pub struct TestHost {
     network: Option<HostNetwork>,
 }
 
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
 impl TestHost {
     /// A host for tests of containers behind this wall, or `None` when this machine cannot (the test is skipped then).
     #[must_use]
@@ -136,8 +133,8 @@ impl TestHost {
         // Paths are short because those of unix sockets may have 107 bytes only.
         let folder = tempfile::Builder::new().prefix("bhe2e-").tempdir_in("/tmp").expect("/tmp is writable");
         let root = folder.path();
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("e2e-{}-{number}", std::process::id());
+        // Not by the number of this process: those come again, and what a test that was killed has left would be this one's.
+        let name = root.file_name().expect("it has a name").to_string_lossy().into_owned();
         let network = options.own_network.then(|| HostNetwork::make().expect("a network namespace"));
         let settings = EngineSettings {
             kind: EngineKind::of_this_run(),

@@ -2,13 +2,21 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 use sha2::Digest as _;
 
 use crate::engine::EngineSettings;
+use crate::patience::eventually;
 use crate::procfs;
+
+/// How often what is left is killed, and the time between: to look at all processes is no small thing.
+const ROUNDS: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long a cgroup may take to go.
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// One line for everything that should have gone with the containers, while the engine still runs.
 pub(crate) fn container_files(settings: &EngineSettings) -> Vec<String> {
@@ -56,15 +64,37 @@ pub(crate) fn processes(settings: &EngineSettings) -> Vec<i32> {
 
 /// Takes everything away by force, after a failed test.
 pub(crate) fn sweep(root: &Path, settings: &EngineSettings) {
-    for _ in 0..3 {
-        processes(settings).into_iter().for_each(|pid| procfs::kill(pid, Signal::KILL));
-        std::thread::sleep(std::time::Duration::from_millis(100));
+    for _ in 0..ROUNDS {
+        thaw(settings);
+        let found = processes(settings);
+        if found.is_empty() {
+            break;
+        }
+        found.into_iter().for_each(|pid| procfs::kill(pid, Signal::KILL));
+        std::thread::sleep(PAUSE);
     }
     for point in procfs::mounts_below(root).into_iter().rev() {
         let _ = unmount(point.as_str(), UnmountFlags::DETACH);
     }
-    remove_cgroups(settings);
+    // A process that has been killed is in its cgroup until it has been reaped.
+    eventually(SWEEP, || {
+        remove_cgroups(settings);
+        procfs::cgroup_folders(&settings.cgroup_parent).is_empty()
+    });
     remove_networks(settings);
+}
+
+/// Lets go on what is paused: with cgroup version 1 it does not die otherwise.
+fn thaw(settings: &EngineSettings) {
+    for folder in procfs::cgroup_folders(&settings.cgroup_parent) {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let state = entry.path().join("freezer.state");
+            if state.exists() {
+                // One that has gone is thawed.
+                let _ = std::fs::write(state, "THAWED");
+            }
+        }
+    }
 }
 
 /// Removes bridges and firewall rules.
@@ -113,4 +143,33 @@ fn remove_cgroup(folder: &Path) {
         }
     }
     drop(std::fs::remove_dir(folder));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::path::PathBuf;
+
+    use crate::{HostOptions, TestHost, Wall, eventually, procfs};
+
+    #[test]
+    fn what_is_left_is_told_and_goes_even_if_it_is_paused() {
+        let Some(host) = TestHost::prepare(Wall::Process, &HostOptions::default()) else { return };
+        let parent = host.cgroup_parent().to_owned();
+        let freezer = PathBuf::from(format!("/sys/fs/cgroup/freezer{parent}/left"));
+        if std::fs::create_dir_all(&freezer).is_err() {
+            return crate::skip("needs cgroup version 1");
+        }
+        let mut left = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        std::fs::write(freezer.join("cgroup.procs"), left.id().to_string()).unwrap();
+        std::fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
+        let frozen = || std::fs::read_to_string(freezer.join("freezer.state")).unwrap().trim() == "FROZEN";
+        assert!(eventually(std::time::Duration::from_secs(5), frozen));
+        let reaping = std::thread::spawn(move || left.wait().unwrap());
+        let told = catch_unwind(AssertUnwindSafe(|| drop(host))).unwrap_err();
+        let told = told.downcast_ref::<String>().unwrap();
+        assert!(told.contains(&format!("cgroup {}", freezer.display())) && told.contains("sleep 1000"), "{told}");
+        assert!(!reaping.join().unwrap().success());
+        assert_eq!(procfs::cgroup_folders(&parent), Vec::<PathBuf>::new());
+    }
 }
