@@ -1,4 +1,5 @@
-//! Generates the ttrpc code of the guest compute service from `proto/gcs.proto` (pure Rust, no protoc).
+//! Generates the ttrpc code of the guest compute service from `proto/gcs.proto`, and of what the engine asks a shim from
+//! `proto/notices.proto` (pure Rust, no protoc).
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
@@ -6,18 +7,18 @@ use std::{env, fs, io};
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
 fn main() -> io::Result<()> {
-    let source = Path::new("proto/gcs.proto");
-    println!("cargo::rerun-if-changed={}", source.display());
+    let sources = ["gcs", "notices"].map(|name| PathBuf::from(format!("proto/{name}.proto")));
+    sources.iter().for_each(|source| println!("cargo::rerun-if-changed={}", source.display()));
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("OUT_DIR is not set by cargo"))?);
     Codegen::new()
         .out_dir(&out)
-        .input(source)
+        .inputs(sources)
         .include("proto")
         .rust_protobuf()
         .customize(Customize { async_all: true, ..Default::default() })
         .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false))
         .run()?;
-    for file in ["gcs.rs", "gcs_ttrpc.rs"] {
+    for file in ["gcs.rs", "gcs_ttrpc.rs", "notices.rs", "notices_ttrpc.rs"] {
         without_inner_attributes(&out.join(file))?;
     }
     Ok(())

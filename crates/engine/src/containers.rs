@@ -21,6 +21,7 @@ mod host_end;
 mod inspect;
 mod intermediate;
 mod kill;
+mod lack;
 mod launch;
 mod links;
 mod list;

@@ -7,6 +7,8 @@ use containerd_shim_protos::api as wire;
 use containerd_shim_protos::protobuf::{MessageField, well_known_types::any::Any};
 use containerd_shim_protos::shim_async::TaskClient;
 use proto::network::NetworkUpdate;
+use proto::notices::wire::WaitOomKillRequest;
+use proto::notices::wire_ttrpc::NoticesClient;
 use proto::{ErrorKind, Status};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::Client;
@@ -51,6 +53,7 @@ pub struct ProcessExit {
 #[derive(Clone)]
 pub struct Task {
     client: TaskClient,
+    notices: NoticesClient,
     id: String,
 }
 
@@ -81,7 +84,8 @@ impl Task {
     /// Takes a connected socket.
     #[must_use]
     pub fn new(stream: UnixStream, id: &str) -> Self {
-        Self { client: TaskClient::new(Client::new(Socket::new(stream))), id: id.to_owned() }
+        let client = Client::new(Socket::new(stream));
+        Self { client: TaskClient::new(client.clone()), notices: NoticesClient::new(client), id: id.to_owned() }
     }
 
     /// Connects to a shim's socket.
@@ -133,6 +137,17 @@ impl Task {
         let at = answer.exited_at.as_ref().filter(|at| at.seconds > 0);
         let at = at.map(|at| Timestamp(at.seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(at.nanos))));
         Ok(ProcessExit { code: answer.exit_status, at: at.unwrap_or_else(Timestamp::now) })
+    }
+
+    /// Answers when the kernel has killed more of the container's processes for want of memory than `seen`, with their number; with no
+    /// greater one when the container has ended. When: once it was created.
+    ///
+    /// # Errors
+    /// The shim's; [`ErrorKind::NotImplemented`] of an older one.
+    pub async fn oom_kills_after(&self, seen: u64) -> TaskResult<u64> {
+        let request = WaitOomKillRequest { id: self.id.clone(), seen, ..Default::default() };
+        let answer = self.notices.wait_oom_kill(Context::default(), &request).await;
+        Ok(answer.map_err(|e| failed(&e))?.kills)
     }
 
     /// Adds a process, not started. `process` is OCI's process object as JSON.

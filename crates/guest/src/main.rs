@@ -18,6 +18,7 @@ mod early_boot;
 mod free_memory;
 mod identity;
 mod kernel_log;
+mod lack;
 mod life;
 mod loopback;
 mod machine;

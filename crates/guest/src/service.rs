@@ -10,7 +10,7 @@ use proto::gcs::wire::{
     self, ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
     ExecRequest, ExecResponse, MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessEntry,
     ProcessesResponse, RenewRequest, ResizeRequest, SignalRequest, StartRequest, StatsResponse, SyncClockRequest,
-    SyncClockResponse, UpdateRequest, WaitRequest, WaitResponse,
+    SyncClockResponse, UpdateRequest, WaitOomKillRequest, WaitOomKillResponse, WaitRequest, WaitResponse,
 };
 use proto::gcs::wire_ttrpc::{Guest, create_guest};
 use proto::{ErrorKind, ProcessDetails, Status};
@@ -21,6 +21,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 use crate::archive::{self, FilesOwner, MountedFiles};
 use crate::compute::{self, Compute, ComputeError};
 use crate::identity::{self, IdentityFiles};
+use crate::lack::Lack;
 use crate::life::{Life, Rehearsed, failed, lock, out_of_order};
 use crate::loopback;
 use crate::machine::Machine;
@@ -246,10 +247,27 @@ impl GuestService {
         let told = self.with_pod(move |pod| {
             pod.forget(number);
             // Only a container's own end says anything about it.
-            pod.container_begun_by(number).is_some_and(|compute| compute.container().oom_kills() > 0)
+            pod.container_begun_by(number).map_or(0, |compute| compute.container().oom_kills())
         });
-        let oom_killed = told.await.unwrap_or_default();
-        Ok(WaitResponse { exit_code: exit.code, exited_at_ns: exit.at_ns, oom_killed, ..Default::default() })
+        let oom_kills = told.await.unwrap_or_default();
+        Ok(WaitResponse { exit_code: exit.code, exited_at_ns: exit.at_ns, oom_kills, ..Default::default() })
+    }
+
+    async fn wait_for_oom_kill(&self, request: WaitOomKillRequest) -> Result<u64, Status> {
+        let WaitOomKillRequest { container, seen, .. } = request;
+        let unwatched = |error: std::io::Error| Status::from_error(ErrorKind::Internal, &error);
+        let watched = self.with_container(container, move |compute| {
+            let events = compute.container().oom_events().map_err(unwatched)?;
+            Ok((events, compute.first().1.ended()))
+        });
+        let (events, ended) = watched.await?;
+        let lack = Lack::watch(events).map_err(unwatched)?;
+        let kills = || self.with_container(container, |compute| Ok(compute.container().oom_kills()));
+        tokio::select! {
+            biased;
+            kills = lack.grown(seen, kills) => kills,
+            () = ended => kills().await,
+        }
     }
 
     async fn send_signal(&self, request: SignalRequest) -> Result<(), Status> {
@@ -446,6 +464,11 @@ impl Guest for GuestService {
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
         answer(self.wait_for(request.process).await)
+    }
+
+    async fn wait_oom_kill(&self, _: &TtrpcContext, request: WaitOomKillRequest) -> ttrpc::Result<WaitOomKillResponse> {
+        let kills = answer(self.wait_for_oom_kill(request).await)?;
+        Ok(WaitOomKillResponse { kills, ..Default::default() })
     }
 
     async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {

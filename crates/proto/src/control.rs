@@ -256,6 +256,9 @@ pub struct ExitReport {
     pub exit_code: u32,
     /// The kernel killed a process of the container for want of memory.
     pub oom_killed: bool,
+    /// How many, as far as that is counted. Absent in what older shims wrote.
+    #[serde(default)]
+    pub oom_kills: u64,
     /// Why it ended, when that was not its own doing, such as a panic of the utility VM's kernel.
     pub error: Option<String>,
     /// Nanoseconds since the epoch.

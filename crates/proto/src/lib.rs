@@ -1,6 +1,6 @@
 //! What crosses a process boundary in Bulkhead: identifiers, the isolation of a container, the closed set of error
-//! kinds, the protocol between host and guest ([`gcs`]), and the files by which the engine hands a container to
-//! its shim ([`control`]). It knows no file system, no socket and no process.
+//! kinds, the protocol between host and guest ([`gcs`]), the files by which the engine hands a container to
+//! its shim ([`control`]), and what it asks a shim besides ([`notices`]). It knows no file system, no socket and no process.
 //!
 //! Read first: [`Isolation`], [`ContainerId`], [`ErrorKind`], [`control::ContainerBundle`], [`gcs::StreamHeader`].
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@ pub mod ignore;
 mod isolation;
 mod kernel_paths;
 pub mod network;
+pub mod notices;
 mod process;
 mod status;
 

@@ -189,7 +189,8 @@ impl Bundle {
     pub fn write_exit_report(&self, exit: &Exit) -> Result<(), BundleError> {
         let report = ExitReport {
             exit_code: exit.code,
-            oom_killed: exit.oom_killed,
+            oom_killed: exit.oom_kills > 0,
+            oom_kills: exit.oom_kills,
             error: exit.error.clone(),
             exited_at_ns: exit.at_ns,
         };
@@ -296,10 +297,13 @@ mod tests {
         let bundle = Bundle::at(folder.path().to_owned());
         assert_eq!(bundle.exit_report().unwrap(), None);
         bundle.forget_exit_report().unwrap();
-        let exit = Exit { code: 137, at_ns: 1_700_000_000_000_000_001, oom_killed: true, error: Some("why".into()) };
+        let exit = Exit { code: 137, at_ns: 1_700_000_000_000_000_001, oom_kills: 2, error: Some("why".into()) };
         bundle.write_exit_report(&exit).unwrap();
         let report = bundle.exit_report().unwrap().unwrap();
-        assert_eq!((report.exit_code, report.oom_killed, report.exited_at_ns), (137, true, exit.at_ns));
+        assert_eq!(
+            (report.exit_code, report.oom_killed, report.oom_kills, report.exited_at_ns),
+            (137, true, 2, exit.at_ns)
+        );
         assert_eq!(report.error.as_deref(), Some("why"));
         bundle.forget_exit_report().unwrap();
         assert_eq!(bundle.exit_report().unwrap(), None);

@@ -1,6 +1,5 @@
 //! The seam between the Task service and what runs a container.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -49,16 +48,9 @@ pub trait ComputeSystem: Send + Sync {
     /// Changes it while it runs. When: before `delete`.
     async fn update(&self, update: Update) -> Result<(), Status>;
 
-    /// Becomes readable when the kernel may have killed one of its processes for want of memory; `None` where that is told
-    /// with the end only.
-    fn oom_events(&self) -> Option<OwnedFd> {
-        None
-    }
-
-    /// How many it has killed, as far as that is counted.
-    async fn oom_kills(&self) -> u64 {
-        0
-    }
+    /// Waits until the kernel has killed more of its processes for want of memory than `seen`, and answers how many. `None` when
+    /// nothing more is told before the end: it has ended, or cannot tell. When: one caller at a time.
+    async fn oom_kills_after(&self, seen: u64) -> Option<u64>;
 
     /// Kills what is left and gives everything back. When: after the first process's end, or before its start. May be
     /// repeated after a failure.

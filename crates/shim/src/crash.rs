@@ -67,7 +67,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<DeleteResponse> {
         Some(report) => Exit {
             code: report.exit_code,
             at_ns: report.exited_at_ns,
-            oom_killed: report.oom_killed,
+            oom_kills: report.oom_kills,
             error: report.error,
         },
         None => {
@@ -86,7 +86,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<DeleteResponse> {
 
 fn killed_with_its_shim() -> Exit {
     let error = Some("its shim ended unexpectedly; the container was killed".to_owned());
-    Exit { code: 137, at_ns: clock::now_ns(), oom_killed: false, error }
+    Exit { code: 137, at_ns: clock::now_ns(), oom_kills: 0, error }
 }
 
 /// Kills that very process and waits until it is gone. A later process with its number is left alone: the pidfd is opened

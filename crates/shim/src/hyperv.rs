@@ -124,6 +124,16 @@ pub async fn limit(guest: &GuestConnection, container: u32, resources: &LinuxRes
     guest.update(&request).await.map(drop).map_err(|error| error.to_status())
 }
 
+/// Waits for more kills for want of memory in a container than `seen`.
+///
+/// What a guest says is hostile: a number that has not grown is its last word, and the caller asks again only when it likes.
+pub async fn oom_kills_after(guest: &GuestConnection, container: u32, seen: u64) -> Option<u64> {
+    let request = wire::WaitOomKillRequest { container, seen, ..wire::WaitOomKillRequest::default() };
+    let answer = guest.wait_oom_kill(&request).await;
+    let answer = answer.inspect_err(|error| tracing::info!(%error, "a lack of memory is told with the end only"));
+    answer.ok().map(|answer| answer.kills).filter(|&kills| kills > seen)
+}
+
 impl HypervSystem {
     /// One change at a time.
     async fn change_network(&self, update: NetworkUpdate) -> Result<(), Status> {
@@ -198,6 +208,10 @@ impl ComputeSystem for HypervSystem {
             Update::Limits(resources) => limit(&self.guest, ONLY, &resources).await,
             Update::Network(update) => self.change_network(*update).await,
         }
+    }
+
+    async fn oom_kills_after(&self, seen: u64) -> Option<u64> {
+        oom_kills_after(&self.guest, ONLY, seen).await
     }
 
     async fn delete(&self, changes: Changes) -> Result<(), Status> {

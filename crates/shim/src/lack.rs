@@ -1,122 +1,200 @@
-//! A container's kills for want of memory: each is told once, when it happens, and none after the container's end.
+//! A container's kills for want of memory: each growth of their number is told once, when it happens, and none after the container's end.
+//!
+//! A container can have its processes killed as fast as it likes, and a hostile guest can say so without end. So what is counted
+//! within [`PACE`] of what was told last is told together, after it or with the end.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use tokio::io::Interest;
-use tokio::sync::Mutex;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 
-use crate::sys;
-
+/// How long after the start of its first process a container is watched: most that end soon never need to be, and with the end it is told
+/// in any case.
+pub const PATIENCE: Duration = Duration::from_millis(200);
+/// The least time between what is told and what is told next.
+pub const PACE: Duration = Duration::from_secs(1);
 /// With cgroup version 1 the kernel tells of a lack before it kills. Shape: how often the count is looked at again, and when.
 const LOOKS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// What came of a look at the count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
-    /// It had grown, and that is told.
-    Told,
-    /// It had not.
-    Nothing,
-    /// There is nothing more to tell.
-    Ended,
+/// What was told.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    kills: u64,
+    is_watched: bool,
+    has_ended: bool,
 }
 
-/// How many are told; `None` once the container has ended.
-pub struct Lack(Mutex<Option<u64>>);
-
-impl Default for Lack {
-    fn default() -> Self {
-        Self(Mutex::new(Some(0)))
-    }
-}
+/// What of a container's kills is told.
+#[derive(Default)]
+pub struct Lack(watch::Sender<Told>);
 
 impl Lack {
-    /// Tells, if the count has grown.
-    pub async fn look(&self, kills: u64, tell: impl FnOnce()) -> Look {
-        let mut told = self.0.lock().await;
-        match *told {
-            None => Look::Ended,
-            Some(before) if kills > before => {
-                *told = Some(kills);
-                tell();
-                Look::Told
+    /// Tells, if the number has grown and the container has not ended. False when it has.
+    pub fn count(&self, kills: u64, tell: impl FnOnce()) -> bool {
+        let mut has_ended = false;
+        self.0.send_if_modified(|told| {
+            has_ended = told.has_ended;
+            if has_ended || kills <= told.kills {
+                return false;
             }
-            Some(_) => Look::Nothing,
-        }
+            told.kills = kills;
+            // Here, so that nobody tells the end in between.
+            tell();
+            true
+        });
+        !has_ended
     }
 
     /// Nothing more is told.
-    pub async fn end(&self) {
-        *self.0.lock().await = None;
+    pub fn end(&self) {
+        self.0.send_modify(|told| told.has_ended = true);
+    }
+
+    /// True for the one who is to watch.
+    pub fn begin(&self) -> bool {
+        let mut begins = false;
+        self.0.send_if_modified(|told| {
+            begins = !std::mem::replace(&mut told.is_watched, true);
+            false
+        });
+        begins
+    }
+
+    /// Waits until more than `seen` are told, and answers how many; with the end, how many were told in all.
+    pub async fn told_after(&self, seen: u64) -> u64 {
+        let mut told = self.0.subscribe();
+        let told = told.wait_for(|told| told.has_ended || told.kills > seen).await;
+        // The sender lives in self.
+        told.map_or(0, |told| told.kills)
     }
 }
 
-/// Looks at the count whenever the kernel says that it may have grown, until the container has ended. Shape: `events` as of
-/// [`crate::compute::ComputeSystem::oom_events`].
-pub async fn watch(events: OwnedFd, look: impl Fn() -> BoxFuture<'static, Look>) {
-    let events = match sys::watch(events, Interest::READABLE) {
-        Ok(events) => events,
-        Err(error) => return tracing::warn!(%error, "a lack of memory is told with the end only"),
-    };
+/// Counts until there is nothing more to tell. Shape: `next` waits for a number above the given one; `count` is false after the end; `pace` as
+/// [`PACE`].
+pub async fn watch<F: Future<Output = Option<u64>>>(
+    pace: Duration,
+    next: impl Fn(u64) -> F,
+    count: impl Fn(u64) -> bool,
+) {
+    let mut seen = 0;
+    while let Some(kills) = next(seen).await.filter(|&kills| kills > seen) {
+        if !count(kills) {
+            return;
+        }
+        seen = kills;
+        tokio::time::sleep(pace).await;
+    }
+}
+
+/// Waits for a number of kills above `seen`; `None` when there is none to be had any more. Shape: `events` as of
+/// [`container::Container::oom_events`].
+pub async fn grown<F: Future<Output = Option<u64>>>(
+    events: &AsyncFd<OwnedFd>,
+    seen: u64,
+    kills: impl Fn() -> F,
+) -> Option<u64> {
+    let mut looks = 1;
     loop {
-        let Ok(mut ready) = events.readable().await else { return };
+        for look in 0..looks {
+            if look > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            let kills = kills().await?;
+            if kills > seen {
+                return Some(kills);
+            }
+        }
+        looks = LOOKS;
+        let mut ready = events.readable().await.ok()?;
         // What is read says nothing more; it only makes the descriptor wait for the next.
         let _ = rustix::io::read(events.get_ref(), &mut [0_u8; 4096]);
         ready.clear_ready();
-        for _ in 0..LOOKS {
-            match look().await {
-                Look::Told => break,
-                Look::Nothing => tokio::time::sleep(PAUSE).await,
-                Look::Ended => return,
-            }
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     use rustix::event::{EventfdFlags, eventfd};
+    use std::time::Instant;
+    use tokio::io::Interest;
 
     use super::*;
+    use crate::sys;
 
-    #[tokio::test]
-    async fn each_growth_is_told_once_and_none_after_the_end() {
+    #[test]
+    fn each_growth_is_told_once_and_none_after_the_end() {
         let lack = Lack::default();
-        let seen = AtomicU64::new(0);
-        let tell = || {
-            seen.fetch_add(1, Ordering::Relaxed);
-        };
-        let mut looks = Vec::new();
-        for kills in [0, 1, 1, 3] {
-            looks.push(lack.look(kills, tell).await);
+        let told = Cell::new(0);
+        let count = |kills| lack.count(kills, || told.set(told.get() + 1));
+        for (kills, times) in [(0, 0), (1, 1), (1, 1), (3, 2), (2, 2)] {
+            assert!(count(kills));
+            assert_eq!(told.get(), times, "{kills}");
         }
-        lack.end().await;
-        looks.push(lack.look(9, tell).await);
-        assert_eq!(looks, [Look::Nothing, Look::Told, Look::Nothing, Look::Told, Look::Ended]);
-        assert_eq!(seen.into_inner(), 2);
+        lack.end();
+        assert!(!count(9));
+        assert_eq!(told.get(), 2);
+        assert!(lack.begin());
+        assert!(!lack.begin(), "one watches");
     }
 
     #[tokio::test]
-    async fn a_count_that_grows_after_the_event_is_seen_and_the_watch_ends() {
-        let (events, looks) = (eventfd(1, EventfdFlags::NONBLOCK).unwrap(), Arc::new(AtomicU64::new(0)));
-        let (writer, counted) = (events.try_clone().unwrap(), Arc::clone(&looks));
-        let watched = watch(events, move || {
-            let look = counted.fetch_add(1, Ordering::Relaxed);
-            if look == 2 {
-                // Told; the next event finds the end.
-                rustix::io::write(&writer, &1_u64.to_ne_bytes()).unwrap();
-            }
-            Box::pin(
-                async move { [Look::Nothing, Look::Nothing, Look::Told, Look::Ended][usize::try_from(look).unwrap()] },
-            )
-        });
-        tokio::time::timeout(Duration::from_secs(5), watched).await.unwrap();
-        assert_eq!(looks.load(Ordering::Relaxed), 4);
+    async fn who_waits_hears_of_a_growth_and_of_the_end() {
+        let lack = Arc::new(Lack::default());
+        lack.count(2, || {});
+        assert_eq!(lack.told_after(0).await, 2);
+        let wait = |seen| {
+            let lack = Arc::clone(&lack);
+            tokio::spawn(async move { lack.told_after(seen).await })
+        };
+        let (growth, end) = (wait(2), wait(7));
+        tokio::task::yield_now().await;
+        lack.count(5, || {});
+        assert_eq!(growth.await.unwrap(), 5);
+        tokio::task::yield_now().await;
+        assert!(!end.is_finished());
+        lack.end();
+        assert_eq!(end.await.unwrap(), 5, "no greater number than was asked for");
+    }
+
+    #[tokio::test]
+    async fn who_cries_without_end_is_heard_at_that_pace() {
+        let pace = Duration::from_millis(20);
+        let (cries, told) = (Cell::new(0_u64), RefCell::new(Vec::new()));
+        let next = |_| {
+            cries.set(cries.get() + 1);
+            std::future::ready(Some(cries.get()))
+        };
+        let began = Instant::now();
+        let count = |kills| {
+            told.borrow_mut().push((kills, began.elapsed()));
+            kills < 4
+        };
+        watch(pace, next, count).await;
+        for (expected, (kills, at)) in (1..).zip(told.borrow().iter()) {
+            assert!(*kills == expected && *at >= pace * u32::try_from(expected - 1).unwrap(), "{told:?}");
+        }
+        assert_eq!(told.borrow().len(), 4);
+        // A number that does not grow is the last word, whatever it comes from.
+        watch(pace, |seen| std::future::ready(Some(seen.max(1))), |_| true).await;
+        watch(pace, |_| std::future::ready(None), |_| panic!("nothing is told")).await;
+    }
+
+    #[tokio::test]
+    async fn a_count_that_grows_after_the_event_is_seen() {
+        let events = eventfd(1, EventfdFlags::NONBLOCK).unwrap();
+        let events = sys::watch(events, Interest::READABLE).unwrap();
+        let looks = Cell::new(0);
+        let kills = || {
+            looks.set(looks.get() + 1);
+            std::future::ready(Some(u64::from(looks.get() > 3)))
+        };
+        let grown_by = tokio::time::timeout(Duration::from_secs(5), grown(&events, 0, kills)).await.unwrap();
+        assert_eq!((grown_by, looks.get()), (Some(1), 4));
+        assert_eq!(grown(&events, 0, || std::future::ready(None)).await, None, "deleted");
     }
 }

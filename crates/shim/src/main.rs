@@ -27,6 +27,7 @@ mod hyperv;
 mod lack;
 mod metrics;
 mod network;
+mod notices;
 mod parts;
 mod plan;
 mod pod;

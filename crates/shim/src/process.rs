@@ -9,6 +9,8 @@ use container::rootfs::Upper;
 use container::{Container, Helper, Started, Stdio};
 use proto::control::Writable;
 use proto::{ErrorKind, ProcessDetails, Status};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::bundle::{Bundle, BundleError};
 use crate::child::Child;
@@ -18,7 +20,7 @@ use crate::rootfs::{Places, Rootfs};
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, Streams};
 use crate::terminal::Terminal;
-use crate::{clock, parts, shared_binds, spec, terminal};
+use crate::{clock, lack, parts, shared_binds, spec, sys, terminal};
 
 /// A container on the host's kernel.
 pub struct ProcessSystem {
@@ -27,6 +29,8 @@ pub struct ProcessSystem {
     rootfs: Mutex<Option<Rootfs>>,
     /// To find the container again when a deletion failed half-way.
     state: StatePlace,
+    /// Once somebody wants to know: readable when the kernel may have killed a process for want of memory.
+    oom_events: tokio::sync::Mutex<Option<AsyncFd<OwnedFd>>>,
 }
 
 /// The container, until it is deleted. Its calls wait for files and for a helper process, so they run on blocking threads.
@@ -111,7 +115,20 @@ impl ProcessSystem {
             }
         };
         record(&made_bundle, init.pid());
-        Ok(Self { container, init: Arc::new(init), rootfs: Mutex::new(Some(rootfs)), state: made_place })
+        let (rootfs, oom_events) = (Mutex::new(Some(rootfs)), tokio::sync::Mutex::default());
+        Ok(Self { container, init: Arc::new(init), rootfs, state: made_place, oom_events })
+    }
+
+    async fn watch_memory(&self) -> Option<AsyncFd<OwnedFd>> {
+        let events = self.with(|container| {
+            let events = container.oom_events();
+            events.map_err(|error| io_status("cannot watch the container's memory", &error))
+        });
+        let events = events.await.and_then(|events| {
+            let watched = sys::watch(events, Interest::READABLE);
+            watched.map_err(|error| io_status("cannot watch the container's memory", &error))
+        });
+        events.inspect_err(|status| tracing::warn!(%status, "a lack of memory is told with the end only")).ok()
     }
 
     async fn with<T: Send + 'static>(
@@ -205,14 +222,13 @@ impl ComputeSystem for ProcessSystem {
         self.with(move |container| container.update(&resources).map_err(|error| status!(error))).await
     }
 
-    fn oom_events(&self) -> Option<OwnedFd> {
-        let container = self.container.lock().unwrap_or_else(|e| e.into_inner());
-        let events = container.as_ref()?.oom_events();
-        events.inspect_err(|error| tracing::warn!(%error, "a lack of memory is told with the end only")).ok()
-    }
-
-    async fn oom_kills(&self) -> u64 {
-        self.with(|container| Ok(container.oom_kills())).await.unwrap_or(0)
+    async fn oom_kills_after(&self, seen: u64) -> Option<u64> {
+        let mut events = self.oom_events.lock().await;
+        if events.is_none() {
+            *events = self.watch_memory().await;
+        }
+        let kills = || async { self.with(|container| Ok(container.oom_kills())).await.ok() };
+        lack::grown(events.as_ref()?, seen, kills).await
     }
 
     async fn delete(&self, _: Changes) -> Result<(), Status> {
@@ -283,13 +299,13 @@ impl LocalProcess {
         Ok(Self { child, terminal, streams, container })
     }
 
-    async fn oom_killed(&self) -> bool {
-        let Some(container) = self.container.clone() else { return false };
+    async fn oom_kills(&self) -> u64 {
+        let Some(container) = self.container.clone() else { return 0 };
         let asked = blocking(move || {
             let container = container.lock().unwrap_or_else(|e| e.into_inner());
-            Ok(container.as_ref().is_some_and(|container| container.oom_kills() > 0))
+            Ok(container.as_ref().map_or(0, Container::oom_kills))
         });
-        asked.await.unwrap_or(false)
+        asked.await.unwrap_or(0)
     }
 }
 
@@ -327,7 +343,7 @@ impl Process for LocalProcess {
         match self.child.exit().await {
             Ok(code) => {
                 let at_ns = clock::now_ns();
-                Exit { code, at_ns, oom_killed: self.oom_killed().await, error: None }
+                Exit { code, at_ns, oom_kills: self.oom_kills().await, error: None }
             }
             Err(error) => Exit::unseen(format!("cannot wait for the process: {error}")),
         }

@@ -24,7 +24,7 @@ use crate::events::Publisher;
 use crate::flags::Flags;
 use crate::shim::{Calling, Ready, Shim};
 use crate::standby::Standby;
-use crate::{group, service, shares, sys};
+use crate::{group, notices, service, shares, sys};
 
 /// Where the listening socket is inherited.
 pub const LISTENER_FD: i32 = 3;
@@ -175,7 +175,10 @@ async fn serve(
     let address = listener.local_addr().ok().filter(|_| flags.group);
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
-    let mut server = Server::new().add_listener(listener.into()).register_service(service::services(shim));
+    let mut server = Server::new()
+        .add_listener(listener.into())
+        .register_service(service::services(shim))
+        .register_service(notices::services(shim));
     server.start().await.context("cannot serve")?;
     tracing::info!(id = flags.id.as_deref().unwrap_or(""), pid = std::process::id(), "serving");
     tokio::select! {

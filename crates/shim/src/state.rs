@@ -25,8 +25,8 @@ pub struct Exit {
     pub code: u32,
     /// Nanoseconds since the epoch.
     pub at_ns: i64,
-    /// The kernel killed a process of the container for want of memory.
-    pub oom_killed: bool,
+    /// Of a container's first process: how many of the container's processes the kernel has killed for want of memory.
+    pub oom_kills: u64,
     /// Why, when that was not the process's own doing.
     pub error: Option<String>,
 }
@@ -34,7 +34,7 @@ pub struct Exit {
 impl Exit {
     /// The exit of a process whose end nobody saw, now.
     pub fn unseen(why: impl Into<String>) -> Self {
-        Self { code: 255, at_ns: clock::now_ns(), oom_killed: false, error: Some(why.into()) }
+        Self { code: 255, at_ns: clock::now_ns(), oom_kills: 0, error: Some(why.into()) }
     }
 }
 
@@ -197,7 +197,7 @@ impl<P, A> ProcessState<P, A> {
         step: impl FnOnce(Self) -> Result<Self, Self>,
     ) -> Result<(), WrongState> {
         let wrong = self.wrong(action);
-        let nothing = Exit { code: 0, at_ns: 0, oom_killed: false, error: None };
+        let nothing = Exit { code: 0, at_ns: 0, oom_kills: 0, error: None };
         // The step takes the state by value; what stands here meanwhile is seen by nobody.
         let now = std::mem::replace(self, Self::Stopped { pid: 0, exit: nothing });
         match step(now) {
@@ -220,7 +220,7 @@ mod tests {
     type State = ProcessState<u32, &'static str>;
 
     fn exit(code: u32) -> Exit {
-        Exit { code, at_ns: 1, oom_killed: false, error: None }
+        Exit { code, at_ns: 1, oom_kills: 0, error: None }
     }
 
     fn all() -> Vec<State> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use containerd_shim_protos::events::task as message;
 use proto::{ContainerId, ErrorKind, ExecId, ProcessDetails, Status};
@@ -11,16 +12,16 @@ use crate::bundle::{Bundle, BundleError};
 use crate::clock;
 use crate::compute::{Changes, ComputeSystem, ExecRequest, Process};
 use crate::events::{Event, Publisher};
-use crate::lack::{self, Lack, Look};
+use crate::lack::{self, Lack};
 use crate::state::{Exit, ProcessState, WrongState};
 use crate::stdio::{StdioError, StdioPaths};
 use crate::systemd;
 use crate::turns::Turns;
 
 /// How long Delete waits for a killed process and for output that is still being copied.
-const DELETE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+const DELETE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a first process may take to die of SIGKILL before everything else of its container is killed, too.
-const DEATH_PATIENCE: std::time::Duration = std::time::Duration::from_millis(200);
+const DEATH_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A request that a task cannot fulfil.
 #[derive(Debug, thiserror::Error)]
@@ -138,13 +139,6 @@ impl Task {
         let init = TrackedProcess::new(String::new(), stdio, State::Created(Arc::clone(&process)));
         let (execs, turns) = (Mutex::default(), Turns::default());
         let task = Arc::new(Self { id, bundle, system, init, execs, turns, publisher, lack: Lack::default() });
-        if let Some(events) = task.system.oom_events().filter(|_| task.publisher.is_heard()) {
-            let watched = Arc::clone(&task);
-            tokio::spawn(lack::watch(events, move || {
-                let task = Arc::clone(&watched);
-                Box::pin(async move { task.look_for_lack(0).await })
-            }));
-        }
         tokio::spawn(Arc::clone(&task).watch(Arc::clone(&task.init), process));
         task
     }
@@ -187,6 +181,9 @@ impl Task {
             pid,
             ..Default::default()
         }));
+        if self.publisher.is_heard() {
+            self.watch_memory(lack::PATIENCE);
+        }
         Ok(pid)
     }
 
@@ -442,10 +439,10 @@ impl Task {
             }
         }
         process.output_complete().await;
-        if is_init && self.publisher.is_heard() {
+        if is_init {
             // Before those who wait hear of the end: a reason that comes after it may be of no use to them.
-            self.look_for_lack(exit.oom_killed.into()).await;
-            self.lack.end().await;
+            self.tell_of_kills(exit.oom_kills);
+            self.lack.end();
         }
         tracked.complete.send_replace(Some((pid, exit.clone())));
         let container_id = self.id.to_string();
@@ -461,12 +458,39 @@ impl Task {
 }
 
 impl Task {
-    /// Tells of kills for want of memory that nobody was told of yet. Shape: `least` is what is known besides the count.
-    async fn look_for_lack(&self, least: u64) -> Look {
-        let kills = self.system.oom_kills().await.max(least);
-        let container_id = self.id.to_string();
-        let tell = || self.publisher.publish(&Event::Oom(message::TaskOOM { container_id, ..Default::default() }));
-        self.lack.look(kills, tell).await
+    /// Waits until the kernel has killed more of its processes for want of memory than `seen`, and answers how many; when the
+    /// container has ended, with no greater number. From now on somebody wants to know.
+    pub async fn oom_kills_after(self: &Arc<Self>, seen: u64) -> u64 {
+        self.watch_memory(Duration::ZERO);
+        self.lack.told_after(seen).await
+    }
+
+    /// Begins to watch for kills for want of memory, if nobody has; ends with the container.
+    fn watch_memory(self: &Arc<Self>, patience: Duration) {
+        if !self.lack.begin() {
+            return;
+        }
+        let task = Arc::clone(self);
+        tokio::spawn(async move {
+            let watch = async {
+                tokio::time::sleep(patience).await;
+                let next = |seen| task.system.oom_kills_after(seen);
+                lack::watch(lack::PACE, next, |kills| task.tell_of_kills(kills)).await;
+            };
+            tokio::select! {
+                () = watch => {}
+                // A guest need not say that it is over.
+                _ = task.init.completed() => {}
+            }
+        });
+    }
+
+    /// Tells of kills for want of memory that nobody was told of yet. False after the end.
+    fn tell_of_kills(&self, kills: u64) -> bool {
+        self.lack.count(kills, || {
+            let container_id = self.id.to_string();
+            self.publisher.publish(&Event::Oom(message::TaskOOM { container_id, ..Default::default() }));
+        })
     }
 }
 

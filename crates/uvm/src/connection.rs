@@ -17,7 +17,7 @@ use proto::gcs::wire::{
     ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest,
     ExecResponse, MountRootRequest, PersonalizeRequest, PersonalizeResponse, ProcessesResponse, RenewRequest,
     ResizeRequest, SignalRequest, StartRequest, StatsResponse, SyncClockRequest, SyncClockResponse, UpdateRequest,
-    WaitRequest, WaitResponse,
+    WaitOomKillRequest, WaitOomKillResponse, WaitRequest, WaitResponse,
 };
 use proto::gcs::wire_ttrpc::GuestClient;
 use proto::gcs::{StreamHeader, StreamKind};
@@ -144,6 +144,8 @@ impl GuestConnection {
         exec(ExecRequest) -> ExecResponse, Some(WORK_LIMIT);
         /// Waits, without limit, until a process has exited and its output is in its streams.
         wait(WaitRequest) -> WaitResponse, None;
+        /// Waits, without limit, for more kills for want of memory in a container, or for its end.
+        wait_oom_kill(WaitOomKillRequest) -> WaitOomKillResponse, None;
         /// Signals one process or all.
         signal(SignalRequest) -> Empty, Some(QUESTION_LIMIT);
         /// Sets a terminal's size.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use proto::gcs::wire::{ContainerRequest, Network, WaitRequest};
+use proto::gcs::wire::{ContainerRequest, Network, WaitOomKillRequest, WaitRequest};
 use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -44,12 +44,13 @@ async fn ask(port: UnixStream) {
         // A guest may cut its stream anywhere.
         let _ = stream.take(MOST_READ).read_to_end(&mut Vec::new()).await;
     };
-    let (container, wait) = (ContainerRequest::default(), WaitRequest::default());
+    let (container, wait, lack) = (ContainerRequest::default(), WaitRequest::default(), WaitOomKillRequest::default());
     let _ = tokio::join!(
         personalize(&guest, &identity, LIMIT / 2),
         guest.stats(&container),
         guest.processes(&container),
         guest.wait(&wait),
+        guest.wait_oom_kill(&lack),
         stream
     );
 }

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use bulkhead_uvm::{ExitReason, GuestError, GuestStream, PodDisks, UtilityVm, UvmError};
 use proto::control::UtilityVmRequest;
-use proto::gcs::wire::{ContainerRequest, CreateContainerRequest, StartRequest as Start, WaitRequest};
+use proto::gcs::wire::{
+    ContainerRequest, CreateContainerRequest, ExecRequest, RenewRequest, SignalRequest, StartRequest as Start,
+    WaitOomKillRequest, WaitRequest,
+};
 use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -295,9 +298,12 @@ async fn a_standby_of_another_size_is_not_adopted() {
 
 /// One of a pod's containers, created and started.
 async fn add(vm: &UtilityVm, number: u32, disks: &PodDisks, script: &str) -> Result<GuestStream, GuestError> {
+    add_as(vm, number, disks, spec(script, &[])).await
+}
+
+async fn add_as(vm: &UtilityVm, number: u32, disks: &PodDisks, mut spec: Value) -> Result<GuestStream, GuestError> {
     let header = StreamHeader { kind: StreamKind::Stdout, process: 10 * number };
     let out = vm.guest().open_stream(header).await?;
-    let mut spec = spec(script, &[]);
     spec["linux"]["namespaces"] = json!(["pid", "mount"].map(|kind| json!({"type": kind})));
     spec.as_object_mut().unwrap().remove("hostname");
     let request = CreateContainerRequest {
@@ -374,6 +380,103 @@ async fn a_pods_containers_come_and_go_each_with_disks_of_its_own() {
     }
     vm.kill();
     vm.wait().await;
+}
+
+/// It goes on for ever, and may have 32 MiB.
+fn limited() -> Value {
+    let mut limited = spec("while :; do busybox sleep 1000; done", &[]);
+    limited["linux"]["resources"] = json!({"memory": {"limit": 32 << 20}});
+    limited
+}
+
+async fn oom_kills(vm: &UtilityVm, container: u32, seen: u64) -> Result<u64, GuestError> {
+    let request = WaitOomKillRequest { container, seen, ..Default::default() };
+    vm.guest().wait_oom_kill(&request).await.map(|answer| answer.kills)
+}
+
+/// A further process of a limited container, which takes more than it may have.
+async fn eat(vm: &UtilityVm, container: u32, process: u32) {
+    let mut spec = limited()["process"].take();
+    spec["args"] = json!(["/bin/busybox", "dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"]);
+    let spec = spec.to_string().into_bytes();
+    vm.guest().exec(&ExecRequest { container, process, spec, ..Default::default() }).await.unwrap();
+    let wait = vm.guest().wait(&WaitRequest { process, ..Default::default() }).await.unwrap();
+    assert_eq!((wait.exit_code, wait.oom_kills), (137, 0), "it is no container's first process");
+}
+
+/// Nothing is said for a while.
+async fn nothing(heard: impl Future<Output = Result<u64, GuestError>>) {
+    let heard = tokio::time::timeout(Duration::from_secs(1), heard).await;
+    assert!(heard.is_err(), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_kill_for_want_of_memory_is_told_while_the_container_goes_on() {
+    let Some(lab) = open("a_kill_for_want_of_memory_is_told_while_the_container_goes_on") else { return };
+    let vm = start(&lab, "hungry", 1).await;
+    assert_eq!(oom_kills(&vm, 0, 0).await.unwrap_err().kind(), proto::ErrorKind::FailedPrecondition);
+    create(&vm, &limited()).await;
+    nothing(oom_kills(&vm, 0, 0)).await;
+    let (told, ()) = tokio::join!(oom_kills(&vm, 0, 0), eat(&vm, 0, 1));
+    assert_eq!(told.unwrap(), 1);
+    assert_eq!(oom_kills(&vm, 0, 0).await.unwrap(), 1, "whoever asks later is told, too");
+    nothing(oom_kills(&vm, 0, 1)).await;
+    eat(&vm, 0, 2).await;
+    eat(&vm, 0, 3).await;
+    assert_eq!(oom_kills(&vm, 0, 1).await.unwrap(), 3, "what happened meanwhile is one answer");
+    assert_eq!(oom_kills(&vm, 7, 0).await.unwrap_err().kind(), proto::ErrorKind::NotFound);
+    let kill = SignalRequest { signal: 9, all: true, ..Default::default() };
+    let (told, killed) = tokio::join!(oom_kills(&vm, 0, 3), vm.guest().signal(&kill));
+    killed.unwrap();
+    assert_eq!(told.unwrap(), 3, "the end is no kill for want of memory");
+    let wait = vm.guest().wait(&WaitRequest { process: INIT_PROCESS, ..Default::default() }).await.unwrap();
+    assert_eq!((wait.exit_code, wait.oom_kills), (137, 3));
+}
+
+#[tokio::test]
+async fn a_kill_in_a_pod_is_told_of_its_container_only() {
+    let Some(lab) = open("a_kill_in_a_pod_is_told_of_its_container_only") else { return };
+    let request = lab.request();
+    let mut start = lab.start_request(&request, "pod");
+    start.pod = true;
+    let vm = UtilityVm::start(start).await.unwrap();
+    let layers = layers(&lab, 1);
+    for number in [1, 2] {
+        let disks = vm.bind_disks(number - 1, scratch_named(&lab, &format!("{number}.img")), layers.clone()).await;
+        add_as(&vm, number, &disks.unwrap(), limited()).await.unwrap();
+    }
+    let (told, ()) = tokio::join!(oom_kills(&vm, 2, 0), eat(&vm, 2, 21));
+    assert_eq!(told.unwrap(), 1);
+    nothing(oom_kills(&vm, 1, 0)).await;
+    // One that is removed keeps nobody waiting.
+    let removal = ContainerRequest { container: 1, ..Default::default() };
+    let (told, removed) = tokio::join!(oom_kills(&vm, 1, 0), vm.guest().remove_container(&removal));
+    removed.unwrap();
+    assert!(matches!(told, Ok(0) | Err(GuestError::Refused(_))), "{told:?}");
+    nothing(oom_kills(&vm, 2, 1)).await;
+}
+
+#[tokio::test]
+async fn a_renewed_guest_counts_kills_anew() {
+    let Some(lab) = open("a_renewed_guest_counts_kills_anew") else { return };
+    let request = lab.request();
+    let mut start = lab.start_request(&request, "standby");
+    (start.layers, start.scratch, start.rehearsal) = (layers(&lab, 1), scratch_named(&lab, "rehearsal.img"), true);
+    let vm = UtilityVm::start(start).await.unwrap();
+    create(&vm, &limited()).await;
+    let (told, ()) = tokio::join!(oom_kills(&vm, 0, 0), eat(&vm, 0, 1));
+    assert_eq!(told.unwrap(), 1);
+    let renewal = RenewRequest::default();
+    let (told, renewed) = tokio::join!(oom_kills(&vm, 0, 1), vm.guest().renew(&renewal));
+    renewed.unwrap();
+    assert!(matches!(told, Ok(1) | Err(GuestError::Refused(_))), "{told:?}");
+    let mut start = lab.start_request(&request, "adopted");
+    (start.layers, start.scratch) = (layers(&lab, 1), scratch(&lab));
+    let vm = vm.adopt(start).await.unwrap();
+    create(&vm, &limited()).await;
+    nothing(oom_kills(&vm, 0, 0)).await;
+    let (told, ()) = tokio::join!(oom_kills(&vm, 0, 0), eat(&vm, 0, 1));
+    assert_eq!(told.unwrap(), 1);
 }
 
 /// Private memory of a process, KiB. Source: proc_pid_smaps(5).

@@ -50,7 +50,7 @@ pub struct Ended {
     pub code: u32,
     /// Why it ended, if the engine knows more than the code.
     pub error: String,
-    /// The kernel killed it for want of memory.
+    /// The kernel killed a process of it for want of memory.
     pub oom_killed: bool,
 }
 
@@ -88,6 +88,9 @@ pub enum Phase {
         started_at: Timestamp,
         /// Its processes are stopped for the moment.
         paused: bool,
+        /// How many of its processes the kernel has killed for want of memory, as far as that was told.
+        #[serde(default)]
+        oom_kills: u64,
     },
     /// It ended, and the engine is about to start it again.
     Restarting(Ended),
@@ -147,6 +150,18 @@ impl Phase {
             Self::Restarting(ended) | Self::Exited(ended) => Some(ended),
             Self::Created { .. } | Self::Running { .. } => None,
         }
+    }
+
+    /// How many processes of the run that goes on were killed for want of memory, as far as that was told.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        if let Self::Running { oom_kills, .. } = self { *oom_kills } else { 0 }
+    }
+
+    /// The kernel killed a process of it for want of memory, in the run that goes on or else in the last one.
+    #[must_use]
+    pub fn oom_killed(&self) -> bool {
+        self.oom_kills() > 0 || self.ended().is_some_and(|ended| ended.oom_killed)
     }
 
     /// When the last run began.
@@ -350,7 +365,7 @@ pub mod tests {
         for phase in [
             Phase::Created { fault: None },
             Phase::Created { fault: Some(Fault { code: 127, error: "no".into() }) },
-            Phase::Running { pid: 7, started_at: Timestamp(1), paused: true },
+            Phase::Running { pid: 7, started_at: Timestamp(1), paused: true, oom_kills: 2 },
             Phase::Restarting(ended.clone()),
             Phase::Exited(ended),
         ] {

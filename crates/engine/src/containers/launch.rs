@@ -107,7 +107,7 @@ async fn try_launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
     note_utility_vm(container, &bundle).await;
     container.record().stopped_by_client = false;
     health::begin(container)?;
-    container.enter(Phase::Running { pid, started_at, paused: false }).await?;
+    container.enter(Phase::Running { pid, started_at, paused: false, oom_kills: 0 }).await?;
     container.tell(|progress| progress.running = true);
     volumes::mounted(engine, container);
     container.emit(&engine.events, "start", &[]);

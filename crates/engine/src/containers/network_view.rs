@@ -94,7 +94,7 @@ mod tests {
             target: "10.0.0.2:80".parse().unwrap(),
         }];
         assert_eq!(port_map(&record), json!({}));
-        record.phase = Phase::Running { pid: 1, started_at: Timestamp(1), paused: false };
+        record.phase = Phase::Running { pid: 1, started_at: Timestamp(1), paused: false, oom_kills: 0 };
         let map = port_map(&record);
         assert_eq!(map["80/tcp"], json!([{"HostIp": "0.0.0.0", "HostPort": "8080"}]));
         assert_eq!(map["53/udp"], Value::Null);

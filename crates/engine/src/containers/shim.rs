@@ -104,6 +104,7 @@ pub async fn bury(engine: &Arc<Engine>, id: &ContainerId, bundle: &Path) -> Exit
     let unknown = |error: &str| ExitReport {
         exit_code: CODE_UNKNOWN,
         oom_killed: false,
+        oom_kills: 0,
         error: Some(error.into()),
         exited_at_ns: Timestamp::now().0,
     };

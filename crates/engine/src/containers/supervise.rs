@@ -8,7 +8,7 @@ use proto::control::ExitReport;
 use tokio::task::JoinHandle;
 
 use super::launch::Run;
-use super::{files, health, networking, remove, restart_policy, shim};
+use super::{files, health, lack, networking, remove, restart_policy, shim};
 use crate::clock::Timestamp;
 use crate::container::record::{Ended, Phase};
 use crate::container::{Container, Running};
@@ -30,6 +30,7 @@ async fn supervise(engine: &Arc<Engine>, container: &Arc<Container>, run: Run) {
     let checking = health::watch(engine, container, &run.task, run.started_at);
     let exit = tokio::select! {
         exit = exit_or_input_end(container, &run.task) => exit,
+        never = lack::tell(engine, container, &run.task) => match never {},
         // The container goes on, and the next engine takes it up.
         () = engine.stopping.cancelled() => return,
     };
@@ -68,7 +69,8 @@ async fn exit_or_input_end(container: &Container, task: &Task) -> Option<Process
 async fn report_of(exit: ProcessExit, bundle: &std::path::Path) -> ExitReport {
     let bundle: PathBuf = bundle.to_owned();
     let written = tokio::task::spawn_blocking(move || shim::read_report(&bundle)).await.ok().flatten();
-    let plain = ExitReport { exit_code: exit.code, oom_killed: false, error: None, exited_at_ns: exit.at.0 };
+    let plain =
+        ExitReport { exit_code: exit.code, oom_killed: false, oom_kills: 0, error: None, exited_at_ns: exit.at.0 };
     written.filter(|report| report.exit_code == exit.code).unwrap_or(plain)
 }
 
@@ -95,16 +97,14 @@ pub async fn finish(
     // The kernel takes a good part of its time for a link that goes, the shim for its own end.
     let ((), (), ()) = tokio::join!(release, container.streams.end_run(), networking::release(engine, container));
     image::failpoint::reach("end.released");
+    lack::tell_rest(engine, container, &report);
     let ended = Ended {
         started_at,
         finished_at: Timestamp(report.exited_at_ns),
         code: report.exit_code,
         error: report.error.unwrap_or_default(),
-        oom_killed: report.oom_killed,
+        oom_killed: report.oom_killed || container.record().phase.oom_kills() > 0,
     };
-    if ended.oom_killed {
-        container.emit(&engine.events, "oom", &[]);
-    }
     let seconds = ended.ran_ns() / 1_000_000_000;
     container.emit(
         &engine.events,

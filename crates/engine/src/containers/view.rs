@@ -74,7 +74,7 @@ pub fn state(record: &Record) -> Value {
         "Running": phase.is_running() || matches!(phase, Phase::Restarting(_)),
         "Paused": phase.is_paused(),
         "Restarting": matches!(phase, Phase::Restarting(_)),
-        "OOMKilled": ended.is_some_and(|ended| ended.oom_killed),
+        "OOMKilled": phase.oom_killed(),
         "Dead": false,
         "Pid": pid,
         "ExitCode": phase.code(),
@@ -207,9 +207,12 @@ mod tests {
         };
         let mut record = Record { phase: Phase::Exited(ended), ..record("abc", "n") };
         assert_eq!(status_text(&record), "Exited (3) Less than a second ago");
-        record.phase = Phase::Running { pid: 1, started_at: Timestamp::now(), paused: false };
+        record.phase = Phase::Running { pid: 1, started_at: Timestamp::now(), paused: false, oom_kills: 0 };
         record.health = Some(Health::starting(None));
         assert_eq!(status_text(&record), "Up Less than a second (health: starting)");
         assert_eq!(state(&record)["Health"]["Status"], "starting");
+        assert_eq!(state(&record)["OOMKilled"], false);
+        record.phase = Phase::Running { pid: 1, started_at: Timestamp::now(), paused: false, oom_kills: 1 };
+        assert_eq!(state(&record)["OOMKilled"], true);
     }
 }

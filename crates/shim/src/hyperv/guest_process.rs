@@ -170,7 +170,7 @@ pub fn exit_of_vm(end: &VmExit) -> Exit {
         ExitReason::Exited(_) => (255, "the utility VM's VMM ended"),
     };
     let error = if end.detail.is_empty() { what.to_owned() } else { format!("{what}: {}", end.detail) };
-    Exit { code, at_ns: clock::now_ns(), oom_killed: false, error: Some(error) }
+    Exit { code, at_ns: clock::now_ns(), oom_kills: 0, error: Some(error) }
 }
 
 #[async_trait]
@@ -211,7 +211,7 @@ impl Process for GuestProcess {
                 // Everything from the guest is hostile input.
                 code: response.exit_code.min(255),
                 at_ns: clock::now_ns(),
-                oom_killed: response.oom_killed,
+                oom_kills: if self.is_first { response.oom_kills } else { 0 },
                 error: None,
             },
             Err(error) => {
@@ -222,7 +222,7 @@ impl Process for GuestProcess {
                 // A guest that runs and does not talk is of no use to anybody.
                 self.worker.vm.kill();
                 let error = Some(format!("the utility VM's guest was lost: {error}"));
-                Exit { code: 255, at_ns: clock::now_ns(), oom_killed: false, error }
+                Exit { code: 255, at_ns: clock::now_ns(), oom_kills: 0, error }
             }
         }
     }
@@ -240,7 +240,7 @@ mod tests {
     fn a_vms_end_is_told_with_its_reason() {
         let end = |reason, detail: &str| exit_of_vm(&VmExit { reason, detail: detail.to_owned() });
         let exit = end(ExitReason::GuestPanic, "sysrq triggered crash");
-        assert_eq!((exit.code, exit.oom_killed), (255, false));
+        assert_eq!((exit.code, exit.oom_kills), (255, 0));
         assert_eq!(exit.error.unwrap(), "the utility VM's kernel panicked: sysrq triggered crash");
         let exit = end(ExitReason::Killed, "");
         assert_eq!((exit.code, exit.error.as_deref()), (137, Some("the utility VM was killed")));

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use super::{Berth, PodVm};
 use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, Update};
 use crate::hyperv::guest_process::{Caller, GuestProcess};
-use crate::hyperv::{details, limit};
+use crate::hyperv::{details, limit, oom_kills_after};
 use crate::metrics::Usage;
 use crate::plan::{Plan, Seat};
 use crate::shares::Shares;
@@ -164,6 +164,10 @@ impl ComputeSystem for PodContainer {
                 Err(Status::new(ErrorKind::NotImplemented, "the network of a pod is made with its sandbox"))
             }
         }
+    }
+
+    async fn oom_kills_after(&self, seen: u64) -> Option<u64> {
+        oom_kills_after(self.pod.worker.vm.guest(), self.number, seen).await
     }
 
     async fn delete(&self, _: Changes) -> Result<(), Status> {

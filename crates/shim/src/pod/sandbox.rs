@@ -127,6 +127,11 @@ impl ComputeSystem for Sandbox {
         Err(refused("keeps the size that it was made with"))
     }
 
+    async fn oom_kills_after(&self, _: u64) -> Option<u64> {
+        // It has no processes.
+        None
+    }
+
     async fn delete(&self, _: Changes) -> Result<(), Status> {
         self.worker.destroy().await?;
         worker::remove_folder(&self.vm_dir);

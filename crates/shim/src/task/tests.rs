@@ -54,7 +54,7 @@ impl Process for FakeProcess {
 
     async fn exited(&self) -> Exit {
         self.end.notified().await;
-        Exit { code: self.code.load(Ordering::SeqCst), at_ns: 5, oom_killed: false, error: None }
+        Exit { code: self.code.load(Ordering::SeqCst), at_ns: 5, oom_kills: 0, error: None }
     }
 
     async fn output_complete(&self) {
@@ -69,6 +69,8 @@ struct FakeSystem {
     init: Arc<FakeProcess>,
     exec: Result<Arc<FakeProcess>, Status>,
     frozen: Arc<AtomicBool>,
+    /// What the kernel has killed, until nobody can tell any more.
+    kills: watch::Receiver<u64>,
 }
 
 #[async_trait]
@@ -102,6 +104,9 @@ impl ComputeSystem for FakeSystem {
     async fn update(&self, _: Update) -> Result<(), Status> {
         Ok(())
     }
+    async fn oom_kills_after(&self, seen: u64) -> Option<u64> {
+        self.kills.clone().wait_for(|kills| *kills > seen).await.ok().map(|kills| *kills)
+    }
     async fn delete(&self, _: Changes) -> Result<(), Status> {
         Ok(())
     }
@@ -112,22 +117,24 @@ struct Fixture {
     init: Arc<FakeProcess>,
     exec: Arc<FakeProcess>,
     frozen: Arc<AtomicBool>,
+    kills: watch::Sender<u64>,
     task: Arc<Task>,
 }
 
 fn fixture(drains_at_once: bool, exec_error: Option<Status>) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let (init, exec) = (FakeProcess::new(11, drains_at_once), FakeProcess::new(12, true));
-    let frozen = Arc::new(AtomicBool::new(false));
+    let (frozen, kills) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(0));
     let system = FakeSystem {
         init: Arc::clone(&init),
         exec: exec_error.map_or_else(|| Ok(Arc::clone(&exec)), Err),
         frozen: Arc::clone(&frozen),
+        kills: kills.subscribe(),
     };
     let bundle = Bundle::at(folder.path().to_owned());
     let publisher = Publisher::new(None, "test");
     let task = Task::new("c1".parse().unwrap(), bundle, Box::new(system), StdioPaths::default(), publisher);
-    Fixture { folder, init, exec, frozen, task }
+    Fixture { folder, init, exec, frozen, kills, task }
 }
 
 fn an_exec() -> ExecRequest {
@@ -221,4 +228,39 @@ async fn a_paused_container_dies_when_it_is_killed() {
     task.kill("", libc::SIGKILL, false).await.unwrap();
     assert_eq!(task.wait("").await.unwrap().code, 137);
     assert!(!frozen.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn a_kill_for_want_of_memory_is_told_while_the_container_goes_on() {
+    let Fixture { init, task, kills, .. } = fixture(true, None);
+    task.start("").await.unwrap();
+    let wait = |seen| {
+        let task = Arc::clone(&task);
+        tokio::spawn(async move { task.oom_kills_after(seen).await })
+    };
+    let told = wait(0);
+    kills.send_replace(1);
+    assert_eq!(told.await.unwrap(), 1);
+    assert_eq!(task.snapshot("").await.unwrap().state, "running");
+    assert_eq!(task.oom_kills_after(0).await, 1, "who asks later hears what there was");
+    let next = wait(1);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!next.is_finished());
+    init.end(0);
+    assert_eq!(next.await.unwrap(), 1, "the end is no kill");
+    kills.send_replace(7);
+    assert_eq!(task.oom_kills_after(0).await, 1, "nothing is told after the end");
+}
+
+#[tokio::test]
+async fn who_cannot_tell_of_kills_does_not_keep_the_end_from_those_who_wait() {
+    let Fixture { init, task, kills, .. } = fixture(true, None);
+    drop(kills);
+    task.start("").await.unwrap();
+    let task_waits = Arc::clone(&task);
+    let waits = tokio::spawn(async move { task_waits.oom_kills_after(0).await });
+    tokio::task::yield_now().await;
+    assert!(!waits.is_finished());
+    init.end(1);
+    assert_eq!(waits.await.unwrap(), 0);
 }

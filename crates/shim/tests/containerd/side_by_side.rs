@@ -6,11 +6,12 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::daemon::{Containerd, IMAGE, can_run};
-use crate::support::text;
+use crate::daemon::{Containerd, IMAGE, can_run, write_options};
+use crate::support::{guest_image, text};
 
 const RUNC: &str = "io.containerd.runc.v2";
 const OURS: &str = "io.containerd.bulkhead.v2";
+const HYPERV: &str = "io.containerd.bulkhead-hyperv.v2";
 
 /// Steps that end otherwise, and why.
 const EXCEPTIONS: [(&str, &str); 1] =
@@ -258,14 +259,26 @@ fn ctr_sees_over_our_shim_what_it_sees_over_runcs() {
 
 #[test]
 fn a_lack_of_memory_is_told_when_it_happens() {
-    if !can_run() {
-        return;
+    if can_run() {
+        a_lack_of_memory_is_told(&Containerd::start(), OURS, &[]);
     }
+}
+
+#[test]
+fn a_lack_of_memory_in_a_utility_vm_is_told_when_it_happens() {
+    let (true, Some(image)) = (can_run(), guest_image()) else { return };
     let containerd = Containerd::start();
-    let events = Events::subscribe(&containerd);
-    let mut side = Side { containerd: &containerd, runtime: OURS, prefix: "l-".to_owned(), seen: Vec::new() };
+    let file = containerd.path("options.toml");
+    write_options(&file, &containerd.kept("state"), &image, "");
+    a_lack_of_memory_is_told(&containerd, HYPERV, &["--runtime-config-path", &text(&file)]);
+}
+
+fn a_lack_of_memory_is_told(containerd: &Containerd, runtime: &str, options: &[&str]) {
+    let events = Events::subscribe(containerd);
+    let mut side = Side { containerd, runtime, prefix: "l-".to_owned(), seen: Vec::new() };
     let script = "dd if=/dev/zero of=/dev/null bs=64M; while :; do sleep 0.02; done";
-    let id = side.detach("hungry", &["--memory-limit", "8388608"], "hungry", &["sh", "-c", script]);
+    let options = [options, &["--memory-limit", "8388608"]].concat();
+    let id = side.detach("hungry", &options, "hungry", &["sh", "-c", script]);
     let told = events.of("l-", "oom hungry  0");
     assert_eq!(told, ["create hungry  0", "start hungry  0", "oom hungry  0"], "{}", containerd.log());
     containerd.await_task(&id, Some("RUNNING"));

@@ -327,6 +327,15 @@ impl<'a> Side<'a> {
         let id = self.start(pod, "hungry", wish);
         self.see("killed for want of memory", self.end(&id));
         self.of_id::<Nothing>("RemoveContainer", &id).unwrap();
+        // One of its processes: it goes on itself, and its reason for ending some day is known already.
+        let mut wish = Wish::script("dd if=/dev/zero of=/dev/null bs=64M; while :; do sleep 0.02; done");
+        wish.resources.memory_limit_in_bytes = 8 << 20;
+        let id = self.start(pod, "survives", wish);
+        let told =
+            self.until("lack of memory", || Some(self.status(&id)).filter(|status| status.ends_with("OOMKilled")));
+        self.see("one of its processes killed for want of memory", told);
+        self.call::<Nothing>("StopContainer", &StopContainerRequest { container_id: id.clone(), timeout: 0 });
+        self.of_id::<Nothing>("RemoveContainer", &id).unwrap();
         let update = UpdateContainerResourcesRequest {
             container_id: main.to_owned(),
             linux: Some(LinuxContainerResources {
