@@ -38,32 +38,29 @@ impl FileSystem {
 
     /// The socket has something to read, or room, or was closed.
     pub(crate) fn socket_ready(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
-        // In turn, so that neither queue waits for the other to be empty.
-        while self.next(PRIORITY, queues)? | self.next(REQUESTS, queues)? {}
-        Ok(())
+        loop {
+            // Both queues look after each step: what ends here may be either's.
+            self.exchange.go_on();
+            // In turn, so that neither queue waits for the other to be empty.
+            if !(self.next(PRIORITY, queues)? | self.next(REQUESTS, queues)?) {
+                return Ok(());
+            }
+        }
     }
 
-    /// Begins with what is the first of this queue, or goes on with it. True when it is answered.
+    /// Answers what is the first of this queue, or begins with it. True when it is answered.
     fn next(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<bool, QueueError> {
         let Some(mut requests) = queues.requests(queue) else { return Ok(false) };
         let mut answered = false;
         requests.serve(|mut request| {
-            while !answered {
-                if self.exchange.is_idle() {
-                    self.exchange.begin(queue, &mut request)?;
-                }
+            if !answered && self.exchange.is_idle() {
+                self.exchange.begin(queue, &mut request)?;
                 self.exchange.go_on();
-                if let Some(answer) = self.exchange.take_answer(queue) {
-                    answered = true;
-                    let written = request.writable.write(&answer);
-                    return Ok(Outcome::Answered(u32::try_from(written).unwrap_or(u32::MAX)));
-                }
-                // Idle again is one that nobody waited for any more.
-                if !self.exchange.is_idle() {
-                    break;
-                }
             }
-            Ok(Outcome::Later)
+            let Some(answer) = self.exchange.take_answer(queue) else { return Ok(Outcome::Later) };
+            answered = true;
+            let written = request.writable.write(&answer);
+            Ok(Outcome::Answered(u32::try_from(written).unwrap_or(u32::MAX)))
         })?;
         Ok(answered)
     }
