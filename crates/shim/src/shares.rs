@@ -10,6 +10,7 @@
 //! goes. Why so: docs/design/0015.
 
 mod filter;
+mod greeting;
 mod jail;
 pub mod server;
 mod trees;

@@ -6,8 +6,9 @@
 //! Source: Linux `include/uapi/linux/fuse.h`.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -15,7 +16,7 @@ use fuse_backend_rs::api::server::{MAX_BUFFER_SIZE, Server};
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
 
-use super::{jail, trees};
+use super::{greeting, jail, trees};
 
 /// The shares are folders by their numbers.
 pub const ALL: &str = "all";
@@ -46,7 +47,7 @@ pub fn run(cgroup: &str, place: &str) -> anyhow::Result<()> {
     jail::enter(shares, place == ALL)?;
     let files = PassthroughFs::<()>::new(config()).context("cannot open the folder")?;
     jail::confine().context("cannot confine the process")?;
-    serve(&Server::new(files), socket)
+    serve(&Arc::new(files), socket)
 }
 
 /// Nothing more comes over standard output.
@@ -74,10 +75,15 @@ fn config() -> Config {
     }
 }
 
-fn serve(server: &Server<PassthroughFs<()>>, mut socket: File) -> anyhow::Result<()> {
+fn serve(files: &Arc<PassthroughFs<()>>, mut socket: File) -> anyhow::Result<()> {
+    let server = Server::new(Arc::clone(files));
     let mut request = vec![0; MOST_BYTES];
     let mut answer = vec![0; MOST_BYTES];
     while let Some(length) = read_request(&mut socket, &mut request)? {
+        if let Some(greeting) = greeting::answer(files, &request[..length]) {
+            socket.write_all(&greeting).context("cannot answer")?;
+            continue;
+        }
         let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(&mut request[..length]));
         let writer = FuseDevWriter::<()>::new(socket.as_raw_fd(), &mut answer);
         let (Ok(reader), Ok(writer)) = (reader, writer) else { anyhow::bail!("no buffer for a request") };
