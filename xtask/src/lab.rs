@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use self::builds::{Builds, Wanted};
-use self::machine::{Machine, MachineDied, Seat};
+use self::machine::{Limits, Machine, MachineDied, Seat};
 use self::payload::Payload;
 use crate::{boot, workspace};
 
@@ -76,9 +76,11 @@ pub fn run(args: &LabArgs) -> Result<()> {
     let wanted = Wanted { binaries: !args.no_build, tests: args.test, bench: args.bench.is_some() };
     let builds = Builds::make(&target, wanted)?;
     let environment = suites::Environment { root: &workspace::root(), target: &target };
+    let mut limits = Limits { whole: Duration::from_secs(args.limit), silence: None };
     let job = if args.test {
         let chosen = suites::choose(args.quick, args.only.as_deref());
         ensure!(!chosen.is_empty(), "no suite has that word in its name: {}", suites::names().join(", "));
+        limits.silence = Some(suites::silence(&chosen));
         suites::job(&environment, &builds, &chosen, args.matching.as_deref())?
     } else if let Some(rounds) = args.bench {
         suites::bench(&environment, rounds)
@@ -87,9 +89,9 @@ pub fn run(args: &LabArgs) -> Result<()> {
     };
     let seat = if args.test || args.bench.is_some() || !args.command.is_empty() { Seat::Log } else { Seat::Terminal };
     let began = Instant::now();
-    let run = || in_machine(&cache, &target, &builds, &job, (seat, Duration::from_secs(args.limit)));
+    let run = || in_machine(&cache, &target, &builds, &job, (seat, limits));
     let code = match run() {
-        // Virtualization as this QEMU emulates it has crashed the lab's own kernel; a test that fails is another matter.
+        // Virtualization as this QEMU emulates it has crashed the lab's own kernel, or kept it; a test that fails is another matter.
         Err(error) if args.test && error.is::<MachineDied>() => {
             println!("ONCE MORE: {error:#}");
             run()?
@@ -126,7 +128,7 @@ fn missing() -> Option<String> {
     })
 }
 
-fn in_machine(cache: &Path, target: &Path, builds: &Builds, job: &str, (seat, limit): (Seat, Duration)) -> Result<i32> {
+fn in_machine(cache: &Path, target: &Path, builds: &Builds, job: &str, (seat, limits): (Seat, Limits)) -> Result<i32> {
     let source = workspace::root().join("tests/lab");
     let text = |name: &str| {
         let path = source.join(name);
@@ -153,7 +155,7 @@ fn in_machine(cache: &Path, target: &Path, builds: &Builds, job: &str, (seat, li
     let scripts = [("init", init.as_str()), ("run-test", run_test.as_str()), ("job", job)];
     let payload = Payload { scripts: &scripts, target, files: &builds.files() };
     payload.pack(&run.path().join("payload"), &machine.payload)?;
-    let code = machine.run(seat, limit);
+    let code = machine.run(seat, limits);
     for name in ["console.log", "output.log"] {
         let log = run.path().join(name);
         if log.exists() {

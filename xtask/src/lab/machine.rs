@@ -43,7 +43,8 @@ pub struct Machine {
     pub folder: PathBuf,
 }
 
-/// It ended without saying how the job did: its kernel panicked, or the job switched it off. Shape: its console's last lines.
+/// It ended without saying how the job did: its kernel panicked, or the job switched it off; or it stands. Shape: how, with its console's
+/// last lines.
 #[derive(Debug)]
 pub struct MachineDied(String);
 
@@ -51,8 +52,25 @@ impl std::error::Error for MachineDied {}
 
 impl std::fmt::Display for MachineDied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the lab's machine died; its console said last:\n{}", self.0)
+        write!(f, "the lab's machine {}", self.0)
     }
+}
+
+/// How long a machine is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// For its end.
+    pub whole: Duration,
+    /// For something new of its output, if its job is known to say something in that time.
+    pub silence: Option<Duration>,
+}
+
+/// Why it did not end by itself.
+enum Late {
+    /// The time is over.
+    Over,
+    /// It said nothing for so long.
+    Silent(Duration),
 }
 
 /// Who sits at the machine.
@@ -66,12 +84,12 @@ pub enum Seat {
 
 impl Machine {
     /// Runs the job to its end and returns its exit code. When: takes a few seconds to boot, then as long as the job; a
-    /// machine that has not switched itself off within `limit` is ended.
+    /// machine that has not switched itself off within its limits is ended.
     ///
     /// # Errors
     /// When QEMU cannot be run, when the time is over, when the machine ended without saying how the job did; with the
     /// last lines of its console.
-    pub fn run(&self, seat: Seat, limit: Duration) -> Result<i32> {
+    pub fn run(&self, seat: Seat, limits: Limits) -> Result<i32> {
         self.make_scratch()?;
         let mut command = self.command(seat);
         if seat == Seat::Log {
@@ -79,7 +97,7 @@ impl Machine {
             command.stdin(Stdio::null());
         }
         let mut child = command.spawn().context("cannot run qemu-system-x86_64 (scripts/setup lab)")?;
-        let followed = self.follow(&mut child, seat, limit);
+        let followed = self.follow(&mut child, seat, limits);
         let ended = match followed {
             Ok(ended) => ended,
             Err(error) => {
@@ -87,32 +105,50 @@ impl Machine {
                 return Err(error);
             }
         };
-        let Some(ended) = ended else {
-            let hung = hang::describe(child.id(), &PathBuf::from(format!("/proc/{}/cwd/{MONITOR}", child.id())));
-            end(&mut child)?;
-            bail!("the lab did not end within {} s\n{hung}its console said last:\n{}", limit.as_secs(), self.console());
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(late) => {
+                let hung = hang::describe(child.id(), &PathBuf::from(format!("/proc/{}/cwd/{MONITOR}", child.id())));
+                end(&mut child)?;
+                let said = format!("\n{hung}its console said last:\n{}", self.console());
+                match late {
+                    Late::Over => bail!("the lab did not end within {} s{said}", limits.whole.as_secs()),
+                    Late::Silent(time) => {
+                        return Err(MachineDied(format!("said nothing for {} s{said}", time.as_secs())).into());
+                    }
+                }
+            }
         };
         ensure!(ended.success(), "the lab's qemu-system-x86_64 ended with {ended}");
         let status = fs::read_to_string(self.status()).unwrap_or_default();
         match exit_code(&status) {
             Some(code) => Ok(code),
-            None => Err(MachineDied(self.console()).into()),
+            None => Err(MachineDied(format!("died; its console said last:\n{}", self.console())).into()),
         }
     }
 
-    /// How it ended by itself; nothing when the time is over.
-    fn follow(&self, child: &mut Child, seat: Seat, limit: Duration) -> Result<Option<ExitStatus>> {
+    /// How it ended by itself, or why it did not.
+    fn follow(&self, child: &mut Child, seat: Seat, limits: Limits) -> Result<Result<ExitStatus, Late>> {
         if seat == Seat::Terminal {
-            return Ok(Some(child.wait().context("cannot wait for qemu")?));
+            return Ok(Ok(child.wait().context("cannot wait for qemu")?));
         }
         let began = Instant::now();
+        let mut spoke = began;
         let mut output = File::open(self.output()).context("cannot read the lab's output")?;
         loop {
             // Asked first, so that what is written before the end is copied after it.
             let ended = child.try_wait().context("cannot wait for qemu")?;
-            copy_new(&mut output)?;
-            if ended.is_some() || began.elapsed() > limit {
-                return Ok(ended);
+            if copy_new(&mut output)? {
+                spoke = Instant::now();
+            }
+            if let Some(ended) = ended {
+                return Ok(Ok(ended));
+            }
+            if began.elapsed() > limits.whole {
+                return Ok(Err(Late::Over));
+            }
+            if let Some(silence) = limits.silence.filter(|&silence| spoke.elapsed() > silence) {
+                return Ok(Err(Late::Silent(silence)));
             }
             std::thread::sleep(POLL);
         }
@@ -199,11 +235,13 @@ fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-fn copy_new(output: &mut File) -> Result<()> {
+/// Prints what is new; true when something was.
+fn copy_new(output: &mut File) -> Result<bool> {
     let mut bytes = Vec::new();
     output.read_to_end(&mut bytes).context("cannot read the lab's output")?;
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(&bytes).and_then(|()| stdout.flush()).context("cannot print the lab's output")
+    stdout.write_all(&bytes).and_then(|()| stdout.flush()).context("cannot print the lab's output")?;
+    Ok(!bytes.is_empty())
 }
 
 fn end(child: &mut Child) -> Result<()> {
