@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,11 @@ const HYPERV: &str = "io.containerd.bulkhead-hyperv.v2";
 const IMAGE: &str = "docker.io/library/busybox:bench";
 /// containerd's namespace, and the top of its containers' cgroups.
 const NAMESPACE: &str = "bulkhead-bench";
+/// Runtime options: with a VM that stands by for the next container, and without.
+const STANDS_BY: &str = "standby.toml";
+const FORKED: &str = "forked.toml";
+/// More than a VM takes to be prepared.
+const PREPARATION: Duration = Duration::from_secs(30);
 /// What start-up touched and gave back is counted as the kernel counts it a moment later.
 const SETTLED: Duration = Duration::from_secs(3);
 
@@ -46,7 +52,9 @@ impl Containerd {
             at("sock.ttrpc")
         );
         fs::write(at("config.toml"), config)?;
-        fs::write(at("options.toml"), format!("state = {:?}\nguest-image = {:?}\n", at("own"), build.guest_image))?;
+        let options = format!("state = {:?}\nguest-image = {:?}\n", at("own"), build.guest_image);
+        fs::write(at(STANDS_BY), &options)?;
+        fs::write(at(FORKED), format!("{options}standby-vms = 0\n"))?;
         let log = File::create(at("log"))?;
         let path = format!("{}:{}", at("bin").display(), std::env::var("PATH").unwrap_or_default());
         let daemon = Command::new("containerd")
@@ -83,8 +91,14 @@ impl Containerd {
     }
 
     /// The words of `ctr run` for a runtime.
-    fn start_container(&self, how: &str, runtime: &str, id: &str, command: &[&str]) -> anyhow::Result<()> {
-        let options = self.folder.path().join("options.toml").to_string_lossy().into_owned();
+    fn start_container(
+        &self,
+        how: &str,
+        (runtime, options): (&str, &str),
+        id: &str,
+        command: &[&str],
+    ) -> anyhow::Result<()> {
+        let options = self.folder.path().join(options).to_string_lossy().into_owned();
         let mut words = vec!["run", how, "--runtime", runtime];
         if runtime != RUNC {
             words.extend(["--runtime-config-path", &options]);
@@ -93,10 +107,36 @@ impl Containerd {
         words.extend(command);
         self.run(&words).map(drop)
     }
+
+    /// The processes that stand by for this one's containers, with their folders.
+    fn standbys(&self) -> Vec<(i32, PathBuf)> {
+        let own = format!("TTRPC_ADDRESS={}", self.folder.path().join("sock.ttrpc").display());
+        let stands_by = |pid: i32| {
+            let folder = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+            let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+            let is_own = environment.split(|byte| *byte == 0).any(|entry| entry == own.as_bytes());
+            let is_shim = procfs::command_line(pid).split_whitespace().last() == Some("standby");
+            (is_own && is_shim && folder.starts_with("/run/bulkhead/standby")).then_some((pid, folder))
+        };
+        procfs::pids().into_iter().filter_map(stands_by).collect()
+    }
+
+    /// Waits until a VM stands by.
+    fn await_standby(&self) -> anyhow::Result<()> {
+        let is_ready = || self.standbys().iter().any(|(_, folder)| folder.join("s").exists());
+        ensure!(eventually(PREPARATION, is_ready), "no utility VM stands by");
+        Ok(())
+    }
 }
 
 impl Drop for Containerd {
     fn drop(&mut self) {
+        for (pid, folder) in self.standbys() {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            let _ = fs::remove_dir_all(folder);
+        }
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
         // containerd leaves a namespace's cgroup.
@@ -114,20 +154,29 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
     let build = Build::of_this_test();
     let containerd = Containerd::start(&build)?;
     println!("\n# From `ctr run --rm` to its exit, plain containerd ({rounds} rounds in turn)\n");
-    let mut sides = [(RUNC, "runc's shim"), (PROCESS, "process"), (HYPERV, "hyperv, forked")]
-        .map(|(runtime, name)| (runtime, Series::new(name)));
+    let mut sides = [
+        ((RUNC, ""), "runc's shim"),
+        ((PROCESS, FORKED), "process"),
+        ((HYPERV, FORKED), "hyperv, forked"),
+        ((HYPERV, STANDS_BY), "hyperv, a VM stands by"),
+    ]
+    .map(|(how, name)| (how, Series::new(name)));
     // The first round converts the image and boots the template.
     for round in 0..=rounds {
-        for (runtime, series) in &mut sides {
+        for (how, series) in &mut sides {
+            // It is used up by each.
+            if round > 0 && how.1 == STANDS_BY {
+                containerd.await_standby()?;
+            }
             let began = Instant::now();
-            containerd.start_container("--rm", runtime, &format!("run-{round}"), &["true"])?;
+            containerd.start_container("--rm", *how, &format!("run-{round}"), &["true"])?;
             if round > 0 {
                 series.push(began.elapsed());
             }
         }
     }
-    let [runc, process, hyperv] = sides.map(|(_, series)| series);
-    print(&[runc.clone(), process, hyperv], &[&runc]);
+    let [runc, process, forked, stood_by] = sides.map(|(_, series)| series);
+    print(&[runc.clone(), process, forked, stood_by], &[&runc]);
     println!("\n# Private memory of the shim of an idle container, no other beside it\n");
     for (runtime, name) in [(RUNC, "runc's shim"), (PROCESS, "process"), (HYPERV, "hyperv")] {
         let kib = idle_shim(&containerd, runtime)?;
@@ -138,7 +187,7 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
 
 fn idle_shim(containerd: &Containerd, runtime: &str) -> anyhow::Result<u64> {
     let id = "idle";
-    containerd.start_container("-d", runtime, id, &["sleep", "1000"])?;
+    containerd.start_container("-d", (runtime, FORKED), id, &["sleep", "1000"])?;
     std::thread::sleep(SETTLED);
     let program = format!("containerd-shim-{}", if runtime == RUNC { "runc" } else { "bulkhead" });
     let own = containerd.folder.path();

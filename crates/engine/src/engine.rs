@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context;
-use image::ImageStore;
 use image::registry::RegistryClient;
+use image::{ImageStore, rehearsal};
 use proto::ContainerId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,7 +15,7 @@ use crate::container::store::ContainerStore;
 use crate::events::EventBus;
 use crate::flags::{Changeable, Settings};
 use crate::network::Networks;
-use crate::standby::{Standby, rehearsal};
+use crate::standby::Standby;
 use crate::volume::VolumeStore;
 
 /// One engine on one data root. Handlers take it as `State<Arc<Engine>>`.

@@ -11,7 +11,6 @@
 //! Nothing is kept before the first hyperv container of the engine's run has started: then its template exists, and a
 //! host without such containers pays nothing. How a VM is made is the preparer's knowledge: this module knows no engine.
 
-pub mod rehearsal;
 mod vm;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -37,6 +37,7 @@ mod recipe;
 mod records;
 mod reference;
 pub mod registry;
+pub mod rehearsal;
 mod save;
 mod scratch;
 mod seal;

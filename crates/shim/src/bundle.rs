@@ -227,6 +227,14 @@ impl Bundle {
         let path = self.path.join(Self::PROCESSES);
         let records: io::Result<Vec<_>> = pids.iter().map(|&pid| ProcessRecord::of(pid)).collect();
         let records = records.map_err(|source| BundleError::File { action: "describe processes in", path, source })?;
+        self.write_process_records(&records)
+    }
+
+    /// As [`Bundle::write_processes`], of processes that were described before.
+    ///
+    /// # Errors
+    /// [`BundleError`] when it cannot be written.
+    pub fn write_process_records(&self, records: &[ProcessRecord]) -> Result<(), BundleError> {
         self.write_json(Self::PROCESSES, &records)
     }
 
@@ -245,9 +253,16 @@ impl Bundle {
     pub fn write_shim_pid(&self) -> Result<(), BundleError> {
         let path = self.path.join(Self::SHIM_PID);
         let record = ProcessRecord::of(process::id());
-        let written = record.and_then(|ProcessRecord { pid, start_time }| {
-            write_whole(&path, format!("{pid} {start_time}\n").as_bytes())
-        });
+        self.write_shim(record.map_err(|source| BundleError::File { action: "write", path, source })?)
+    }
+
+    /// Records a process as the bundle's shim.
+    ///
+    /// # Errors
+    /// [`BundleError`] when it cannot be written.
+    pub fn write_shim(&self, ProcessRecord { pid, start_time }: ProcessRecord) -> Result<(), BundleError> {
+        let path = self.path.join(Self::SHIM_PID);
+        let written = write_whole(&path, format!("{pid} {start_time}\n").as_bytes());
         written.map_err(|source| BundleError::File { action: "write", path, source })
     }
 

@@ -15,7 +15,7 @@ pub struct Flags {
     pub namespace: Option<String>,
     /// Identifier of the container.
     pub id: Option<String>,
-    /// Address of containerd's gRPC socket; not used (events go to `$TTRPC_ADDRESS`).
+    /// Address of containerd's gRPC socket: which containerd it is (events go to `$TTRPC_ADDRESS`).
     pub address: Option<String>,
     /// containerd's binary; not used (events go to `$TTRPC_ADDRESS`).
     pub publish_binary: Option<String>,

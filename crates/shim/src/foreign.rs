@@ -12,6 +12,7 @@ mod layers;
 mod likeness;
 mod options;
 mod pod;
+mod rehearsal;
 mod roots;
 mod unnamed;
 
@@ -31,9 +32,13 @@ use unnamed::Unnamed;
 
 pub use options::{Options, isolation_by_name};
 pub use pod::Part;
+pub use rehearsal::rehearsal;
 
 /// Below the state folder: converted layers and blank disks.
 const STATE: &str = "containerd";
+/// Below that.
+const CACHED_LAYERS: &str = "layers";
+const BLANK_DISKS: &str = "blank";
 
 /// What containerd says of a container beside its bundle.
 pub struct Foreign<'a> {
@@ -112,16 +117,29 @@ fn root(
     let Foreign { mounts, options, .. } = *foreign;
     let root = spec.root().as_ref().map_or_else(|| "rootfs".into(), |root| root.path().clone());
     let parts = roots::parts(mounts, &bundle.path().join(root))?;
-    let state = options.state.join(STATE);
-    let layers = convert(&parts, &state, files).map_err(of_cache)?;
-    let blank = state.join("blank");
-    layers::make_folder(&blank).map_err(of_cache)?;
+    let layers = convert(&parts, &options.state.join(STATE), files).map_err(of_cache)?;
+    let blank = blank_folder(options).map_err(of_cache)?;
     let disk = Unnamed::new(&blank).map_err(layers::at("make a disk in", &blank)).map_err(of_cache)?;
-    Scratch::fill(&blank, disk.file(), options.scratch_mib.saturating_mul(1 << 20))
+    Scratch::fill(&blank, disk.file(), options.scratch_bytes())
         .map_err(|error| Status::from_error(error.kind(), &error))?;
     let path = disk.path();
     files.push(disk);
     Ok((layers, path))
+}
+
+/// Where blank disks are, and made.
+fn blank_folder(options: &Options) -> Result<PathBuf, CacheError> {
+    let blank = options.state.join(STATE).join(BLANK_DISKS);
+    layers::make_folder(&blank)?;
+    Ok(blank)
+}
+
+/// A utility VM that stands by can be this container's: it asks for no size, and for nothing that will be refused.
+#[must_use]
+pub fn suits_standby(spec: &Spec) -> bool {
+    size(spec) == (None, None)
+        && Part::of(spec).is_ok_and(|part| part == Part::Alone)
+        && refuse_what_cannot_be(spec).is_ok()
 }
 
 /// Never a silent downgrade: what shares the host's is refused.
@@ -162,7 +180,7 @@ fn adapt(spec: &mut Spec, cgroup: &str, part: Part) {
 }
 
 fn convert(parts: &[RootPart], state: &Path, files: &mut Vec<Unnamed>) -> Result<Vec<LayerFile>, CacheError> {
-    let folder = state.join("layers");
+    let folder = state.join(CACHED_LAYERS);
     let cache = LayerCache::open(folder.clone())?;
     let last = parts.len() - 1;
     let mut layers = Vec::new();
@@ -185,7 +203,8 @@ fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-fn utility_vm(spec: &Spec, options: &Options, namespace: &str, bundle: &Path) -> UtilityVmRequest {
+/// What a specification limits: memory in bytes, thousandths of a processor.
+fn size(spec: &Spec) -> (Option<u64>, Option<u64>) {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
     let quota = resources.cpu().as_ref().and_then(|cpu| {
@@ -193,12 +212,17 @@ fn utility_vm(spec: &Spec, options: &Options, namespace: &str, bundle: &Path) ->
         let quota = u64::try_from(cpu.quota()?).ok().filter(|quota| *quota > 0)?;
         Some((quota.saturating_mul(1000) / period).max(1))
     });
+    (memory.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0), quota)
+}
+
+fn utility_vm(spec: &Spec, options: &Options, namespace: &str, bundle: &Path) -> UtilityVmRequest {
+    let (memory_bytes, cpus_milli) = size(spec);
     UtilityVmRequest {
         template_store: options.template_store(namespace, bundle),
         guest_image: options.guest_image.clone().unwrap_or_else(guest_image),
         backend: options.backend,
-        memory_bytes: memory.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0),
-        cpus_milli: quota,
+        memory_bytes,
+        cpus_milli,
         boundary_required: options.require_boundary,
         machine_id: unique_name(),
         personalize_timeout_ms: options.personalize_timeout_ms,

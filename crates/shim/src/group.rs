@@ -10,6 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use oci_spec::runtime::Spec;
 use sha2::{Digest, Sha256};
 
 use crate::bundle::Bundle;
@@ -31,7 +32,12 @@ impl Group {
     /// which Create tells.
     #[must_use]
     pub fn of(bundle: &Bundle, flags: &Flags) -> Option<Self> {
-        let spec = bundle.spec().ok()?;
+        Self::of_spec(&bundle.spec().ok()?, flags)
+    }
+
+    /// As [`Group::of`], for the bundle's specification.
+    #[must_use]
+    pub fn of_spec(spec: &Spec, flags: &Flags) -> Option<Self> {
         let annotations = spec.annotations().as_ref()?;
         let group = ANNOTATIONS.iter().find_map(|name| annotations.get(*name)).filter(|group| !group.is_empty())?;
         let mut hash = Sha256::new();
@@ -76,8 +82,6 @@ pub fn forget(address: &SocketAddr) {
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::Spec;
-
     use super::*;
 
     fn group(annotations: &[(&str, &str)], namespace: &str) -> Option<Group> {

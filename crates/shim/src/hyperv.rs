@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use oci_spec::runtime::LinuxResources;
+use proto::control::Accelerator;
 use proto::gcs::wire;
 use proto::network::{NetworkUpdate, SandboxNetwork};
 use proto::{ErrorKind, ProcessDetails, Status};
@@ -94,6 +95,14 @@ impl HypervSystem {
                 Err(status)
             }
         }
+    }
+}
+
+impl HypervSystem {
+    /// What executes its VM.
+    #[must_use]
+    pub fn accelerator(&self) -> Accelerator {
+        self.worker.vm.report().accelerator
     }
 }
 

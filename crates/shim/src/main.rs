@@ -24,6 +24,7 @@ mod flags;
 mod foreign;
 mod group;
 mod hyperv;
+mod keeper;
 mod lack;
 mod metrics;
 mod network;
@@ -32,6 +33,7 @@ mod parts;
 mod plan;
 mod pod;
 mod process;
+mod reserve;
 mod rest;
 mod rootfs;
 mod serve;
@@ -65,6 +67,7 @@ const NAME: &str = "io.containerd.bulkhead.v2";
 const USAGE: &str = "usage: containerd-shim-bulkhead-v2 [-namespace NAME] -id ID [-bundle DIR] [-isolation process|hyperv] [-group] [-standby] [-debug] start|delete|serve
        containerd-shim-bulkhead-v2 [-bundle DIR] [-live | -mounts] files
        containerd-shim-bulkhead-v2 copy-up
+       containerd-shim-bulkhead-v2 standby <ORDER
        containerd-shim-bulkhead-v2 template ls|create|rm ID|prune -store DIR -guest-image DIR [-backend auto|kvm|qemukvm|qemutcg]
        containerd-shim-bulkhead-v2 probe -guest-image DIR [-backend auto|kvm|qemukvm|qemutcg]
        containerd-shim-bulkhead-v2 -v|-info";
@@ -97,6 +100,7 @@ fn run() -> anyhow::Result<()> {
     match words.as_slice() {
         ["start"] => print(start::run(&flags)?.as_bytes()),
         ["serve"] => serve::run(&flags),
+        [reserve::COMMAND] => keeper::run(),
         ["files"] => files::run(&flags),
         ["copy-up"] => print(&copy_up::run()?),
         ["share", cgroup, place] => shares::server::run(cgroup, place),

@@ -79,13 +79,21 @@ impl Plan {
     /// # Errors
     /// As [`Plan::read`].
     pub fn read_as(bundle: &Bundle, container: Option<ContainerBundle>, names: &GuestNames) -> Result<Self, Status> {
+        let spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
+        Self::of(spec, container, names)
+    }
+
+    /// As [`Plan::read_as`], of what a bundle would say.
+    ///
+    /// # Errors
+    /// As [`Plan::read`].
+    pub fn of(mut spec: Spec, container: Option<ContainerBundle>, names: &GuestNames) -> Result<Self, Status> {
         let invalid = |what: &str| Status::new(ErrorKind::InvalidArgument, what);
         let container = container.ok_or_else(|| invalid("hyperv isolation needs a bundle of our engine"))?;
         let vm = container.utility_vm.ok_or_else(|| invalid("the bundle says nothing about the utility VM"))?;
         let Writable::Scratch { disk } = container.writable else {
             return Err(invalid("hyperv isolation needs a scratch disk, not an upper folder"));
         };
-        let mut spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
         let namespace = spec::network_namespace(&spec);
         let shares = spec::for_guest(&mut spec, &container.parts, names)
             .map_err(|error| Status::from_error(error.kind(), &error))?;

@@ -1,6 +1,6 @@
 //! `serve`: the process that owns a container, started by our engine or by `start`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -15,6 +15,7 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
 use ttrpc::asynchronous::Server;
@@ -22,6 +23,8 @@ use ttrpc::asynchronous::Server;
 use crate::bundle::Bundle;
 use crate::events::Publisher;
 use crate::flags::Flags;
+use crate::plan::Plan;
+use crate::reserve::Caller;
 use crate::shim::{Calling, Ready, Shim};
 use crate::standby::Standby;
 use crate::{group, notices, service, shares, sys};
@@ -36,6 +39,9 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 const STANDBY_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Spawned threads only wait for the container crate; glibc would reserve 8 MiB for each. Unoptimized builds need more than half of it.
 const THREAD_STACK: usize = 1024 * 1024;
+
+/// What threads are called that do what blocks.
+pub const WORKER_THREAD: &str = "shim-worker";
 
 /// Serves one container until Shutdown.
 ///
@@ -61,23 +67,33 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     // The process that stands before this one; when a standby's is gone, nobody will come for it.
     let caller = rustix::process::getppid();
     let ready = Ready { helper: if flags.standby { None } else { spawn_helper() }, standby: None };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .thread_stack_size(THREAD_STACK)
-        .thread_keep_alive(Duration::from_secs(1))
-        .max_blocking_threads(16)
-        .build()
-        .context("cannot start")?;
+    let runtime = runtime(Duration::from_secs(1))?;
     let ended = runtime.block_on(async {
         if flags.standby {
             return serve_standby(flags, bundle, listener, caller).await;
         }
-        let calling = Calling { isolation: flags.isolation, is_group: flags.group };
+        let caller = Some(Caller::new(flags, flags.isolation));
+        let calling = Calling { isolation: flags.isolation, is_group: flags.group, caller };
         let shim = Shim::new(bundle, publisher(flags), ready, calling);
         serve(flags, &shim, listener, abandoned(&shim)).await
     });
     runtime.shutdown_background();
     ended
+}
+
+/// What a shim runs on. Shape: `keep_alive` is how long threads without work stay.
+///
+/// # Errors
+/// The kernel has no room for it.
+pub fn runtime(keep_alive: Duration) -> anyhow::Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .thread_name(WORKER_THREAD)
+        .thread_stack_size(THREAD_STACK)
+        .thread_keep_alive(keep_alive)
+        .max_blocking_threads(16)
+        .build()
+        .context("cannot start")
 }
 
 fn spawn_helper() -> Option<container::Helper> {
@@ -87,7 +103,10 @@ fn spawn_helper() -> Option<container::Helper> {
 }
 
 /// A session of our own: no terminal, and no signal to the caller's process group reaches us.
-fn leave_the_caller() -> anyhow::Result<()> {
+///
+/// # Errors
+/// There is no `/dev/null`.
+pub fn leave_the_caller() -> anyhow::Result<()> {
     match rustix::process::setsid() {
         // EPERM: we lead a process group already.
         Ok(_) | Err(rustix::io::Errno::PERM) => {}
@@ -101,13 +120,31 @@ fn leave_the_caller() -> anyhow::Result<()> {
 }
 
 /// Mounts of ours are seen by nobody else and vanish with us, and the host's later mounts are seen by us.
-fn private_mounts() -> io::Result<()> {
+///
+/// # Errors
+/// What the kernel says.
+pub fn private_mounts() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     Ok(mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
 }
 
-/// containerd makes a fifo `log` and shows what comes; otherwise `shim.log`, which also gets what a panic prints.
-fn start_log(bundle: &Path, debug: bool) -> anyhow::Result<()> {
+/// Begins to log, as [`log_to`] says; `debug` is for more of it.
+///
+/// # Errors
+/// As [`log_to`].
+pub fn start_log(bundle: &Path, debug: bool) -> anyhow::Result<()> {
+    log_to(bundle)?;
+    let level = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(|| LossyWriter).init();
+    Ok(())
+}
+
+/// What is logged from now on goes to a bundle, with what a panic prints: containerd makes a fifo `log` there and shows what
+/// comes; otherwise to `shim.log`.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn log_to(bundle: &Path) -> anyhow::Result<()> {
     let fifo: PathBuf = bundle.join("log");
     let log = if std::fs::metadata(&fifo).is_ok_and(|meta| meta.file_type().is_fifo()) {
         // Both directions, so that a containerd that goes away breaks no pipe; and never waiting: a full one loses lines.
@@ -116,26 +153,17 @@ fn start_log(bundle: &Path, debug: bool) -> anyhow::Result<()> {
         OpenOptions::new().append(true).create(true).mode(0o600).open(bundle.join("shim.log"))
     };
     let log = log.with_context(|| format!("cannot open a log in {}", bundle.display()))?;
-    rustix::stdio::dup2_stderr(log.as_fd())?;
-    let level = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    let writer = Arc::new(Lossy(log));
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(false)
-        .with_writer(move || LossyWriter(Arc::clone(&writer)))
-        .init();
-    Ok(())
+    Ok(rustix::stdio::dup2_stderr(log.as_fd())?)
 }
 
-struct Lossy(File);
-
-struct LossyWriter(Arc<Lossy>);
+/// Writes to standard error, where the log is; without std's lock, which a panic holds while it prints.
+struct LossyWriter;
 
 impl Write for LossyWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match (&self.0.0).write(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(bytes.len()),
-            written => written,
+        match rustix::io::write(rustix::stdio::stderr(), bytes) {
+            Err(rustix::io::Errno::AGAIN) => Ok(bytes.len()),
+            written => Ok(written?),
         }
     }
 
@@ -144,7 +172,8 @@ impl Write for LossyWriter {
     }
 }
 
-fn publisher(flags: &Flags) -> Publisher {
+/// Tells containerd what happens, if it has said where.
+pub fn publisher(flags: &Flags) -> Publisher {
     let address = std::env::var("TTRPC_ADDRESS").ok();
     Publisher::new(address.as_deref(), flags.namespace.as_deref().unwrap_or("default"))
 }
@@ -157,8 +186,9 @@ async fn serve_standby(
     caller: Option<Pid>,
 ) -> anyhow::Result<()> {
     let caller = watch_process(caller).context("cannot watch the process that started this one")?;
+    let plan = Plan::read(&bundle, bundle.container()?)?;
     let standby = tokio::select! {
-        prepared = Standby::prepare(&bundle) => prepared.context("cannot have a utility VM ready")?,
+        prepared = Standby::prepare(&bundle, plan) => prepared.context("cannot have a utility VM ready")?,
         _ = caller.readable() => return Ok(()),
     };
     let ready = Ready { helper: None, standby: Some(standby) };
@@ -166,7 +196,11 @@ async fn serve_standby(
     serve(flags, &shim, listener, bereft(&shim, &caller)).await
 }
 
-async fn serve(
+/// Serves the Task API until the shim ends, or `abandoned` does.
+///
+/// # Errors
+/// The socket cannot be served.
+pub async fn serve(
     flags: &Flags,
     shim: &Arc<Shim>,
     listener: UnixListener,
@@ -231,7 +265,8 @@ async fn ignore_signals() -> io::Result<()> {
     }
 }
 
-async fn abandoned(shim: &Shim) {
+/// Answers when nobody has come with a container in time, or nobody has ended a shim without one.
+pub async fn abandoned(shim: &Shim) {
     tokio::select! {
         () = tokio::time::sleep(IDLE_LIMIT) => {}
         () = shim.emptied() => tokio::time::sleep(SHUTDOWN_LIMIT).await,

@@ -162,7 +162,7 @@ impl TaskApi for TaskService {
     async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
         let shim = Arc::clone(&self.shim);
         to_the_end(async move {
-            let pid = shim.task(&request.id).await?.start(&request.exec_id).await?;
+            let pid = shim.start(&request.id, &request.exec_id).await?;
             Ok(api::StartResponse { pid, ..Default::default() })
         })
         .await

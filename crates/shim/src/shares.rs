@@ -143,10 +143,14 @@ static HOST_MOUNTS: OnceLock<File> = OnceLock::new();
 /// # Errors
 /// The namespace cannot be opened.
 pub fn keep_host_mounts() -> io::Result<()> {
-    let mounts = File::open("/proc/self/ns/mnt")?;
+    keep_mounts(File::open("/proc/self/ns/mnt")?);
+    Ok(())
+}
+
+/// As [`keep_host_mounts`], of a process that has entered them: their namespace.
+pub fn keep_mounts(mounts: File) {
     // Only the first call counts.
     let _ = HOST_MOUNTS.set(mounts);
-    Ok(())
 }
 
 /// Does something where the host's mounts are, on a thread of its own. Paths are the host's there. A process that kept none has

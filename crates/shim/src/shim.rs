@@ -17,6 +17,7 @@ use crate::foreign::{self, Foreign, Options, Part, Prepared};
 use crate::hyperv::HypervSystem;
 use crate::pod::{PodContainer, PodVm, Sandbox};
 use crate::process::ProcessSystem;
+use crate::reserve::{Caller, Order, Successor};
 use crate::rest::Rest;
 use crate::standby::Standby;
 use crate::state::Exit;
@@ -40,6 +41,10 @@ pub struct Shim {
     is_engines: AtomicBool,
     /// See [`Calling`].
     is_group: bool,
+    /// See [`Calling`].
+    caller: Option<Caller>,
+    /// A utility VM for the next container.
+    successor: Arc<Successor>,
     /// The VM of the pod that it serves, if that has one.
     pod: SyncMutex<Option<Arc<PodVm>>>,
     tasks: Mutex<Tasks>,
@@ -60,12 +65,14 @@ pub struct Ready {
 }
 
 /// How a shim was called.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 pub struct Calling {
     /// The wall that the runtime's name asks a foreign containerd's containers to have.
     pub isolation: Option<Isolation>,
     /// It serves all containers of a group.
     pub is_group: bool,
+    /// The foreign containerd; none for our engine, which keeps its standbys itself.
+    pub caller: Option<Caller>,
 }
 
 #[derive(Default)]
@@ -94,6 +101,8 @@ impl Shim {
             isolation: calling.isolation,
             is_engines: AtomicBool::new(false),
             is_group: calling.is_group,
+            caller: calling.caller,
+            successor: Arc::default(),
             pod: SyncMutex::default(),
             tasks: Mutex::default(),
             rest: Rest::default(),
@@ -207,11 +216,13 @@ impl Shim {
         };
         // Held until the container has them.
         let mut files = Vec::new();
+        let mut order = None;
         let (part, container) = match container {
             Some(container) => (Part::Alone, Some(container)),
             None => match self.prepare_foreign(&bundle, &id, &request).await? {
-                Some(prepared) => {
+                Some((prepared, options)) => {
                     files = prepared.files;
+                    order = self.caller.clone().map(|caller| Order { caller, options });
                     (prepared.part, Some(prepared.container))
                 }
                 None => (Part::Alone, None),
@@ -231,7 +242,7 @@ impl Shim {
         };
         let system: Box<dyn ComputeSystem> = match isolation {
             Isolation::Process => Box::new(ProcessSystem::create(input).await?),
-            Isolation::Hyperv => self.create_in_vm(part, input).await?,
+            Isolation::Hyperv => self.create_in_vm(part, input, order).await?,
         };
         drop(files);
         let pid = system.init().pid();
@@ -251,7 +262,7 @@ impl Shim {
         bundle: &Bundle,
         id: &ContainerId,
         request: &CreateTaskRequest,
-    ) -> Result<Option<Prepared>, Status> {
+    ) -> Result<Option<(Prepared, Options)>, Status> {
         let options = Options::read(request.options.as_ref())?;
         let spec = bundle.spec().map_err(|error| Status::from_error(error.kind(), &error))?;
         if options.isolation(self.isolation, &spec)? == Isolation::Process {
@@ -260,13 +271,20 @@ impl Shim {
         let (bundle, id, namespace) = (bundle.clone(), id.to_string(), self.publisher.namespace().to_owned());
         let mounts = request.rootfs.clone();
         let prepared = tokio::task::spawn_blocking(move || {
-            foreign::prepare(&bundle, &Foreign { namespace: &namespace, id: &id, mounts: &mounts, options: &options })
+            let foreign = Foreign { namespace: &namespace, id: &id, mounts: &mounts, options: &options };
+            foreign::prepare(&bundle, &foreign).map(|prepared| (prepared, options))
         });
         let prepared = prepared.await.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
         prepared.map(Some)
     }
 
-    async fn create_in_vm(&self, part: Part, input: CreateInput) -> Result<Box<dyn ComputeSystem>, Status> {
+    /// Shape: `order` is what the next container is to have stand by, if that pays.
+    async fn create_in_vm(
+        &self,
+        part: Part,
+        input: CreateInput,
+        order: Option<Order>,
+    ) -> Result<Box<dyn ComputeSystem>, Status> {
         let pod = || self.pod.lock().unwrap_or_else(PoisonError::into_inner);
         match (part, &input.container) {
             (Part::Sandbox, Some(container)) => {
@@ -281,8 +299,26 @@ impl Shim {
                 })?;
                 Ok(Box::new(PodContainer::create(&vm, input).await?))
             }
-            _ => Ok(Box::new(HypervSystem::create(input).await?)),
+            _ => {
+                let system = HypervSystem::create(input).await?;
+                if let Some(order) = order.filter(|order| order.options.pays_to_stand_by(system.accelerator())) {
+                    self.successor.order(order);
+                }
+                Ok(Box::new(system))
+            }
         }
+    }
+
+    /// Starts a container, or a further process of it. Answers its process id.
+    ///
+    /// # Errors
+    /// What [`Shim::task`] and [`Task::start`] say.
+    pub async fn start(&self, id: &str, exec_id: &str) -> Result<u32, Status> {
+        let pid = self.task(id).await?.start(exec_id).await?;
+        if exec_id.is_empty() {
+            self.successor.started();
+        }
+        Ok(pid)
     }
 
     /// Gives the container back and forgets it.
@@ -292,7 +328,10 @@ impl Shim {
     pub async fn delete(&self, id: &str) -> Result<(u32, Exit), Status> {
         // What a container of a foreign containerd has changed behind the hyperv wall ends with its task: no snapshot sees it.
         let changes = if self.is_engines() { Changes::Kept } else { Changes::Discarded };
-        let deleted = self.task(id).await?.delete(changes).await?;
+        let task = self.task(id).await?;
+        // Whoever deletes may end this shim next. It takes less time than the container's end.
+        let (deleted, ()) = tokio::join!(task.delete(changes), self.successor.hand_out());
+        let deleted = deleted?;
         let mut tasks = self.tasks.lock().await;
         tasks.slots.remove(id);
         if tasks.slots.is_empty() {

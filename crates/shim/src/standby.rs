@@ -15,7 +15,7 @@ use proto::control::UtilityVmRequest;
 use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind, wire};
 use proto::{ErrorKind, Status};
 use tokio::io::AsyncReadExt;
-use uvm::{GuestError, StartRequest, UtilityVm, UvmError};
+use uvm::{GuestError, StartRequest, UtilityVm, UvmError, VmExit};
 
 use crate::bundle::Bundle;
 use crate::network;
@@ -36,13 +36,12 @@ pub struct Standby {
 }
 
 impl Standby {
-    /// Forks a VM for the bundle and rehearses the bundle's container in it. Nothing of the bundle is used afterwards.
+    /// Forks a VM for the plan and rehearses its container. Shape: the bundle takes what is written of the VM. Nothing of either is
+    /// used afterwards.
     ///
     /// # Errors
     /// What the bundle, the VM or the guest say; no VM stays.
-    pub async fn prepare(bundle: &Bundle) -> Result<Self, Status> {
-        let container = bundle.container().map_err(|error| Status::from_error(error.kind(), &error))?;
-        let plan = Plan::read(bundle, container)?;
+    pub async fn prepare(bundle: &Bundle, plan: Plan) -> Result<Self, Status> {
         let request = StartRequest {
             rehearsal: true,
             cgroup: None,
@@ -70,6 +69,17 @@ impl Standby {
             ..request.clone()
         };
         self.request == like_ours
+    }
+
+    /// Process ids of the VMM's processes.
+    #[must_use]
+    pub fn vmm_pids(&self) -> &[u32] {
+        &self.vm.report().vmm_pids
+    }
+
+    /// Answers when it has ended by itself.
+    pub async fn ended(&self) -> VmExit {
+        self.vm.wait().await
     }
 
     /// Makes it the container's.

@@ -3,20 +3,27 @@
 //! Source: containerd core/runtime/v2/README.md, "start".
 
 use std::fs;
+use std::io::{self, IsTerminal, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
+use oci_spec::runtime::Spec;
+use proto::Isolation;
 
 use crate::bundle::Bundle;
 use crate::flags::Flags;
-use crate::foreign::isolation_by_name;
+use crate::foreign::{self, Options, isolation_by_name};
 use crate::group::{self, Group, SOCKETS};
+use crate::reserve::{self, Caller, Claim, Offer, Order};
 use crate::serve::LISTENER_FD;
 use crate::sys;
 use crate::unique::unique_name;
+
+/// More than a runtime's options have.
+const MOST_BYTES: u64 = 128 << 10;
 
 /// Starts a shim for the bundle in the working directory, or finds the one that serves its group, and answers what containerd wants
 /// on standard output.
@@ -31,7 +38,16 @@ pub fn run(flags: &Flags) -> anyhow::Result<String> {
         .mode(0o700)
         .create(SOCKETS)
         .with_context(|| format!("cannot make {SOCKETS}"))?;
-    let group = Group::of(&Bundle::at(folder.clone()), flags);
+    let bundle = Bundle::at(folder);
+    // Without one Create will tell.
+    let spec = bundle.spec().ok();
+    let group = spec.as_ref().and_then(|spec| Group::of_spec(spec, flags));
+    let newest_known = std::env::var("MAX_SHIM_VERSION").ok();
+    if let Some(spec) = spec.filter(|_| group.is_none())
+        && let Some(address) = take_standby(flags, id, &bundle, &spec)
+    {
+        return Ok(answer(&address, newest_known.as_deref()));
+    }
     // Until this process ends: two of a group do not both start a shim.
     let _lock = group.as_ref().map(|_| group::lock()).transpose()?;
     let socket = match &group {
@@ -41,17 +57,59 @@ pub fn run(flags: &Flags) -> anyhow::Result<String> {
     let address = format!("unix://{}", socket.display());
     let served = group.is_some() && group::answers(&socket);
     let started = if served { Ok(()) } else { start(flags, id, &socket, group.is_some()) };
-    let told = started.and_then(|()| {
-        let file = folder.join(Bundle::ADDRESS);
-        fs::write(&file, &address).with_context(|| format!("cannot write {}", file.display()))
-    });
+    let told = started
+        .and_then(|()| write_address(&bundle, &address).with_context(|| format!("cannot write {}", Bundle::ADDRESS)));
     if let Err(error) = told {
         if !served {
             let _ = fs::remove_file(&socket);
         }
         return Err(error);
     }
-    Ok(answer(&address, std::env::var("MAX_SHIM_VERSION").ok().as_deref()))
+    Ok(answer(&address, newest_known.as_deref()))
+}
+
+fn write_address(bundle: &Bundle, address: &str) -> io::Result<()> {
+    fs::write(bundle.path().join(Bundle::ADDRESS), address)
+}
+
+/// Gives the container the shim that stands by, if it is for one with isolation hyperv, and there is one. Shape: its address.
+/// Whatever is wrong, a shim of its own will do.
+fn take_standby(flags: &Flags, id: &str, bundle: &Bundle, spec: &Spec) -> Option<String> {
+    let by_name = name_isolation();
+    let options = Options::read_bytes(&runtime_options().ok()?).ok()?;
+    if options.isolation(by_name, spec).ok()? != Isolation::Hyperv || !options.may_stand_by() {
+        return None;
+    }
+    // Who prepares the next one waits for this start; if it cannot be noted, it does not.
+    let _ = reserve::note_start();
+    if !foreign::suits_standby(spec) {
+        return None;
+    }
+    let order = Order { caller: Caller::new(flags, by_name), options };
+    let claim = Claim { id: id.to_owned(), bundle: bundle.path().to_owned() };
+    let address = |offer: &Offer| format!("unix://{}", offer.socket.display());
+    let record = |offer: &Offer| {
+        // Should it be killed from now on, `delete` finds all of it.
+        bundle.write_process_records(&offer.processes).map_err(io::Error::other)?;
+        bundle.write_shim(offer.shim).map_err(io::Error::other)?;
+        write_address(bundle, &address(offer))
+    };
+    let offer = reserve::claim(&order.place().ok()?, &claim, record).ok().flatten()?;
+    Some(address(&offer))
+}
+
+/// What containerd gives on standard input: the runtime's options, nothing when there are none.
+fn runtime_options() -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if !io::stdin().is_terminal() {
+        io::stdin().lock().take(MOST_BYTES).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// The program's own name is lost when a link to it is followed.
+fn name_isolation() -> Option<Isolation> {
+    isolation_by_name(std::env::args_os().next()?.as_ref())
 }
 
 fn start(flags: &Flags, id: &str, socket: &Path, is_group: bool) -> anyhow::Result<()> {
@@ -71,8 +129,10 @@ fn spawn(flags: &Flags, id: &str, listener: &UnixListener, is_group: bool) -> an
     if let Some(namespace) = &flags.namespace {
         command.args(["-namespace", namespace]);
     }
-    // The program's own name is lost when a link to it is followed.
-    if let Some(isolation) = std::env::args_os().next().and_then(|program| isolation_by_name(program.as_ref())) {
+    if let Some(address) = &flags.address {
+        command.args(["-address", address]);
+    }
+    if let Some(isolation) = name_isolation() {
         command.args(["-isolation", isolation.as_str()]);
     }
     if is_group {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bollard::models::{ContainerConfig, HostConfig};
 use hostnet::ReadySandbox;
+use image::rehearsal;
 use proto::control::{ContainerBundle, ExitReport, LayerFile, UtilityVmRequest, Writable};
 use proto::network::SandboxNetwork;
 use proto::{ErrorKind, Isolation};
@@ -21,7 +22,7 @@ use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::spec::{self, NetworkNamespace, SpecInput};
-use crate::standby::{PATIENCE, Prepare, StandbyVm, Vm, rehearsal};
+use crate::standby::{PATIENCE, Prepare, StandbyVm, Vm};
 use crate::task::Task;
 
 /// What the shim calls the container that there is none of.
@@ -172,13 +173,21 @@ impl ShimPreparer {
     }
 
     async fn layer(&self) -> Result<LayerFile, String> {
-        let folder = self.engine.rehearsals_dir().join("layer");
+        let folder = self.engine.rehearsals_dir();
         let make = async || {
-            let made = tokio::task::spawn_blocking(move || rehearsal::make_layer(&folder)).await;
+            let made = tokio::task::spawn_blocking(move || make_layer(&folder)).await;
             made.map_err(|error| error.to_string())?.map_err(|error| format!("{error:#}"))
         };
         self.layer.get_or_try_init(make).await.cloned()
     }
+}
+
+/// Makes the layer of all rehearsals of an engine's run.
+fn make_layer(folder: &Path) -> anyhow::Result<LayerFile> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let path = folder.join("layer.erofs");
+    let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+    Ok(LayerFile { diff_id: rehearsal::write_layer(&file)?, path })
 }
 
 impl Prepare for ShimPreparer {

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::protobuf::CodedInputStream;
 use oci_spec::runtime::Spec;
-use proto::control::BackendChoice;
+use proto::control::{Accelerator, BackendChoice};
 use proto::{ErrorKind, Isolation, Status};
+use protobuf::Message;
 use protobuf::well_known_types::any::Any;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The file that counts when containerd names none.
 pub const DEFAULT_FILE: &str = "/etc/bulkhead/shim.toml";
@@ -26,7 +27,7 @@ const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
 const MOST_BYTES: u64 = 64 << 10;
 
 /// Who shares a template with whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TemplateDomain {
     /// Everybody on the host, the engine too.
@@ -39,7 +40,7 @@ pub enum TemplateDomain {
 }
 
 /// What the file says. Shape: every key may be missing.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Options {
     /// The wall, where the runtime's name says nothing.
@@ -62,6 +63,10 @@ pub struct Options {
     pub pod_cpus: Option<u64>,
     /// How long a guest may take to become a container's, milliseconds.
     pub personalize_timeout_ms: u64,
+    /// How many utility VMs stand by for each of containerd's namespaces, 0 or 1. Without: 1 where they are emulated.
+    pub standby_vms: Option<u32>,
+    /// How long one stands by without use, seconds.
+    pub standby_unused_s: u64,
 }
 
 impl Default for Options {
@@ -77,6 +82,8 @@ impl Default for Options {
             pod_memory_mib: None,
             pod_cpus: None,
             personalize_timeout_ms: 2000,
+            standby_vms: None,
+            standby_unused_s: 5 * 60,
         }
     }
 }
@@ -106,10 +113,37 @@ impl Options {
         }
     }
 
+    /// As [`Options::read`], of what `start` gets on its standard input.
+    ///
+    /// # Errors
+    /// As of [`Options::read`]; `InvalidArgument` for other bytes.
+    pub fn read_bytes(bytes: &[u8]) -> Result<Self, Status> {
+        if bytes.is_empty() {
+            return Self::read(None);
+        }
+        let any = Any::parse_from_bytes(bytes);
+        Self::read(Some(&any.map_err(|error| Status::from_error(ErrorKind::InvalidArgument, &error))?))
+    }
+
     fn parse(text: &str, place: &str) -> Result<Self, Status> {
-        toml::from_str(text).map_err(|error| {
-            Status::new(ErrorKind::InvalidArgument, format!("{place}: {}", error.to_string().trim_end()))
-        })
+        let invalid = |what: &str| Status::new(ErrorKind::InvalidArgument, format!("{place}: {what}"));
+        let options: Self = toml::from_str(text).map_err(|error| invalid(error.to_string().trim_end()))?;
+        if options.standby_vms.is_some_and(|count| count > 1) {
+            return Err(invalid("standby-vms: one utility VM at most stands by for a namespace"));
+        }
+        Ok(options)
+    }
+
+    /// A utility VM may stand by: nobody has switched it off, and templates are kept.
+    #[must_use]
+    pub fn may_stand_by(&self) -> bool {
+        self.standby_vms != Some(0) && self.template != TemplateDomain::Private && image::rehearsal::AVAILABLE
+    }
+
+    /// It pays that one does: a fork of an emulated one has all its code to translate.
+    #[must_use]
+    pub fn pays_to_stand_by(&self, accelerator: Accelerator) -> bool {
+        self.may_stand_by() && (self.standby_vms.is_some() || accelerator == Accelerator::Tcg)
     }
 
     /// The wall around a container. Shape: `by_name` is what the runtime's name says.
@@ -128,6 +162,12 @@ impl Options {
             Ok(asked) => Ok(asked),
             Err(_) => Err(invalid(format!("annotation {ISOLATION_ANNOTATION}: {asked:?} is no isolation"))),
         }
+    }
+
+    /// As [`Options::scratch_mib`].
+    #[must_use]
+    pub fn scratch_bytes(&self) -> u64 {
+        self.scratch_mib.saturating_mul(1 << 20)
     }
 
     /// The folder of the template store for a container.
@@ -230,7 +270,10 @@ mod tests {
         let body = b"backend = \"qemutcg\"";
         let mut value = vec![0x1a, u8::try_from(body.len()).unwrap()];
         value.extend_from_slice(body);
-        assert_eq!(Options::read(Some(&any(value))).unwrap().backend, BackendChoice::QemuTcg);
+        assert_eq!(Options::read(Some(&any(value.clone()))).unwrap().backend, BackendChoice::QemuTcg);
+        let bytes = any(value).write_to_bytes().unwrap();
+        assert_eq!(Options::read_bytes(&bytes).unwrap().backend, BackendChoice::QemuTcg);
+        assert!(Options::read_bytes(b"\xff").is_err());
         let missing = b"\x12\x05/none".to_vec();
         assert_eq!(Options::read(Some(&any(missing))).unwrap_err().kind, ErrorKind::NotFound);
     }
@@ -240,5 +283,16 @@ mod tests {
         let refused = Options::parse("isolaton = \"hyperv\"", "/etc/x.toml").unwrap_err();
         assert_eq!(refused.kind, ErrorKind::InvalidArgument);
         assert!(refused.message.starts_with("/etc/x.toml: ") && refused.message.contains("isolaton"), "{refused}");
+    }
+
+    #[test]
+    fn a_utility_vm_stands_by_where_it_pays_or_where_it_is_said() {
+        let said = |text: &str| Options::parse(text, "test").unwrap();
+        let pays = |text: &str| [Accelerator::Tcg, Accelerator::Kvm].map(|on| said(text).pays_to_stand_by(on));
+        assert_eq!(pays(""), [true, false]);
+        assert_eq!(pays("standby-vms = 1"), [true, true]);
+        assert_eq!(pays("standby-vms = 0"), [false, false]);
+        assert_eq!(pays("standby-vms = 1\ntemplate = \"private\""), [false, false]);
+        assert_eq!(Options::parse("standby-vms = 2", "test").unwrap_err().kind, ErrorKind::InvalidArgument);
     }
 }

@@ -55,8 +55,14 @@ fn second() -> Option<PathBuf> {
     std::env::var_os("BULKHEAD_CONTAINERD_2").map(PathBuf::from)
 }
 
-/// Writes a runtime's options, with a state folder whose templates are those of the shim's other tests.
+/// Writes a runtime's options, with a state folder whose templates are those of the shim's other tests. No utility VM stands by: most
+/// tests count what there is on the host.
 pub fn write_options(file: &Path, state: &Path, image: &Path, more: &str) {
+    write_whole_options(file, state, image, &format!("standby-vms = 0\n{more}"));
+}
+
+/// As [`write_options`], for tests of what stands by.
+pub fn write_whole_options(file: &Path, state: &Path, image: &Path, more: &str) {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
     let templates = target.join("shim-test-templates");
     fs::create_dir_all(&templates).unwrap();

@@ -11,4 +11,5 @@ mod deploy;
 mod isolation;
 mod kills;
 mod side_by_side;
+mod standby;
 mod systemd;

@@ -1,10 +1,15 @@
-//! What the rehearsal's container is made of: a root file system with one program that ends at once, with status 0.
+//! What the container of a utility VM's rehearsal is made of: a root file system with one program that ends at once, with status 0.
+//! Nothing of it is anybody's.
+//!
+//! Why there are rehearsals: docs/design/0005-standby.md.
 
+use std::fs::File;
 use std::io;
-use std::path::Path;
 
-use image::{ImageStore, ImportOptions};
-use proto::control::LayerFile;
+use proto::Digest;
+
+use crate::convert::LayerError;
+use crate::worker::{Converter, convert_layer};
 
 /// The program below is machine code of this architecture.
 pub const AVAILABLE: bool = cfg!(target_arch = "x86_64");
@@ -75,20 +80,14 @@ fn root_file_system() -> io::Result<Vec<u8>> {
     archive.into_inner()
 }
 
-/// Makes the layer in an image store of its own, in `folder`.
-///
-/// When: in a blocking thread; it is synced to the disk, so once an engine's run is often enough.
+/// Writes the layer. Shape: `file` is empty, and open for reading and writing; gives the layer's diffID. Nothing is synced.
 ///
 /// # Errors
-/// What the store says.
-pub fn make_layer(folder: &Path) -> anyhow::Result<LayerFile> {
-    // The engine made every byte of it, so that no wall is needed.
-    let store = ImageStore::with_converter(folder, image::limits::Limits::default(), image::Converter::InProcess)?;
-    let options = ImportOptions { created: std::time::UNIX_EPOCH, ..ImportOptions::default() };
-    let id = store.import(root_file_system()?.as_slice(), &options)?;
-    let image = store.image(&id).ok_or_else(|| anyhow::anyhow!("the store has lost the rehearsal's image"))?;
-    let layer = store.layer_files(&image)?.into_iter().next();
-    layer.ok_or_else(|| anyhow::anyhow!("the rehearsal's image has no layer"))
+/// The file cannot be written.
+pub fn write_layer(file: &File) -> Result<Digest, LayerError> {
+    let archive = root_file_system().map_err(LayerError::Write)?;
+    // Every byte of it was made here, so that no wall is needed.
+    convert_layer(Converter::InProcess, archive.as_slice(), file)
 }
 
 #[cfg(test)]
@@ -119,13 +118,15 @@ mod tests {
 
     #[test]
     fn the_layer_is_whole_blocks_and_made_twice_the_same() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = make_layer(&folder.path().join("a")).unwrap();
-        let second = make_layer(&folder.path().join("b")).unwrap();
-        assert_eq!(first.diff_id, second.diff_id);
-        let content = std::fs::read(&first.path).unwrap();
+        let make = || {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let diff_id = write_layer(file.as_file()).unwrap();
+            (diff_id, std::fs::read(file.path()).unwrap())
+        };
+        let (first, second) = (make(), make());
+        assert_eq!(first, second);
+        let (_, content) = first;
         assert!(!content.is_empty() && content.len().is_multiple_of(4096));
-        assert_eq!(content, std::fs::read(&second.path).unwrap());
         assert!(content.windows(9).any(|window| window == b"rehearsal"));
     }
 }
