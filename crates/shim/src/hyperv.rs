@@ -233,6 +233,9 @@ impl ComputeSystem for HypervSystem {
             }
         }
         self.worker.destroy().await?;
+        if self.network.lock().await.is_none() {
+            self.worker.vm.network_slots().close_later();
+        }
         // Not before the guest has written back what it had.
         *self.shares.lock().unwrap_or_else(PoisonError::into_inner) = Shares::default();
         worker::remove_folder(&self.vm_dir);

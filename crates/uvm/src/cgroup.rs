@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the hypervisor needs beside the guest's memory.
 const VMM_OVERHEAD_BYTES: u64 = 256 << 20;
@@ -46,8 +47,9 @@ impl HostCgroup {
     /// Makes `path` (relative to each hierarchy's root) where it is missing, sets limits, and moves the process there.
     ///
     /// When: blocking, 10 to 15 ms for the first hierarchy. A hierarchy that cannot be used is skipped with a warning:
-    /// these limits are the second fence, the guest's own cgroup and the size of the VM are the first.
-    pub(crate) fn attach(path: &str, pid: u32, limits: Limits) -> Self {
+    /// these limits are the second fence, the guest's own cgroup and the size of the VM are the first. Once `given_up` is set, no
+    /// further hierarchy is begun with: the VM is being killed.
+    pub(crate) fn attach(path: &str, pid: u32, limits: Limits, given_up: &AtomicBool) -> Self {
         let Some(relative) = relative(path) else {
             tracing::warn!(path, "not a cgroup path, the VM stays in its parent's cgroup");
             return Self { folders: Vec::new() };
@@ -55,6 +57,9 @@ impl HostCgroup {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut folders = Vec::new();
         for hierarchy in hierarchies(&mounts) {
+            if given_up.load(Ordering::Relaxed) {
+                break;
+            }
             let folder = hierarchy.mount_point.join(relative);
             match enter(&hierarchy, &folder, pid, Some(limits)) {
                 Ok(()) => folders.push(folder),
@@ -278,7 +283,17 @@ mod tests {
     fn a_path_that_climbs_is_not_used() {
         for bad in ["", "/", "/../x", "a/../../b"] {
             let limits = Limits { memory_bytes: 0, cpus_milli: None };
-            assert!(HostCgroup::attach(bad, u32::MAX, limits).folders.is_empty(), "{bad}");
+            assert!(HostCgroup::attach(bad, u32::MAX, limits, &AtomicBool::new(false)).folders.is_empty(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_given_up_gets_no_cgroup() {
+        let path = format!("/bulkhead-uvm-given-up-{}", std::process::id());
+        let limits = Limits { memory_bytes: 0, cpus_milli: None };
+        assert!(HostCgroup::attach(&path, std::process::id(), limits, &AtomicBool::new(true)).folders.is_empty());
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let made = hierarchies(&mounts).into_iter().map(|hierarchy| hierarchy.mount_point.join(&path[1..]));
+        assert_eq!(made.filter(|folder| folder.exists()).count(), 0);
     }
 }

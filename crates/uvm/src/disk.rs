@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use proto::ErrorKind;
@@ -84,6 +85,8 @@ pub struct DiskBinding {
 pub(crate) struct DiskFile {
     pub(crate) file: File,
     pub(crate) bytes: u64,
+    /// It has no name: what is in it is lost with the last process that has it, and need not get to the host's disk before.
+    pub(crate) is_unnamed: bool,
 }
 
 impl DiskFile {
@@ -104,7 +107,7 @@ impl DiskFile {
             0 => Err(unfit("it is empty")),
             bytes if bytes % SECTOR_BYTES != 0 => Err(unfit("its length is no multiple of 512 bytes")),
             bytes if bytes > crate::machine::NOMINAL_DISK_BYTES => Err(unfit("it is longer than a slot's capacity")),
-            bytes => Ok(Self { file, bytes }),
+            bytes => Ok(Self { file, bytes, is_unnamed: metadata.nlink() == 0 }),
         }
     }
 }

@@ -109,5 +109,5 @@ impl Hypervisor for OwnVmm {
 }
 
 fn taps(network: &NetworkSlots) -> Result<Vec<OwnedFd>, HypervisorError> {
-    network.taps().map_err(|source| HypervisorError::Io { action: "hand out the network slots", source })
+    network.copies().map_err(|source| HypervisorError::Io { action: "hand out the network slots", source })
 }

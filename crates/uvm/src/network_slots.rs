@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sched::CloneFlags;
 use proto::network::{NETWORK_SLOTS, tap_name};
@@ -28,7 +29,7 @@ pub struct NetworkSlotsError(#[source] io::Error);
 /// The taps behind one machine's network slots. They go with the last of the machine's process and this.
 #[derive(Debug)]
 pub struct NetworkSlots {
-    taps: Vec<OwnedFd>,
+    taps: Mutex<Vec<OwnedFd>>,
     namespace: OwnedFd,
 }
 
@@ -43,8 +44,20 @@ impl NetworkSlots {
     }
 
     /// Copies for the machine's process, slot 0 first.
-    pub(crate) fn taps(&self) -> io::Result<Vec<OwnedFd>> {
-        self.taps.iter().map(OwnedFd::try_clone).collect()
+    pub(crate) fn copies(&self) -> io::Result<Vec<OwnedFd>> {
+        self.taps().iter().map(OwnedFd::try_clone).collect()
+    }
+
+    /// Closes the taps beside everything else: the kernel takes some 20 ms for each. When: the machine has ended, and its taps never left
+    /// its own namespace, so that nobody sees how long they stay; within the runtime.
+    pub fn close_later(&self) {
+        let taps = std::mem::take(&mut *self.taps());
+        tokio::task::spawn_blocking(move || drop(taps));
+    }
+
+    fn taps(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
+        // Every change is a single step.
+        self.taps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The namespace in which the taps were made.
@@ -59,8 +72,8 @@ fn make(namespace: Option<&Path>) -> io::Result<NetworkSlots> {
         Some(path) => move_into_link_name_space(File::open(path)?.as_fd(), Some(LinkNameSpaceType::Network))?,
         None => nix::sched::unshare(CloneFlags::CLONE_NEWNET)?,
     }
-    let taps = (0..NETWORK_SLOTS).map(|slot| sys::open_tap(&tap_name(slot))).collect::<io::Result<_>>()?;
-    Ok(NetworkSlots { taps, namespace: File::open("/proc/thread-self/ns/net")?.into() })
+    let taps = (0..NETWORK_SLOTS).map(|slot| sys::open_tap(&tap_name(slot))).collect::<io::Result<Vec<_>>>()?;
+    Ok(NetworkSlots { taps: Mutex::new(taps), namespace: File::open("/proc/thread-self/ns/net")?.into() })
 }
 
 /// A thread that has entered another namespace is of no use afterwards.

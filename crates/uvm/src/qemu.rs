@@ -124,7 +124,7 @@ impl Hypervisor for Qemu {
 }
 
 fn taps(network: &NetworkSlots) -> Result<Vec<OwnedFd>, HypervisorError> {
-    network.taps().map_err(|source| HypervisorError::Io { action: "hand out the network slots", source })
+    network.copies().map_err(|source| HypervisorError::Io { action: "hand out the network slots", source })
 }
 
 /// Gives all commands at once, since every round trip is one more time that two processes take turns.

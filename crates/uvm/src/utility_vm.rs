@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use proto::ErrorKind;
@@ -161,6 +162,8 @@ pub struct UtilityVm {
     rates: Mutex<BTreeMap<u32, NetworkRates>>,
     /// Comes while the VM is started; there until the VM has ended.
     cgroup: Mutex<Option<JoinHandle<HostCgroup>>>,
+    /// It is killed: its cgroup is of no use any more. To make all of it takes longer than many a container lives.
+    given_up: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for UtilityVm {
@@ -196,7 +199,8 @@ impl UtilityVm {
         let machine: Arc<dyn VirtualMachine> = Arc::from(machine);
         tracing::debug!(us = began.elapsed().as_micros(), "the fork is loaded");
         let vmm_pids = machine.process_ids();
-        let cgroup = attach(&request, &prepared, &vmm_pids);
+        let given_up = Arc::default();
+        let cgroup = attach(&request, &prepared, &vmm_pids, &given_up);
         let (guest, personalized) = bring_up(machine.as_ref(), &request).await?;
         let report = UtilityVmReport {
             accelerator: prepared.hypervisor.identity().accelerator,
@@ -212,7 +216,7 @@ impl UtilityVm {
         };
         tracing::info!(template = %report.template, fork_us = report.fork_us, "forked a utility VM");
         let (layers, rates) = (layer_devices(&slots), Mutex::default());
-        Ok(Self { machine, guest, report, layers, network, rates, cgroup: Mutex::new(cgroup) })
+        Ok(Self { machine, guest, report, layers, network, rates, cgroup: Mutex::new(cgroup), given_up })
     }
 
     /// Gives a utility VM that has rehearsed and was renewed to a container: other disks behind its slots, entropy, clock
@@ -230,7 +234,7 @@ impl UtilityVm {
         if !plain || prepared.key.id() != self.report.template {
             return Err(UvmError::Unfit);
         }
-        self.cgroup = Mutex::new(attach(&request, &prepared, &self.report.vmm_pids));
+        self.cgroup = Mutex::new(attach(&request, &prepared, &self.report.vmm_pids, &self.given_up));
         let slots = request.slots();
         let identity = request.identity();
         let disks = async {
@@ -349,6 +353,7 @@ impl UtilityVm {
 
     /// Ends it at once; see [`UtilityVm::wait`].
     pub fn kill(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
         self.machine.kill();
     }
 
@@ -403,10 +408,16 @@ impl Prepared {
 }
 
 /// Puts the VMM into its cgroup beside the fork, since that takes 10 to 15 ms.
-fn attach(request: &StartRequest<'_>, prepared: &Prepared, pids: &[u32]) -> Option<JoinHandle<HostCgroup>> {
+fn attach(
+    request: &StartRequest<'_>,
+    prepared: &Prepared,
+    pids: &[u32],
+    given_up: &Arc<AtomicBool>,
+) -> Option<JoinHandle<HostCgroup>> {
     let (path, &pid) = request.cgroup.clone().zip(pids.first())?;
     let limits = Limits { memory_bytes: prepared.machine.memory_bytes(), cpus_milli: prepared.cpus_milli };
-    Some(tokio::task::spawn_blocking(move || HostCgroup::attach(&path, pid, limits)))
+    let given_up = Arc::clone(given_up);
+    Some(tokio::task::spawn_blocking(move || HostCgroup::attach(&path, pid, limits, &given_up)))
 }
 
 /// Runs the fork and personalizes it.

@@ -30,12 +30,14 @@ const FIRST_DISK_ADDRESS: u32 = 3;
 pub(super) struct Arguments {
     list: Vec<OsString>,
     descriptors: Vec<OwnedFd>,
+    /// Whether there is nothing behind each slot.
+    bare: Vec<bool>,
 }
 
 impl Arguments {
     /// The parts that are always the same.
     pub(super) fn new(accelerator: Accelerator, config: &MachineConfig) -> Self {
-        let mut arguments = Self { list: Vec::new(), descriptors: Vec::new() };
+        let mut arguments = Self { list: Vec::new(), descriptors: Vec::new(), bare: Vec::new() };
         arguments.flags("-nodefaults -no-user-config -display none -S -no-reboot -no-shutdown");
         arguments.flags("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         let machine = "q35,sata=off,smbus=off,usb=off,i8042=off,hpet=off,vmport=off,smm=off,mem-merge=off,\
@@ -57,6 +59,11 @@ impl Arguments {
         arguments.pair("-chardev", format!("ringbuf,id={CONSOLE_ID},size={CONSOLE_BYTES}"));
         arguments.pair("-serial", format!("chardev:{CONSOLE_ID}"));
         arguments
+    }
+
+    /// Whether there is nothing behind each slot. Shape: slot 0 first.
+    pub(super) fn bare_slots(&self) -> Vec<bool> {
+        self.bare.clone()
     }
 
     /// The list for exec, and the descriptors to keep open.
@@ -124,6 +131,7 @@ impl Arguments {
     /// The disk slots with these nodes behind them.
     pub(super) fn slots(&mut self, nodes: Vec<SlotNode>) {
         for node in nodes {
+            self.bare.push(node.is_nothing());
             let (slot, disk) = (node.slot(), node.disk());
             for (set, descriptor) in node.descriptors {
                 let number = self.inherit(descriptor);

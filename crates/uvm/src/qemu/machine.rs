@@ -39,6 +39,15 @@ pub(super) fn frozen_capabilities() -> Value {
     json!([{"capability": "x-ignore-shared", "state": true}, {"capability": "events", "state": true}])
 }
 
+/// What is behind a slot's upper node.
+#[derive(Debug, Clone, Copy)]
+struct Behind {
+    /// Its node's name has it.
+    generation: u32,
+    /// It is nothing, and has no descriptors.
+    is_nothing: bool,
+}
+
 /// A machine in a QEMU process of its own. Dropping it kills the process; a task reaps it.
 #[derive(Debug)]
 pub(super) struct QemuMachine {
@@ -47,8 +56,8 @@ pub(super) struct QemuMachine {
     port: Mutex<Option<StdUnixStream>>,
     log: PathBuf,
     config: MachineConfig,
-    /// Which generation of backings is behind each slot.
-    generations: Mutex<Vec<u32>>,
+    /// What is behind each slot.
+    behind: Mutex<Vec<Behind>>,
     /// The one that comes next.
     next_generation: AtomicU32,
 }
@@ -66,6 +75,7 @@ impl QemuMachine {
         let (control, qemu_control) = StdUnixStream::pair().map_err(io_error("make the monitor's sockets"))?;
         arguments.sockets(guest_port.into(), qemu_control.into());
         let log = run_dir.join("qemu.log");
+        let bare = arguments.bare_slots();
         let (list, descriptors) = arguments.into_parts();
         let mut command = Command::new(installation.program());
         command.args(list).env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
@@ -76,7 +86,8 @@ impl QemuMachine {
             .await
             .map_err(|source| HypervisorError::Spawn { program: installation.program().to_owned(), source })?;
         drop(descriptors);
-        Self::adopt(child, control, port, log, config.clone()).map_err(io_error("watch the hypervisor's process"))
+        Self::adopt(child, control, port, log, (config.clone(), bare))
+            .map_err(io_error("watch the hypervisor's process"))
     }
 
     /// Takes charge of a child that was just spawned; kills it if that fails.
@@ -85,7 +96,7 @@ impl QemuMachine {
         control: StdUnixStream,
         port: StdUnixStream,
         log: PathBuf,
-        config: MachineConfig,
+        (config, bare): (MachineConfig, Vec<bool>),
     ) -> io::Result<Self> {
         let watched = Watched::adopt(child, log.clone())?;
         let process = Arc::clone(watched.process());
@@ -97,9 +108,17 @@ impl QemuMachine {
         let qmp = Arc::new(Qmp::connect(control));
         let watcher = Watcher { watched, qmp: Arc::clone(&qmp) };
         let running = Running::watched_by(process, watcher.run());
-        let generations = Mutex::new((0..config.disk_slots()).map(|_| 0).collect());
+        let behind = bare.into_iter().map(|is_nothing| Behind { generation: 0, is_nothing }).collect();
         let next_generation = AtomicU32::new(1);
-        Ok(Self { running, qmp, port: Mutex::new(Some(port)), log, config, generations, next_generation })
+        Ok(Self {
+            running,
+            qmp,
+            port: Mutex::new(Some(port)),
+            log,
+            config,
+            behind: Mutex::new(behind),
+            next_generation,
+        })
     }
 
     pub(super) fn qmp(&self) -> &Qmp {
@@ -196,34 +215,51 @@ impl QemuMachine {
         Ok(())
     }
 
-    /// Exchanges what is under a slot's upper node, and lets go of what was there: the answer is its generation.
-    async fn exchange(&self, node: SlotNode) -> Result<u32, HypervisorError> {
+    /// Exchanges what is under slots' upper nodes, and lets go of what was there. Shape: the generations that it was of.
+    async fn exchange(&self, nodes: Vec<SlotNode>) -> Result<BTreeSet<u32>, HypervisorError> {
         let during = "binding the disks";
-        let (slot, disk, generation) = (node.slot(), node.disk(), node.generation());
-        let earlier = {
-            let mut all = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-            let place = usize::try_from(slot).ok().and_then(|slot| all.get_mut(slot));
-            place.map(|place| std::mem::replace(place, generation)).unwrap_or_default()
-        };
-        for (set, descriptor) in &node.descriptors {
+        for (set, descriptor) in nodes.iter().flat_map(|node| &node.descriptors) {
             let to = json!({"fdset-id": set});
+            // One at a time: QEMU takes the descriptor that has come last.
             let given = self.qmp.execute_with_descriptor("add-fd", to, descriptor.as_fd()).await;
             self.finish(during, given).await?;
         }
-        // At once, since every round trip is one more time that two processes take turns.
-        let added = self.begin(during, "blockdev-add", node.backing).await?;
-        let reopened = self.begin(during, "blockdev-reopen", json!({"options": [disk]})).await?;
-        let old = json!({"node-name": slots::backing_name(slot, earlier)});
-        let removed = self.begin(during, "blockdev-del", old).await?;
-        self.finish(during, added.await).await?;
-        self.finish(during, reopened.await).await?;
-        self.finish(during, removed.await).await?;
+        let (mut earlier, mut answers) = (BTreeSet::new(), Vec::new());
+        for node in nodes {
+            let (slot, disk) = (node.slot(), node.disk());
+            let before = self.replace(&node);
+            earlier.insert(before);
+            // At once, since every round trip is one more time that two processes take turns.
+            answers.push(self.begin(during, "blockdev-add", node.backing).await?);
+            answers.push(self.begin(during, "blockdev-reopen", json!({"options": [disk]})).await?);
+            let old = json!({"node-name": slots::backing_name(slot, before)});
+            answers.push(self.begin(during, "blockdev-del", old).await?);
+        }
+        for answer in answers {
+            self.finish(during, answer.await).await?;
+        }
         Ok(earlier)
+    }
+
+    /// Notes what is to be behind a slot. Shape: the generation of what was there.
+    fn replace(&self, node: &SlotNode) -> u32 {
+        let now = Behind { generation: node.generation(), is_nothing: node.is_nothing() };
+        let mut all = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = usize::try_from(node.slot()).ok().and_then(|slot| all.get_mut(slot));
+        place.map_or(0, |place| std::mem::replace(place, now).generation)
+    }
+
+    /// There is nothing behind a slot, and there is to be nothing.
+    fn stays_bare(&self, node: &SlotNode) -> bool {
+        let all = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        let behind = usize::try_from(node.slot()).ok().and_then(|slot| all.get(slot));
+        node.is_nothing() && behind.is_some_and(|behind| behind.is_nothing)
     }
 
     /// Closes the files of a generation, if that is behind no slot any more.
     async fn drop_descriptors(&self, generation: u32) -> Result<(), HypervisorError> {
-        if self.generations.lock().unwrap_or_else(PoisonError::into_inner).contains(&generation) {
+        let has_files = |behind: &Behind| behind.generation == generation && !behind.is_nothing;
+        if self.behind.lock().unwrap_or_else(PoisonError::into_inner).iter().any(has_files) {
             return Ok(());
         }
         let during = "letting go of the earlier disks";
@@ -262,10 +298,9 @@ impl VirtualMachine for QemuMachine {
 
     async fn rebind(&self, bindings: &SlotBindings) -> Result<(), HypervisorError> {
         let generation = self.next_generation.fetch_add(1, Ordering::SeqCst);
-        let mut earlier = BTreeSet::new();
-        for node in slots::bound(&self.config, bindings, generation)? {
-            earlier.insert(self.exchange(node).await?);
-        }
+        let mut nodes = slots::bound(&self.config, bindings, generation)?;
+        nodes.retain(|node| !self.stays_bare(node));
+        let earlier = self.exchange(nodes).await?;
         self.limit(bindings.rates).await?;
         for generation in earlier {
             self.drop_descriptors(generation).await?;
@@ -275,8 +310,11 @@ impl VirtualMachine for QemuMachine {
 
     async fn rebind_slot(&self, slot: u32, binding: &SlotBinding) -> Result<(), HypervisorError> {
         let generation = self.next_generation.fetch_add(1, Ordering::SeqCst);
-        let earlier = self.exchange(slots::bound_one(&self.config, slot, binding, generation)?).await?;
-        self.drop_descriptors(earlier).await
+        let node = slots::bound_one(&self.config, slot, binding, generation)?;
+        for earlier in self.exchange(vec![node]).await? {
+            self.drop_descriptors(earlier).await?;
+        }
+        Ok(())
     }
 
     async fn limit_network(&self, _slot: u32, rates: NetworkRates) -> Result<(), HypervisorError> {

@@ -51,6 +51,11 @@ impl SlotNode {
         self.generation
     }
 
+    /// There is nothing behind the slot.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.descriptors.is_empty()
+    }
+
     /// The slot's number.
     pub(super) fn slot(&self) -> u32 {
         self.slot
@@ -140,8 +145,13 @@ impl<'a> Sets<'a> {
         let backing = match disk {
             None => Backing::Nothing,
             Some(SlotDisk::Plain { disk, read_only }) => {
+                let is_unnamed = disk.is_unnamed;
                 let path = self.add(disk.file.into());
-                let file = json!({"driver": "file", "filename": path, "read-only": read_only, "discard": "unmap"});
+                let mut file = json!({"driver": "file", "filename": path, "read-only": read_only, "discard": "unmap"});
+                if is_unnamed {
+                    // To exchange it flushes it, too, which takes the host's disk some 10 ms.
+                    file["cache"] = json!({"no-flush": true});
+                }
                 Backing::Node(file)
             }
             Some(SlotDisk::Packed(packed)) => Backing::Node(packed_backing(&packed, self)?),
@@ -231,6 +241,21 @@ mod tests {
             // scratch and layers; the packed disk has head, tail and descriptor besides.
             let packed = if layers == 5 { 3 } else { 0 };
             assert_eq!(seen.len(), 2 * (1 + layers + packed));
+        }
+    }
+
+    #[test]
+    fn what_is_lost_with_its_process_is_not_flushed_to_the_hosts_disk() {
+        let unnamed = tempfile::tempfile().unwrap();
+        unnamed.set_len(4096).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let unnamed = format!("/proc/self/fd/{}", unnamed.as_raw_fd()).into();
+        for (path, expected) in [(unnamed, json!({"no-flush": true})), (file(&folder, "named"), Value::Null)] {
+            let scratch = Some(DiskBinding { path, read_only: false });
+            let bindings = SlotBindings { scratch, layers: Vec::new(), rates: DiskRates::default() };
+            let nodes = bound(&config(), &bindings, 0).unwrap();
+            assert_eq!(nodes[0].backing["cache"], expected);
+            assert_eq!(nodes.iter().map(SlotNode::is_nothing).collect::<Vec<_>>(), [false, true, true, true]);
         }
     }
 
