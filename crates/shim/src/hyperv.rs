@@ -44,6 +44,8 @@ pub struct HypervSystem {
     shares: Mutex<Shares>,
     /// What it is on.
     network: tokio::sync::Mutex<Option<SandboxNetwork>>,
+    /// Its namespace is somebody else's, who may use it again at once.
+    foreign: bool,
     /// For operations on the container's files.
     _files: FilesRelay,
 }
@@ -82,6 +84,7 @@ impl HypervSystem {
             Ok((init, shares, files)) => Ok(Self {
                 shares: Mutex::new(shares),
                 network: tokio::sync::Mutex::new(plan.network),
+                foreign: plan.foreign_namespace.is_some(),
                 guest: worker.vm.guest().clone(),
                 worker,
                 init: Arc::new(init),
@@ -233,7 +236,8 @@ impl ComputeSystem for HypervSystem {
             }
         }
         self.worker.destroy().await?;
-        if self.network.lock().await.is_none() {
+        // A namespace of the engine's goes with its container; in another, the next VM's taps would have the same names.
+        if !self.foreign {
             self.worker.vm.network_slots().close_later();
         }
         // Not before the guest has written back what it had.

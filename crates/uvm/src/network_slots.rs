@@ -48,8 +48,8 @@ impl NetworkSlots {
         self.taps().iter().map(OwnedFd::try_clone).collect()
     }
 
-    /// Closes the taps beside everything else: the kernel takes some 20 ms for each. When: the machine has ended, and its taps never left
-    /// its own namespace, so that nobody sees how long they stay; within the runtime.
+    /// Closes the taps beside everything else: the kernel takes some 20 ms for each. When: the machine has ended, and nobody makes
+    /// taps of the same names in their namespace any more; within the runtime.
     pub fn close_later(&self) {
         let taps = std::mem::take(&mut *self.taps());
         tokio::task::spawn_blocking(move || drop(taps));
