@@ -256,7 +256,7 @@ pub struct ExitReport {
     pub exit_code: u32,
     /// The kernel killed a process of the container for want of memory.
     pub oom_killed: bool,
-    /// How many, as far as that is counted. Absent in what older shims wrote.
+    /// How many, as far as that is counted. Absent in what older shims wrote: [`ExitReport::least_oom_kills`].
     #[serde(default)]
     pub oom_kills: u64,
     /// Why it ended, when that was not its own doing, such as a panic of the utility VM's kernel.
@@ -268,6 +268,12 @@ pub struct ExitReport {
 impl ExitReport {
     /// Name of the file in the bundle.
     pub const FILE_NAME: &'static str = "exit.json";
+
+    /// How many of the container's processes the kernel has killed for want of memory, at the least: older shims say whether, and not how many.
+    #[must_use]
+    pub fn least_oom_kills(&self) -> u64 {
+        self.oom_kills.max(self.oom_killed.into())
+    }
 }
 
 /// What this host can do, printed as JSON by the shim's `probe` command.
@@ -308,4 +314,24 @@ pub struct TemplateSummary {
     pub boot_ms: u64,
     /// True when today's configuration would use it.
     pub current: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_shims_report_says_of_one_kill_at_least() {
+        let read = |more: &str| -> ExitReport {
+            serde_json::from_str(&format!(r#"{{"exit_code":137,"error":null,"exited_at_ns":1,{more}}}"#)).unwrap()
+        };
+        for (text, kills) in [
+            (r#""oom_killed":true"#, 1),
+            (r#""oom_killed":false"#, 0),
+            (r#""oom_killed":true,"oom_kills":3"#, 3),
+            (r#""oom_killed":false,"oom_kills":0"#, 0),
+        ] {
+            assert_eq!(read(text).least_oom_kills(), kills, "{text}");
+        }
+    }
 }

@@ -64,12 +64,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<DeleteResponse> {
     note(remove_folder(&bundle.vm_dir()));
     let report = bundle.exit_report().ok().flatten();
     let exit = match report {
-        Some(report) => Exit {
-            code: report.exit_code,
-            at_ns: report.exited_at_ns,
-            oom_kills: report.oom_kills,
-            error: report.error,
-        },
+        Some(report) => report.into(),
         None => {
             let exit = killed_with_its_shim();
             note(bundle.write_exit_report(&exit).map_err(Into::into));

@@ -15,6 +15,7 @@
 //! An exec that could not be started goes from Added to Stopped.
 
 use proto::ErrorKind;
+use proto::control::ExitReport;
 
 use crate::clock;
 
@@ -35,6 +36,13 @@ impl Exit {
     /// The exit of a process whose end nobody saw, now.
     pub fn unseen(why: impl Into<String>) -> Self {
         Self { code: 255, at_ns: clock::now_ns(), oom_kills: 0, error: Some(why.into()) }
+    }
+}
+
+impl From<ExitReport> for Exit {
+    fn from(report: ExitReport) -> Self {
+        let oom_kills = report.least_oom_kills();
+        Self { code: report.exit_code, at_ns: report.exited_at_ns, oom_kills, error: report.error }
     }
 }
 
@@ -221,6 +229,21 @@ mod tests {
 
     fn exit(code: u32) -> Exit {
         Exit { code, at_ns: 1, oom_kills: 0, error: None }
+    }
+
+    #[test]
+    fn what_an_older_shim_wrote_of_a_kill_is_one() {
+        let report = |oom_killed, oom_kills| ExitReport {
+            exit_code: 137,
+            oom_killed,
+            oom_kills,
+            error: Some("why".to_owned()),
+            exited_at_ns: 1,
+        };
+        let exit = |oom_kills| Exit { error: Some("why".to_owned()), oom_kills, ..exit(137) };
+        assert_eq!(Exit::from(report(true, 0)), exit(1));
+        assert_eq!(Exit::from(report(true, 3)), exit(3));
+        assert_eq!(Exit::from(report(false, 0)), exit(0));
     }
 
     fn all() -> Vec<State> {

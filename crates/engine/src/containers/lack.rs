@@ -45,8 +45,7 @@ async fn note(engine: &Engine, container: &Arc<Container>, kills: u64) {
 
 /// Tells what happened since, when the run has ended. When: before the phase says so.
 pub fn tell_rest(engine: &Engine, container: &Container, report: &ExitReport) {
-    // Older shims do not count.
-    if report.oom_kills.max(report.oom_killed.into()) > container.record().phase.oom_kills() {
+    if report.least_oom_kills() > container.record().phase.oom_kills() {
         container.emit(&engine.events, "oom", &[]);
     }
 }
