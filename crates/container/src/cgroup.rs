@@ -8,6 +8,8 @@ mod hierarchy;
 mod oom;
 pub(crate) mod stats;
 
+pub use oom::OomWatch;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};

@@ -28,7 +28,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::stats::Stats;
-use crate::cgroup::{Cgroup, CgroupError};
+use crate::cgroup::{Cgroup, CgroupError, OomWatch};
 use crate::confine::give_to;
 use crate::error::{CreateError, DeleteError, ExecError, LoadError, StartError};
 use crate::failure::CommandError;
@@ -394,7 +394,7 @@ impl Container {
     ///
     /// # Errors
     /// It has no cgroup for memory, or the kernel does not tell.
-    pub fn oom_events(&self) -> std::io::Result<OwnedFd> {
+    pub fn oom_events(&self) -> std::io::Result<(OwnedFd, OomWatch)> {
         self.cgroup.as_ref().ok_or(std::io::ErrorKind::NotFound)?.oom_events()
     }
 

@@ -50,7 +50,7 @@ mod zygote_process;
 use std::io;
 
 pub use cgroup::stats::{BlockStats, CpuStats, MemoryStats, PidsStats, Stats};
-pub use cgroup::{CgroupError, remove_cgroup};
+pub use cgroup::{CgroupError, OomWatch, remove_cgroup};
 pub use container::{Blueprint, Container, PlainBlueprint, Started, Stdio};
 pub use error::{CreateError, DeleteError, ExecError, HelperError, LoadError, StartError};
 pub use failure::{CommandError, SetupError};

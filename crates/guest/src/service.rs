@@ -265,7 +265,7 @@ impl GuestService {
         let kills = || self.with_container(container, |compute| Ok(compute.container().oom_kills()));
         tokio::select! {
             biased;
-            kills = lack.grown(seen, kills) => kills,
+            kills = lack.kills_after(seen, kills) => kills,
             () = ended => kills().await,
         }
     }

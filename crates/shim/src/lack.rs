@@ -3,20 +3,23 @@
 //! A container can have its processes killed as fast as it likes, and a hostile guest can say so without end. So what is counted
 //! within [`PACE`] of what was told last is told together, after it or with the end.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use container::OomWatch;
+use proto::{ErrorKind, Status};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
+
+use crate::sys;
 
 /// How long after the start of its first process a container is watched: most that end soon never need to be, and with the end it is told
 /// in any case.
 pub const PATIENCE: Duration = Duration::from_millis(200);
 /// The least time between what is told and what is told next.
 pub const PACE: Duration = Duration::from_secs(1);
-/// With cgroup version 1 the kernel tells of a lack before it kills. Shape: how often the count is looked at again, and when.
-const LOOKS: u32 = 10;
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// What was told.
 #[derive(Debug, Clone, Copy, Default)]
@@ -88,29 +91,38 @@ pub async fn watch<F: Future<Output = Option<u64>>>(
     }
 }
 
-/// Waits for a number of kills above `seen`; `None` when there is none to be had any more. Shape: `events` as of
-/// [`container::Container::oom_events`].
-pub async fn grown<F: Future<Output = Option<u64>>>(
-    events: &AsyncFd<OwnedFd>,
-    seen: u64,
-    kills: impl Fn() -> F,
-) -> Option<u64> {
-    let mut looks = 1;
-    loop {
-        for look in 0..looks {
-            if look > 0 {
-                tokio::time::sleep(PAUSE).await;
-            }
-            let kills = kills().await?;
-            if kills > seen {
-                return Some(kills);
-            }
-        }
-        looks = LOOKS;
-        let mut ready = events.readable().await.ok()?;
-        // What is read says nothing more; it only makes the descriptor wait for the next.
-        let _ = rustix::io::read(events.get_ref(), &mut [0_u8; 4096]);
-        ready.clear_ready();
+/// A container's events of memory on this host, watched.
+pub struct Events {
+    events: AsyncFd<OwnedFd>,
+    watch: OomWatch,
+}
+
+impl Events {
+    /// Watches what [`container::Container::oom_events`] gives. When: within the runtime.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn watch((events, watch): (OwnedFd, OomWatch)) -> io::Result<Self> {
+        Ok(Self { events: sys::watch(events, Interest::READABLE)?, watch })
+    }
+
+    /// Waits for a number of kills above `seen`.
+    ///
+    /// # Errors
+    /// Those of `kills`: the container is gone.
+    pub async fn kills_after<F: Future<Output = Result<u64, Status>>>(
+        &self,
+        seen: u64,
+        kills: impl Fn() -> F,
+    ) -> Result<u64, Status> {
+        let event = || async {
+            let readable = self.events.readable().await;
+            let mut ready = readable.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?;
+            OomWatch::discard(self.events.get_ref());
+            ready.clear_ready();
+            Ok(())
+        };
+        self.watch.kills_after(seen, kills, event, tokio::time::sleep).await
     }
 }
 
@@ -118,13 +130,11 @@ pub async fn grown<F: Future<Output = Option<u64>>>(
 mod tests {
     use std::cell::{Cell, RefCell};
     use std::sync::Arc;
+    use std::time::Instant;
 
     use rustix::event::{EventfdFlags, eventfd};
-    use std::time::Instant;
-    use tokio::io::Interest;
 
     use super::*;
-    use crate::sys;
 
     #[test]
     fn each_growth_is_told_once_and_none_after_the_end() {
@@ -185,16 +195,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_count_that_grows_after_the_event_is_seen() {
+    async fn an_event_is_taken_once_and_a_container_that_is_gone_ends_the_wait() {
         let events = eventfd(1, EventfdFlags::NONBLOCK).unwrap();
-        let events = sys::watch(events, Interest::READABLE).unwrap();
+        let events = Events::watch((events, OomWatch::default())).unwrap();
         let looks = Cell::new(0);
         let kills = || {
             looks.set(looks.get() + 1);
-            std::future::ready(Some(u64::from(looks.get() > 3)))
+            std::future::ready(Ok(looks.get()))
         };
-        let grown_by = tokio::time::timeout(Duration::from_secs(5), grown(&events, 0, kills)).await.unwrap();
-        assert_eq!((grown_by, looks.get()), (Some(1), 4));
-        assert_eq!(grown(&events, 0, || std::future::ready(None)).await, None, "deleted");
+        assert_eq!((events.kills_after(1, kills).await.unwrap(), looks.get()), (2, 2));
+        let again = tokio::time::timeout(Duration::from_millis(50), events.kills_after(9, kills));
+        assert!(again.await.is_err() && looks.get() == 3, "no more events: {}", looks.get());
+        let gone = async || Err(Status::new(ErrorKind::NotFound, "gone"));
+        assert_eq!(events.kills_after(0, gone).await.unwrap_err().kind, ErrorKind::NotFound);
     }
 }

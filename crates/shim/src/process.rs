@@ -1,6 +1,5 @@
 //! Process isolation: a container that shares the host's kernel, by the `container` crate.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -9,8 +8,6 @@ use container::rootfs::Upper;
 use container::{Container, Helper, Started, Stdio};
 use proto::control::Writable;
 use proto::{ErrorKind, ProcessDetails, Status};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::bundle::{Bundle, BundleError};
 use crate::child::Child;
@@ -20,7 +17,7 @@ use crate::rootfs::{Places, Rootfs};
 use crate::state::Exit;
 use crate::stdio::{Fifos, ProcessEnds, Streams};
 use crate::terminal::Terminal;
-use crate::{clock, lack, parts, shared_binds, spec, sys, terminal};
+use crate::{clock, lack, parts, shared_binds, spec, terminal};
 
 /// A container on the host's kernel.
 pub struct ProcessSystem {
@@ -30,7 +27,7 @@ pub struct ProcessSystem {
     /// To find the container again when a deletion failed half-way.
     state: StatePlace,
     /// Once somebody wants to know: readable when the kernel may have killed a process for want of memory.
-    oom_events: tokio::sync::Mutex<Option<AsyncFd<OwnedFd>>>,
+    oom_events: tokio::sync::Mutex<Option<lack::Events>>,
 }
 
 /// The container, until it is deleted. Its calls wait for files and for a helper process, so they run on blocking threads.
@@ -119,15 +116,10 @@ impl ProcessSystem {
         Ok(Self { container, init: Arc::new(init), rootfs, state: made_place, oom_events })
     }
 
-    async fn watch_memory(&self) -> Option<AsyncFd<OwnedFd>> {
-        let events = self.with(|container| {
-            let events = container.oom_events();
-            events.map_err(|error| io_status("cannot watch the container's memory", &error))
-        });
-        let events = events.await.and_then(|events| {
-            let watched = sys::watch(events, Interest::READABLE);
-            watched.map_err(|error| io_status("cannot watch the container's memory", &error))
-        });
+    async fn watch_memory(&self) -> Option<lack::Events> {
+        let unwatched = |error| io_status("cannot watch the container's memory", &error);
+        let events = self.with(move |container| container.oom_events().map_err(unwatched));
+        let events = events.await.and_then(|events| lack::Events::watch(events).map_err(unwatched));
         events.inspect_err(|status| tracing::warn!(%status, "a lack of memory is told with the end only")).ok()
     }
 
@@ -227,8 +219,8 @@ impl ComputeSystem for ProcessSystem {
         if events.is_none() {
             *events = self.watch_memory().await;
         }
-        let kills = || async { self.with(|container| Ok(container.oom_kills())).await.ok() };
-        lack::grown(events.as_ref()?, seen, kills).await
+        let kills = || self.with(|container| Ok(container.oom_kills()));
+        events.as_ref()?.kills_after(seen, kills).await.ok()
     }
 
     async fn delete(&self, _: Changes) -> Result<(), Status> {

@@ -1,9 +1,15 @@
 //! Limits that are really applied, read back from the kernel, and what is counted.
 
+use std::fs;
+use std::future::ready;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bulkhead_container::OomWatch;
 use oci_spec::runtime::LinuxResources;
 use proto::ErrorKind;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use crate::Case;
@@ -12,6 +18,7 @@ use crate::fixture::{Fixture, silent, wait};
 pub const CASES: &[Case] = &[
     ("limits_are_applied_and_changed", limits_are_applied_and_changed),
     ("too_much_memory_is_an_oom_kill", too_much_memory_is_an_oom_kill),
+    ("a_kill_for_want_of_memory_is_told_when_it_happens", a_kill_for_want_of_memory_is_told_when_it_happens),
     ("use_is_counted", use_is_counted),
     ("too_many_processes_are_refused", too_many_processes_are_refused),
     ("rlimits_above_the_hard_limit_degrade", rlimits_above_the_hard_limit_degrade),
@@ -78,6 +85,35 @@ fn too_much_memory_is_an_oom_kill() {
     wait(started.pid);
     // Also after the end, for the one who reports it.
     assert_eq!(container.oom_kills(), 1);
+    container.delete(false).unwrap();
+}
+
+fn a_kill_for_want_of_memory_is_told_when_it_happens() {
+    let script = "while :; do [ -e /eat ] && rm /eat && dd if=/dev/zero of=/dev/null bs=200M count=1; sleep 0.02; done";
+    let mut fixture = Fixture::new(script);
+    fixture.set("/linux/resources/memory", json!({ "limit": 32 << 20, "swap": 32 << 20 }));
+    let (container, started) = fixture.start();
+    let (events, watch) = container.oom_events().unwrap();
+    let is_told = |limit: &Timespec| poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(limit)).unwrap() == 1;
+    assert!(!is_told(&Timespec { tv_sec: 0, tv_nsec: 200_000_000 }), "nothing has happened");
+    for kills in 1..=2 {
+        fs::write(fixture.rootfs().join("eat"), "").unwrap();
+        let event = || {
+            assert!(is_told(&Timespec { tv_sec: 60, tv_nsec: 0 }), "no event of kill {kills}");
+            OomWatch::discard(&events);
+            ready(Ok(()))
+        };
+        let pause = |length| {
+            std::thread::sleep(length);
+            ready(())
+        };
+        let counted = watch.kills_after(kills - 1, || ready(Ok::<_, ()>(container.oom_kills())), event, pause);
+        // Each part of it blocks.
+        let counted = pin!(counted).poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(counted, Poll::Ready(Ok(kills)));
+    }
+    container.signal_all(libc::SIGKILL).unwrap();
+    wait(started.pid);
     container.delete(false).unwrap();
 }
 
