@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,12 +62,12 @@ pub(crate) struct Watched {
     child: Child,
     ended: AsyncFd<OwnedFd>,
     process: Arc<Process>,
-    log: PathBuf,
+    log: Arc<Log>,
 }
 
 impl Watched {
     /// Takes charge of a child; ends it if that fails.
-    pub(crate) fn adopt(mut child: Child, log: PathBuf) -> io::Result<Self> {
+    pub(crate) fn adopt(mut child: Child, log: Arc<Log>) -> io::Result<Self> {
         let prepare = |child: &Child| -> io::Result<(Process, AsyncFd<OwnedFd>)> {
             let pid = Pid::from_raw(child.id().cast_signed()).ok_or_else(|| io::Error::other("pid 0"))?;
             let handle = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
@@ -103,7 +104,7 @@ impl Watched {
         if self.process.was_killed() {
             return VmExit { reason: ExitReason::Killed, detail: String::new() };
         }
-        let said = last_words(&self.log);
+        let said = self.log.last_words();
         let detail = match status {
             Some(status) => format!("{status}: {said}"),
             None => said,
@@ -158,16 +159,53 @@ impl Drop for Running {
     }
 }
 
-/// Makes the file for a hypervisor's own messages.
-pub(crate) fn open_log(run_dir: &Path, log: &Path) -> io::Result<File> {
-    fs::create_dir_all(run_dir)?;
-    File::create(log)
+/// The file with a hypervisor's own messages. It is kept open, since the folder it is in gets another name, or goes, when the machine is
+/// another container's.
+#[derive(Debug)]
+pub(crate) struct Log(File);
+
+impl Log {
+    /// Makes it. Shape: the second is what the hypervisor writes to.
+    pub(crate) fn make(run_dir: &Path, name: &str) -> io::Result<(Arc<Self>, File)> {
+        fs::create_dir_all(run_dir)?;
+        let path = run_dir.join(name);
+        let messages = File::create(&path)?;
+        Ok((Arc::new(Self(File::open(path)?)), messages))
+    }
+
+    /// What the hypervisor printed last, in one line.
+    pub(crate) fn last_words(&self) -> String {
+        let mut end = vec![0; LAST_WORDS_BYTES];
+        let read = self.0.metadata().and_then(|facts| {
+            let begin = facts.len().saturating_sub(LAST_WORDS_BYTES as u64);
+            self.0.read_at(&mut end, begin)
+        });
+        // Without them the end is told all the same.
+        end.truncate(read.unwrap_or(0));
+        let text = printable(&String::from_utf8_lossy(&end));
+        text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ")
+    }
 }
 
-/// What a hypervisor printed last, in one line.
-pub(crate) fn last_words(log: &Path) -> String {
-    let text = fs::read(log).unwrap_or_default();
-    let end = &text[text.len().saturating_sub(LAST_WORDS_BYTES)..];
-    let text = printable(&String::from_utf8_lossy(end));
-    text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ")
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_read_wherever_the_file_has_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = folder.path().join("a/vm");
+        let (log, mut hypervisors) = Log::make(&run_dir, "vmm.log").unwrap();
+        assert_eq!(log.last_words(), "");
+        hypervisors.write_all(b"first\n\nsecond\n").unwrap();
+        assert_eq!(log.last_words(), "first; second");
+        fs::rename(&run_dir, folder.path().join("b")).unwrap();
+        hypervisors.write_all("x".repeat(LAST_WORDS_BYTES).as_bytes()).unwrap();
+        fs::remove_dir_all(folder.path().join("b")).unwrap();
+        hypervisors.write_all(b"\nlast\n").unwrap();
+        let said = log.last_words();
+        assert!(said.ends_with("x; last") && !said.contains("second") && said.len() <= LAST_WORDS_BYTES, "{said}");
+    }
 }

@@ -19,7 +19,7 @@ use super::installation::VmmInstallation;
 use crate::console_text::{panic_text, printable};
 use crate::hypervisor::{ExitReason, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit};
 use crate::machine::{MachineConfig, NOMINAL_DISK_BYTES};
-use crate::process::{self, Running, Watched};
+use crate::process::{Log, Running, Watched};
 use crate::{spawn, sys};
 
 /// How long making a machine may take; a fork takes milliseconds on hardware, a boot reads 60 MB.
@@ -58,10 +58,10 @@ impl Waiting {
         let (port, guest_port) = StdUnixStream::pair().map_err(io_error("make the port's sockets"))?;
         let (files, guest_files) = StdUnixStream::pair().map_err(io_error("make the file system's sockets"))?;
         let (control, theirs) = Control::new().map_err(io_error("make the control socket"))?;
-        let log = run_dir.join("vmm.log");
+        let (log, messages) = Log::make(run_dir, "vmm.log").map_err(io_error("open the hypervisor's log"))?;
         let mut command = Command::new(installation.program());
         command.env_clear().current_dir("/").stdin(Stdio::from(theirs)).stdout(Stdio::null());
-        command.stderr(process::open_log(run_dir, &log).map_err(io_error("open the hypervisor's log"))?);
+        command.stderr(messages);
         sys::confine(&mut command, Vec::new(), sys::VMM_CAPABILITIES);
         let child = spawn::spawn(command)
             .await

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +23,7 @@ use super::slots::{self, SlotNode};
 use crate::console_text::{panic_text, printable};
 use crate::hypervisor::{ExitReason, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit};
 use crate::machine::MachineConfig;
-use crate::process::{self, Running, Watched};
+use crate::process::{Log, Running, Watched};
 use crate::qmp::{GuestEnd, MigrationEnd, Qmp, QmpError};
 use crate::{spawn, sys};
 
@@ -54,7 +54,7 @@ pub(super) struct QemuMachine {
     running: Running,
     qmp: Arc<Qmp>,
     port: Mutex<Option<StdUnixStream>>,
-    log: PathBuf,
+    log: Arc<Log>,
     config: MachineConfig,
     /// What is behind each slot.
     behind: Mutex<Vec<Behind>>,
@@ -74,12 +74,12 @@ impl QemuMachine {
         let (port, guest_port) = StdUnixStream::pair().map_err(io_error("make the port's sockets"))?;
         let (control, qemu_control) = StdUnixStream::pair().map_err(io_error("make the monitor's sockets"))?;
         arguments.sockets(guest_port.into(), qemu_control.into());
-        let log = run_dir.join("qemu.log");
+        let (log, messages) = Log::make(run_dir, "qemu.log").map_err(io_error("open the hypervisor's log"))?;
         let bare = arguments.bare_slots();
         let (list, descriptors) = arguments.into_parts();
         let mut command = Command::new(installation.program());
         command.args(list).env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(process::open_log(run_dir, &log).map_err(io_error("open the hypervisor's log"))?);
+        command.stderr(messages);
         let keep = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         sys::confine(&mut command, keep, sys::QEMU_CAPABILITIES);
         let child = spawn::spawn(command)
@@ -95,10 +95,10 @@ impl QemuMachine {
         child: Child,
         control: StdUnixStream,
         port: StdUnixStream,
-        log: PathBuf,
+        log: Arc<Log>,
         (config, bare): (MachineConfig, Vec<bool>),
     ) -> io::Result<Self> {
-        let watched = Watched::adopt(child, log.clone())?;
+        let watched = Watched::adopt(child, Arc::clone(&log))?;
         let process = Arc::clone(watched.process());
         let connect = || -> io::Result<UnixStream> {
             control.set_nonblocking(true)?;
@@ -127,7 +127,7 @@ impl QemuMachine {
 
     /// What QEMU printed last.
     pub(super) fn last_words(&self) -> String {
-        process::last_words(&self.log)
+        self.log.last_words()
     }
 
     /// Gives a command without waiting for the answer.
