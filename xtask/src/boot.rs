@@ -16,6 +16,7 @@ pub mod initramfs;
 pub mod kernel;
 mod manifest;
 pub mod modules;
+mod protocol;
 pub mod vmlinux;
 
 use std::fs::{self, File};
@@ -61,7 +62,8 @@ pub fn run(args: &BootArgs) -> Result<()> {
     let program = guest::build(&args.guest_profile)?;
     let wanted = modules::parse_list(&read_text(&root.join("boot/modules"))?);
     let modules = modules::resolve(&kernel.modules, &wanted)?;
-    let inputs = manifest::Inputs { kernel: &kernel, program: &program, modules: &modules };
+    let protocol = protocol::version(&read_text(&root.join(protocol::SOURCE))?)?;
+    let inputs = manifest::Inputs { kernel: &kernel, program: &program, protocol, modules: &modules };
     let inputs_sha256 = inputs.digest()?;
     if let Some(made) = Manifest::read_current(&output, &inputs_sha256)? {
         println!(

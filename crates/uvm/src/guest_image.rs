@@ -36,6 +36,20 @@ pub enum GuestImageError {
         #[source]
         source: serde_json::Error,
     },
+    /// Its program and this one are of different builds. Shape: an image that does not say which protocol it speaks is asked when it runs, see
+    /// [`crate::PersonalizeError::Version`].
+    #[error(
+        "the guest image in {} speaks version {found} of the protocol, and this program version {}: install both from one build \
+         (`make build` makes both)",
+        .folder.display(),
+        proto::gcs::VERSION
+    )]
+    Version {
+        /// Where it is.
+        folder: PathBuf,
+        /// What it speaks.
+        found: u32,
+    },
     /// A file is not the one that the manifest names.
     #[error("{} is not the file that the guest image's manifest names: make it again with `make build`", .path.display())]
     Altered {
@@ -50,7 +64,9 @@ impl GuestImageError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Missing { .. } => ErrorKind::NotFound,
-            Self::Read { .. } | Self::Manifest { .. } | Self::Altered { .. } => ErrorKind::FailedPrecondition,
+            Self::Read { .. } | Self::Manifest { .. } | Self::Version { .. } | Self::Altered { .. } => {
+                ErrorKind::FailedPrecondition
+            }
         }
     }
 }
@@ -58,6 +74,7 @@ impl GuestImageError {
 /// `manifest.json` in the guest image's folder.
 #[derive(Debug, Clone, Deserialize)]
 struct Manifest {
+    protocol: Option<u32>,
     kernel_version: String,
     kernel_sha256: String,
     initramfs_sha256: String,
@@ -76,7 +93,7 @@ impl GuestImage {
     /// Opens the image in `folder`. Reads the manifest only; [`GuestImage::verify`] reads the rest.
     ///
     /// # Errors
-    /// [`GuestImageError`] when there is none or its manifest is damaged.
+    /// [`GuestImageError`] when there is none, its manifest is damaged, or it is of another build.
     pub fn open(folder: &Path) -> Result<Self, GuestImageError> {
         let path = folder.join("manifest.json");
         let text = fs::read(&path).map_err(|source| match source.kind() {
@@ -85,6 +102,9 @@ impl GuestImage {
         })?;
         let mut manifest: Manifest =
             serde_json::from_slice(&text).map_err(|source| GuestImageError::Manifest { path, source })?;
+        if let Some(found) = manifest.protocol.filter(|&protocol| protocol != proto::gcs::VERSION) {
+            return Err(GuestImageError::Version { folder: folder.to_owned(), found });
+        }
         for digest in [&mut manifest.kernel_sha256, &mut manifest.initramfs_sha256] {
             *digest = digest.strip_prefix("sha256:").unwrap_or(digest).to_ascii_lowercase();
         }
@@ -171,6 +191,31 @@ mod tests {
         image.verify().unwrap();
         fs::write(image.kernel(), b"Kernel").unwrap();
         assert!(matches!(image.verify(), Err(GuestImageError::Altered { path }) if path.ends_with("vmlinux")));
+    }
+
+    #[test]
+    fn an_image_of_another_protocol_is_refused_before_it_is_booted() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |protocol: Option<u32>| {
+            write(folder.path(), &"0".repeat(64));
+            let path = folder.path().join("manifest.json");
+            let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            if let Some(protocol) = protocol {
+                manifest["protocol"] = protocol.into();
+            }
+            fs::write(path, manifest.to_string()).unwrap();
+            GuestImage::open(folder.path())
+        };
+        open(Some(proto::gcs::VERSION)).unwrap();
+        // It does not say.
+        open(None).unwrap();
+        for other in [proto::gcs::VERSION - 1, proto::gcs::VERSION + 1] {
+            let error = open(Some(other)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+            let said = error.to_string();
+            let words = [format!("version {other} "), format!("version {}:", proto::gcs::VERSION), "make build".into()];
+            assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        }
     }
 
     #[test]

@@ -145,6 +145,22 @@ pub(crate) mod tests {
         assert_eq!(TemplateKey::new(&image, &machine, &backend()).host_kernel, None);
     }
 
+    /// So one that an older build has made is left alone, and another is made.
+    #[test]
+    fn a_template_is_for_one_build_and_one_version_of_the_protocol() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path(), "a");
+        let machine = MachineConfig::for_request(Accelerator::Tcg, None, None).unwrap();
+        let key = TemplateKey::new(&image, &machine, &backend());
+        assert_eq!(key.protocol, proto::gcs::VERSION);
+        for other in [
+            TemplateKey { protocol: proto::gcs::VERSION - 1, ..key.clone() },
+            TemplateKey { build: "0.0.9+0", ..key.clone() },
+        ] {
+            assert_ne!(key.id(), other.id());
+        }
+    }
+
     #[test]
     fn the_clock_rate_of_the_moment_is_no_input() {
         let one = "model name\t: A\ncpu MHz\t\t: 2000.1\nflags\t: fpu\n\nmodel name\t: A\n";

@@ -26,7 +26,8 @@ pub enum PersonalizeError {
     Call(#[source] GuestError),
     /// It speaks another version.
     #[error(
-        "the utility VM speaks version {found} of the protocol instead of {}, and was destroyed: make the guest image again with `make build`",
+        "the utility VM speaks version {found} of the protocol instead of {}, and was destroyed: install guest image and programs from one \
+         build (`make build` makes both)",
         gcs::VERSION
     )]
     Version {

@@ -15,6 +15,8 @@ const FILE_NAME: &str = "manifest.json";
 /// The file's content. Digests are SHA-256, 64 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
+    /// The version of the protocol that its program speaks.
+    pub protocol: u32,
     /// As the guest's `uname -r` prints it.
     pub kernel_version: String,
     /// Of `vmlinux`.
@@ -70,6 +72,8 @@ pub struct Inputs<'a> {
     pub kernel: &'a KernelFiles,
     /// The guest's program.
     pub program: &'a [u8],
+    /// The version of the protocol that it speaks.
+    pub protocol: u32,
     /// The modules in load order.
     pub modules: &'a [Module],
 }
@@ -92,6 +96,7 @@ impl Inputs<'_> {
     /// The manifest of the image made from them.
     pub fn manifest(&self, inputs_sha256: String, vmlinux: &[u8], initramfs: &[u8]) -> Manifest {
         Manifest {
+            protocol: self.protocol,
             kernel_version: self.kernel.version.clone(),
             kernel_sha256: sha256(&[vmlinux]),
             initramfs_sha256: sha256(&[initramfs]),
@@ -122,6 +127,7 @@ mod tests {
     fn an_image_is_current_until_a_file_or_an_input_changes() {
         let folder = tempfile::tempdir().unwrap();
         let manifest = Manifest {
+            protocol: 1,
             kernel_version: "6.1".into(),
             kernel_sha256: sha256(&[b"kernel"]),
             initramfs_sha256: sha256(&[b"archive"]),

@@ -140,3 +140,25 @@ fn what_cannot_be_isolated_as_asked_is_refused() {
     fs::remove_file(&options.file).unwrap();
     refused(OURS, &[], "options.toml");
 }
+
+/// As after an installation of which only a half is new.
+#[test]
+fn a_guest_image_of_another_build_is_refused_with_what_to_do() {
+    let (true, Some(image)) = (can_run(), guest_image()) else { return };
+    let containerd = Containerd::start();
+    let older = containerd.path("older");
+    fs::create_dir(&older).unwrap();
+    for name in ["vmlinux", "initramfs.cpio"] {
+        std::os::unix::fs::symlink(image.canonicalize().unwrap().join(name), older.join(name)).unwrap();
+    }
+    let manifest = fs::read(image.join("manifest.json")).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    manifest["protocol"] = (proto::gcs::VERSION - 1).into();
+    fs::write(older.join("manifest.json"), manifest.to_string()).unwrap();
+    let options = Options::write(&containerd, &older, "");
+    let runner = Runner { containerd: &containerd, options: text(&options.file) };
+    let said = runner.run(HYPERV, &[], &["refused", "true"]);
+    let words = format!("speaks version {} of the protocol", proto::gcs::VERSION - 1);
+    assert!(said.code == 1 && said.err.contains(&words) && said.err.contains("from one build"), "{said:?}");
+    containerd.assert_nothing_left("refused");
+}

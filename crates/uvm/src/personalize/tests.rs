@@ -133,6 +133,18 @@ async fn each_false_claim_is_refused() {
 }
 
 #[tokio::test]
+async fn a_guest_of_another_build_is_refused_with_what_to_do() {
+    let (outcome, _) = with_guest(Duration::ZERO, |answer| {
+        *answer = PersonalizeResponse { version: gcs::VERSION - 1, ..Default::default() }
+    })
+    .await;
+    let error = outcome.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+    assert!(matches!(error, PersonalizeError::Version { found } if found == gcs::VERSION - 1), "{error:?}");
+    assert!(error.to_string().contains("make build"), "{error}");
+}
+
+#[tokio::test]
 async fn silence_ends_at_the_limit() {
     let (host, _port) = UnixStream::pair().unwrap();
     let guest = GuestConnection::open(host).await.unwrap();
