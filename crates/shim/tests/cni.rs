@@ -76,7 +76,7 @@ impl Plugin {
 
 impl Cni {
     fn furnish(name: &str, plugin: Plugin) -> Self {
-        let (node, pod) = (format!("bhn-{name}-{}", std::process::id()), format!("bhp-{name}-{}", std::process::id()));
+        let [node, pod] = ["bhn", "bhp"].map(|kind| own_name(&format!("{kind}-{name}-")));
         let mut this = Self { node, pod, server: None };
         let (node, pod) = (&this.node, &this.pod);
         ip(&format!("netns add {node}"));

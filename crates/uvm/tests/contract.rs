@@ -63,7 +63,8 @@ in_lab!(the_hosts_cgroup_limits_the_vmm, lab, {
     let request = lab.request();
     let mut start = lab.start_request(&request, "limited");
     // A parent that nobody has prepared.
-    let parent = format!("bulkhead-contract-{}", std::process::id());
+    let random = tempfile::Builder::new().prefix("bulkhead-contract-").tempdir().unwrap();
+    let parent = random.path().file_name().unwrap().to_str().unwrap();
     start.cgroup = Some(format!("/{parent}/vm"));
     let vm = UtilityVm::start(start).await.unwrap();
     let files = [format!("{parent}/vm/memory.max"), format!("memory/{parent}/vm/memory.limit_in_bytes")];
@@ -78,7 +79,7 @@ in_lab!(the_hosts_cgroup_limits_the_vmm, lab, {
     drop(vm);
     // The parent is its maker's to remove, in each hierarchy.
     let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
-    for folder in hierarchies.chain(["/sys/fs/cgroup".into()]).map(|hierarchy| hierarchy.join(&parent)) {
+    for folder in hierarchies.chain(["/sys/fs/cgroup".into()]).map(|hierarchy| hierarchy.join(parent)) {
         lab::until(Duration::from_secs(5), || !folder.exists() || fs::remove_dir(&folder).is_ok()).await;
     }
 });

@@ -5,7 +5,6 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use bulkhead_container::{Container, CreateError, ExecError, Helper, Started, Stdio, remove_cgroup};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -15,7 +14,6 @@ use serde_json::{Value, json};
 
 /// Debian's package busybox-static.
 const BUSYBOX: &str = "/usr/bin/busybox";
-static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Why the tests cannot run here, if they cannot.
 pub fn missing() -> Option<&'static str> {
@@ -46,7 +44,7 @@ pub struct Outcome {
 impl Fixture {
     /// A bundle that runs `sh -c script`.
     pub fn new(script: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::Builder::new().prefix("t-").tempdir().unwrap();
         let rootfs = folder.path().join("rootfs");
         for name in ["bin", "etc", "proc", "sys", "dev", "tmp", "root"] {
             fs::create_dir_all(rootfs.join(name)).unwrap();
@@ -60,8 +58,8 @@ impl Fixture {
         fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n")
             .unwrap();
         fs::write(rootfs.join("etc/group"), "root:x:0:\nwheel:x:10:root\napp:x:1001:\nstaff:x:50:app\n").unwrap();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let id = format!("t{}-{number}", std::process::id());
+        // Not by the number of this process: those come again, and what a test that was killed has left would be this one's.
+        let id = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
         let spec = spec(&id, script);
         Self { folder, id, spec }
     }

@@ -40,7 +40,7 @@ fn a_kubelet_sees_over_our_shim_what_it_sees_over_runcs() {
         return;
     }
     let containerd = Containerd::with_cri(Path::new("/nosuch"));
-    let client = client::Client::connect(&containerd.path("sock"));
+    let client = client::Client::of(&containerd);
     let run = |handler: &'static str| {
         let mut side = Side::new(&containerd, &client, handler);
         side.list();
@@ -96,7 +96,7 @@ fn options() -> Option<(tempfile::TempDir, std::path::PathBuf)> {
 fn a_kubelet_sees_of_a_pod_in_a_utility_vm_what_it_sees_over_runcs_shim() {
     let (true, Some((_folder, options))) = (can_run(), options()) else { return };
     let containerd = Containerd::with_cri(&options);
-    let client = client::Client::connect(&containerd.path("sock"));
+    let client = client::Client::of(&containerd);
     let run = |handler: &'static str| {
         let mut side = Side::new(&containerd, &client, handler);
         side.list();
@@ -120,7 +120,7 @@ fn a_kubelet_sees_of_a_pod_in_a_utility_vm_what_it_sees_over_runcs_shim() {
 fn nothing_is_left_of_a_pod_whose_utility_vm_or_shim_is_killed() {
     let (true, Some((_folder, options))) = (can_run(), options()) else { return };
     let containerd = Containerd::with_cri(&options);
-    let client = client::Client::connect(&containerd.path("sock"));
+    let client = client::Client::of(&containerd);
     let side = Side::new(&containerd, &client, "bulkhead-hyperv");
     let pods = ["vmm", "shim"].map(|name| side.run_pod(name, NamespaceOption { pid: 1, ..Default::default() }));
     let containers = pods.each_ref().map(|pod| ["a", "b"].map(|name| side.start(pod, name, Wish::script(GOOD))));
@@ -156,7 +156,7 @@ fn nothing_is_left_of_a_pod_whose_utility_vm_or_shim_is_killed() {
 fn a_pod_that_shares_the_nodes_namespaces_gets_no_utility_vm() {
     let (true, Some((_folder, options))) = (can_run(), options()) else { return };
     let containerd = Containerd::with_cri(&options);
-    let client = client::Client::connect(&containerd.path("sock"));
+    let client = client::Client::of(&containerd);
     let side = Side::new(&containerd, &client, "bulkhead-hyperv");
     for (name, namespaces, word) in [
         ("network", NamespaceOption { network: 2, pid: 1, ipc: 0 }, "network namespace"),
@@ -175,7 +175,7 @@ fn one_shim_serves_a_pod_and_nothing_of_it_is_left_when_that_is_killed() {
         return;
     }
     let containerd = Containerd::with_cri(Path::new("/nosuch"));
-    let client = client::Client::connect(&containerd.path("sock"));
+    let client = client::Client::of(&containerd);
     let side = Side::new(&containerd, &client, "bulkhead");
     let pods = [side.run_pod("killed", NamespaceOption::default()), side.run_pod("other", NamespaceOption::default())];
     let containers = ["a", "b"].map(|name| side.start(&pods[0], name, Wish::script(GOOD)));
@@ -219,7 +219,7 @@ fn pods_that_start_at_once_outlive_a_killed_containerd() {
         std::thread::scope(|scope| {
             for (number, name) in names.iter().enumerate() {
                 scope.spawn(move || {
-                    let client = client::Client::connect(&containerd.path("sock"));
+                    let client = client::Client::of(containerd);
                     act(&Side::new(containerd, &client, "bulkhead"), name, number);
                 });
             }

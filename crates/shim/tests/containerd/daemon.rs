@@ -4,9 +4,10 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use crate::support::{SHIM, busybox_root, run, skip, text};
+use crate::support::{SHIM, busybox_root, own_name, run, skip, text};
 
 /// The image that every test uses.
 pub const IMAGE: &str = "docker.io/library/busybox:test";
@@ -17,7 +18,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// containerd's namespace, and the name of its containers' cgroups on the host, so one for each test's process.
 pub fn namespace() -> String {
-    format!("bulkhead-ctr-{}", std::process::id())
+    static NAME: LazyLock<String> = LazyLock::new(|| own_name("bulkhead-ctr-"));
+    NAME.clone()
 }
 
 /// What CRI makes of an image's name.
@@ -98,6 +100,8 @@ pub struct Containerd {
     /// The one that `ctr` asks for.
     namespace: String,
     own_network: bool,
+    /// How many times as long as usual everything may take.
+    times: u32,
 }
 
 impl Containerd {
@@ -148,9 +152,20 @@ impl Containerd {
         fs::write(at("config.toml"), configuration).unwrap();
         let own_network = cri.is_some();
         let daemon = spawn(folder.path(), own_network);
-        let this = Self { folder, kept, daemon, namespace, own_network };
+        let this = Self { folder, kept, daemon, namespace, own_network, times: 1 };
         this.await_answer();
         this
+    }
+
+    /// So many containers at once keep the machine busy: everything may take longer.
+    pub fn crowded(mut self, containers: usize) -> Self {
+        self.times = 1 + u32::try_from(containers / 10).unwrap();
+        self
+    }
+
+    /// A deadline, by how busy it keeps the machine.
+    pub fn patience(&self, usual: Duration) -> Duration {
+        self.times * usual
     }
 
     /// containerd itself.
@@ -235,7 +250,7 @@ impl Containerd {
             if let Some(status) = child.try_wait().unwrap() {
                 break status.code().unwrap_or(-1);
             }
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > self.patience(PATIENCE) {
                 child.kill().unwrap();
                 panic!("ctr {words:?} does not end\n{}", self.log());
             }
@@ -253,7 +268,7 @@ impl Containerd {
             if seen.as_deref() == state {
                 return;
             }
-            assert!(begin.elapsed() < PATIENCE, "{id} is {seen:?}, not {state:?}\n{}", self.log());
+            assert!(begin.elapsed() < self.patience(PATIENCE), "{id} is {seen:?}, not {state:?}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -324,7 +339,7 @@ impl Containerd {
             if left.is_empty() {
                 return;
             }
-            assert!(begin.elapsed() < PATIENCE, "left behind: {left:?}\n{}", self.log());
+            assert!(begin.elapsed() < self.patience(PATIENCE), "left behind: {left:?}\n{}", self.log());
             std::thread::sleep(LOOK_AGAIN);
         }
     }
@@ -335,7 +350,7 @@ impl Containerd {
         loop {
             let left = self.whole(ids);
             // A shim whose containerd was killed before it had asked for a task, or for the end, ends by itself after half a minute.
-            if left.is_empty() || begin.elapsed() > 2 * PATIENCE {
+            if left.is_empty() || begin.elapsed() > self.patience(2 * PATIENCE) {
                 return left;
             }
             std::thread::sleep(LOOK_AGAIN);
@@ -363,6 +378,13 @@ impl Containerd {
         left.extend(mounts.lines().filter(|line| line.contains(&format!("{own}state/"))).map(str::to_owned));
         left.retain(|what| is_others(what));
         left
+    }
+
+    /// Which addresses CNI's plugins hold for pods.
+    pub fn pod_addresses(&self) -> Vec<String> {
+        let held = fs::read_dir(self.path("cni-data/test")).into_iter().flatten().flatten();
+        let names = held.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect()
     }
 
     fn leftovers(&self, id: &str) -> Vec<String> {

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use proto::control::UtilityVmReport;
 
 use crate::daemon::{Containerd, IMAGE, Said, can_run, write_whole_options};
-use crate::support::{guest_image, run, text};
+use crate::support::{guest_image, own_name, run, text};
 
 const HYPERV: &str = "io.containerd.bulkhead-hyperv.v2";
 /// More than a preparation takes, also on a slow machine.
@@ -137,7 +137,7 @@ struct Namespace(String);
 
 impl Namespace {
     fn new() -> Self {
-        let this = Self(format!("bhs-{}", std::process::id()));
+        let this = Self(own_name("bhs-"));
         let ip = |words: String| run(Command::new("ip").args(words.split(' ')));
         ip(format!("netns add {}", this.0));
         ip(format!("-n {} link add eth0 type veth peer name other", this.0));

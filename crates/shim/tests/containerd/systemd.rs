@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::daemon::{Containerd, IMAGE, can_run};
-use crate::support::{skip, text};
+use crate::support::{own_name, skip, text};
 
 const RUNTIME: &str = "io.containerd.bulkhead.v2";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -73,7 +73,7 @@ impl Machine {
         );
         unit("containerd.service", &service);
         fs::write(folder.join("boot.sh"), BOOT).unwrap();
-        let top = format!("bulkhead-systemd-{}", std::process::id());
+        let top = own_name("bulkhead-systemd-");
         let mut command = Command::new("sh");
         command.arg(folder.join("boot.sh")).arg("outside").env("FOLDER", &folder).env("TOP", &top);
         let log = fs::File::create(folder.join("systemd.log")).unwrap();

@@ -2,12 +2,13 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "this is test code, which clippy knows only of functions marked as tests")]
 
+use std::collections::hash_map::RandomState;
 use std::fs;
+use std::hash::{BuildHasher, Hasher};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api;
@@ -97,7 +98,13 @@ pub fn process(arguments: &[&str], terminal: bool) -> Process {
     process
 }
 
-static COUNTER: AtomicU32 = AtomicU32::new(0);
+/// A name that nothing else on the host has. Not by the number of this process: those come again, and what a test that was killed has left
+/// would be this one's.
+pub fn own_name(prefix: &str) -> String {
+    // Its keys are the kernel's random numbers.
+    let random = RandomState::new().build_hasher().finish();
+    format!("{prefix}{:08x}", random & u64::from(u32::MAX))
+}
 
 /// A bundle, its shim, and a client of it. Dropped, it kills what is left.
 pub struct Fixture {
@@ -206,8 +213,7 @@ impl Fixture {
     /// Makes the bundle and starts a shim for it, as our engine does.
     pub async fn new(setup: Setup) -> Self {
         let folder = tempfile::Builder::new().prefix("bulkhead-shim-").tempdir().unwrap();
-        let number = COUNTER.fetch_add(1, Ordering::SeqCst);
-        let id = format!("shim-test-{}-{number}", std::process::id());
+        let id = own_name("shim-test-");
         let bundle = folder.path().join("bundle");
         fs::create_dir(&bundle).unwrap();
         write_bundle(folder.path(), &bundle, &id, setup);

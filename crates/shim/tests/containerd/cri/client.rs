@@ -4,7 +4,6 @@
 //! Source: gRPC over HTTP2 (grpc/doc/PROTOCOL-HTTP2.md).
 
 use std::future::Future;
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -13,6 +12,8 @@ use http::{HeaderMap, Request};
 use prost::Message;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+
+use crate::daemon::Containerd;
 
 /// Longer than containerd needs for the slowest step on a busy machine, which is a pod whose utility VM's template is made first.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -28,10 +29,12 @@ pub struct Refused {
 pub struct Client {
     runtime: Runtime,
     requests: SendRequest<Bytes>,
+    patience: Duration,
 }
 
 impl Client {
-    pub fn connect(socket: &Path) -> Self {
+    pub fn of(containerd: &Containerd) -> Self {
+        let (socket, patience) = (containerd.path("sock"), containerd.patience(PATIENCE));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let requests = runtime.block_on(async {
             let stream = UnixStream::connect(socket).await.unwrap();
@@ -39,13 +42,13 @@ impl Client {
             tokio::spawn(connection);
             requests
         });
-        Self { runtime, requests }
+        Self { runtime, requests, patience }
     }
 
     /// Waits for something else of this test, not for ever.
     #[track_caller]
     pub fn wait<T>(&self, what: impl Future<Output = T>) -> T {
-        let waited = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, what).await });
+        let waited = self.runtime.block_on(async { tokio::time::timeout(self.patience, what).await });
         waited.expect("no answer in time")
     }
 

@@ -30,7 +30,7 @@ struct Kubelet {
 impl Kubelet {
     /// Asks on a connection of its own, whose end may be containerd's.
     fn ask<T>(&self, what: impl FnOnce(&Side<'_>) -> T) -> T {
-        let client = Client::connect(&self.containerd.path("sock"));
+        let client = Client::of(&self.containerd);
         what(&Side::new(&self.containerd, &client, self.handler))
     }
 

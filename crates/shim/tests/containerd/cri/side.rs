@@ -76,7 +76,7 @@ impl<'a> Side<'a> {
             if let Some(answer) = ask() {
                 return answer;
             }
-            let patience = if self.in_vm { 4 * PATIENCE } else { PATIENCE };
+            let patience = self.containerd.patience(if self.in_vm { 4 * PATIENCE } else { PATIENCE });
             assert!(begin.elapsed() < patience, "{}: no {what}\n{}", self.handler, self.containerd.log());
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -487,8 +487,8 @@ impl<'a> Side<'a> {
             ("the node's namespaces", NamespaceOption { network: 2, pid: 2, ipc: 2 }),
         ] {
             let pod = self.run_pod(&step.replace(' ', "-").replace('\'', ""), namespaces);
-            // Among the node's processes are those of other tests' pods.
-            let own = format!("{}{}", std::process::id(), pod.id.bytes().map(u64::from).sum::<u64>());
+            // Among the node's processes are those of other tests' pods. Its beginning is a random number.
+            let own = u32::from_str_radix(&pod.id[..7], 16).unwrap();
             let id = self.start(&pod, "one", Wish::script(&format!("exec sleep {own}")));
             let script = "cat /proc/1/comm; ls /sys/class/net; mkdir /sys/fs/cgroup/pids/mine";
             self.see(step, self.sh(&id, &format!("ps | grep -v grep | grep -c 'sleep {own}$'; {script}")));
