@@ -98,6 +98,22 @@ impl Flags {
         Ok(flags)
     }
 
+    /// The words of a shim that serves a container of a foreign containerd's, the program's name left out.
+    #[must_use]
+    pub fn serving(&self) -> Vec<String> {
+        let isolation = self.isolation.map(|isolation| isolation.as_str().to_owned());
+        let values = [
+            ("-id", &self.id),
+            ("-namespace", &self.namespace),
+            ("-address", &self.address),
+            ("-isolation", &isolation),
+        ];
+        let values = values.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value.clone()?]));
+        let switches = [("-group", self.group), ("-debug", self.debug)].into_iter().filter(|(_, is_on)| *is_on);
+        let switches = switches.map(|(name, _)| name.to_owned());
+        std::iter::once("serve".to_owned()).chain(values.flatten()).chain(switches).collect()
+    }
+
     fn switch(&mut self, name: &str) -> Option<&mut bool> {
         match name {
             "debug" => Some(&mut self.debug),
@@ -157,6 +173,14 @@ mod tests {
         let flags = parse("serve -namespace moby -id x").unwrap();
         assert_eq!((flags.words.as_slice(), flags.standby), (["serve".to_owned()].as_slice(), false));
         assert!(parse("-namespace bulkhead -id standby -standby serve").unwrap().standby);
+    }
+
+    #[test]
+    fn what_a_serving_shim_is_told_is_understood() {
+        let text = "serve -id a1 -namespace default -address /run/c.sock -isolation hyperv -group -debug";
+        for text in [text, "serve -id a1 -namespace default"] {
+            assert_eq!(parse(text).unwrap().serving().join(" "), text);
+        }
     }
 
     #[test]

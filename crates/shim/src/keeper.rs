@@ -215,10 +215,8 @@ impl Taken {
         let bundle = Bundle::at(self.claim.bundle.clone());
         std::env::set_current_dir(bundle.path()).context("the container's bundle is gone")?;
         serve::log_to(bundle.path())?;
-        // The VM's logs. They cannot come along to another file system.
-        let logs = Bundle::at(place.folder().to_owned()).vm_dir();
-        if let Err(error) = fs::rename(&logs, bundle.vm_dir()) {
-            tracing::debug!(%error, "the utility VM's logs end here");
+        if let Err(error) = move_logs(&Bundle::at(place.folder().to_owned()).vm_dir(), &bundle.vm_dir()) {
+            tracing::warn!(%error, "what the hypervisor has logged until now is lost");
         }
         if let Err(error) = place.clear() {
             tracing::warn!(%error, folder = %place.folder().display(), "left behind");
@@ -227,15 +225,41 @@ impl Taken {
     }
 }
 
+/// Moves the VM's logs to where those of a container's are. To another file system they are copied, and what is logged from then on is in no
+/// folder; how the hypervisor ended is told in any case, since this process has its log open.
+fn move_logs(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => copy_files(from, to),
+        moved => moved,
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
 async fn become_shim(order: Order, standby: Standby, bundle: Bundle, taken: Taken) -> anyhow::Result<()> {
     shares::keep_mounts(taken.mounts);
     let Order { caller, .. } = order;
     let flags = Flags {
         id: Some(taken.claim.id),
         namespace: Some(caller.namespace.clone()),
+        address: caller.address.clone(),
+        isolation: caller.isolation,
         debug: caller.debug,
         ..Flags::default()
     };
+    // For who looks at the host's processes.
+    if let Err(error) = sys::show_as(&[&[reserve::PROGRAM.to_owned()], &flags.serving()[..]].concat()) {
+        tracing::debug!(%error, "this process is shown as one that stands by");
+    }
     let ready = Ready { helper: None, standby: Some(standby) };
     let calling = Calling { isolation: caller.isolation, is_group: false, caller: Some(caller) };
     let shim = Shim::new(bundle, serve::publisher(&flags), ready, calling);
@@ -257,5 +281,24 @@ async fn containerd_ends(events: Option<&str>) {
             return;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vms_logs_come_along_to_another_file_system_too() {
+        let (here, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+        for elsewhere in [here.path(), memory.path()] {
+            let (from, to) = (here.path().join("place/vm"), elsewhere.join("bundle/vm"));
+            fs::create_dir_all(&from).unwrap();
+            fs::create_dir_all(elsewhere.join("bundle")).unwrap();
+            fs::write(from.join("vmm.log"), "words").unwrap();
+            move_logs(&from, &to).unwrap();
+            assert_eq!(fs::read_to_string(to.join("vmm.log")).unwrap(), "words");
+        }
+        assert_eq!(move_logs(&here.path().join("none"), memory.path()).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -34,7 +34,7 @@ pub use successor::Successor;
 /// The command that makes one and has it stand by.
 pub const COMMAND: &str = "standby";
 /// What a process is called that stands by, and later is a container's shim.
-const PROGRAM: &str = "containerd-shim-bulkhead-v2";
+pub const PROGRAM: &str = "containerd-shim-bulkhead-v2";
 /// More than any order has.
 const MOST_BYTES: u64 = 64 << 10;
 

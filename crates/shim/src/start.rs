@@ -124,23 +124,17 @@ fn start(flags: &Flags, id: &str, socket: &Path, is_group: bool) -> anyhow::Resu
 fn spawn(flags: &Flags, id: &str, listener: &UnixListener, is_group: bool) -> anyhow::Result<()> {
     // This process owns nothing but its standard streams and the listener, and ends at once.
     sys::place_at(listener, LISTENER_FD).context("cannot pass the socket on")?;
+    let serving = Flags {
+        id: Some(id.to_owned()),
+        namespace: flags.namespace.clone(),
+        address: flags.address.clone(),
+        isolation: name_isolation(),
+        group: is_group,
+        debug: flags.debug,
+        ..Flags::default()
+    };
     let mut command = Command::new(std::env::current_exe().context("who am I?")?);
-    command.arg("serve").args(["-id", id]);
-    if let Some(namespace) = &flags.namespace {
-        command.args(["-namespace", namespace]);
-    }
-    if let Some(address) = &flags.address {
-        command.args(["-address", address]);
-    }
-    if let Some(isolation) = name_isolation() {
-        command.args(["-isolation", isolation.as_str()]);
-    }
-    if is_group {
-        command.arg("-group");
-    }
-    if flags.debug {
-        command.arg("-debug");
-    }
+    command.args(serving.serving());
     // containerd waits until every copy of our output is closed.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().context("cannot start the shim")?;

@@ -113,6 +113,31 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Has this process shown with these words as its command line, in place of those that it was started with. What it has read of those before
+/// stays as it is.
+///
+/// # Errors
+/// The caller may not (`CAP_SYS_RESOURCE`), or the kernel cannot.
+///
+/// Source: prctl(2), `PR_SET_MM_ARG_START`; systemd src/basic/process-util.c and argv-util.c do the same.
+pub fn show_as(words: &[String]) -> io::Result<()> {
+    // Whoever looks at this process may read it at any time.
+    let text: &'static [u8] = words.iter().flat_map(|word| word.bytes().chain([0])).collect::<Vec<_>>().leak();
+    let range = text.as_ptr_range();
+    let set = |which: libc::c_int, address: *const u8| {
+        // SAFETY: the kernel keeps the address as a number and reads there what anybody may see; the text is never changed nor freed.
+        let done = unsafe { libc::prctl(libc::PR_SET_MM, libc::c_long::from(which), address, 0_usize, 0_usize) };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // The kernel wants the begin below the end all the time; which of them comes first depends on where the text lies.
+    let (begin, end) = (libc::PR_SET_MM_ARG_START, libc::PR_SET_MM_ARG_END);
+    if set(begin, range.start).is_ok() {
+        return set(end, range.end);
+    }
+    set(end, range.end)?;
+    set(begin, range.start)
+}
+
 /// Has this process forget which pages of its program it has touched. They stay in the page cache, and come back as they are needed.
 ///
 /// # Errors
@@ -154,6 +179,22 @@ fn forget(info: &libc::dl_phdr_info, header: &libc::Elf64_Phdr) -> io::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_shown_as_it_says() {
+        let shown = || std::fs::read("/proc/self/cmdline").unwrap();
+        let (before, long) = (shown(), "x".repeat(3 * shown().len()));
+        for words in [["a program", "-id", &long], ["a program", "-id", "b"]] {
+            match show_as(&words.map(str::to_owned)) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    assert_eq!(shown(), before);
+                    return eprintln!("SKIPPED: needs CAP_SYS_RESOURCE");
+                }
+                done => done.unwrap(),
+            }
+            assert_eq!(shown(), format!("{}\0", words.join("\0")).into_bytes());
+        }
+    }
 
     #[test]
     fn a_program_runs_on_when_its_pages_are_forgotten() {
