@@ -16,25 +16,55 @@ use bulkhead_e2e::{HostOptions, TestHost, Wall};
 
 use crate::run_to_exit;
 
+/// What can be measured by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Containers, from the client's start to its exit.
+    Runs,
+    /// Process, jail and fork of a tiny guest beside the bare minimum, which any /dev/kvm can.
+    Minimum,
+    /// Forks of the true guest, to its answer.
+    Forks,
+}
+
 /// What the issue asks of each part is printed beside it.
 pub fn measure(rounds: usize) -> anyhow::Result<()> {
-    println!("\n# From `docker run --rm` to its exit, real docker CLI, `--network none` ({rounds} rounds in turn)\n");
-    let standby = host(1)?;
-    let without = host(0)?;
-    run_to_exit::measure_on_kvm(&standby, &without, rounds)?;
-    drop(standby);
+    let without = measure_runs(rounds)?;
     println!("\n# Private memory of what idles\n");
     memory::measure(&without)?;
     println!("\n# {} MiB out of an exec, over the guest connection behind the one wall\n", output::MIB);
     output::measure(&without, rounds)?;
     drop(without);
     measure_minimum(rounds)?;
+    measure_forks(rounds)
+}
+
+/// Up to the guest's answer.
+fn measure_forks(rounds: usize) -> anyhow::Result<()> {
     println!("\n# From the request of a fork to the guest's answer\n");
     forks::measure(rounds)
 }
 
+/// End to end; what is left is the engine without a VM that stands by.
+fn measure_runs(rounds: usize) -> anyhow::Result<TestHost> {
+    println!("\n# From `docker run --rm` to its exit, real docker CLI, `--network none` ({rounds} rounds in turn)\n");
+    let standby = host(1)?;
+    let without = host(0)?;
+    run_to_exit::measure_on_kvm(&standby, &without, rounds)?;
+    Ok(without)
+}
+
+/// One part of it.
+pub fn measure_part(part: Part, rounds: usize) -> anyhow::Result<()> {
+    match part {
+        Part::Runs => measure_runs(rounds).map(drop),
+        Part::Minimum => measure_minimum(rounds),
+        Part::Forks => measure_forks(rounds),
+    }
+}
+
 /// Our own VMM without anything that a guest does.
-pub fn measure_minimum(rounds: usize) -> anyhow::Result<()> {
+fn measure_minimum(rounds: usize) -> anyhow::Result<()> {
     println!("\n# Forks of a guest that only says that it runs, by the size of its memory\n");
     sizes::measure(rounds)
 }

@@ -16,6 +16,7 @@ mod series;
 mod standby;
 mod start_share;
 mod storm;
+mod working_set;
 
 use std::process::ExitCode;
 
@@ -50,9 +51,9 @@ struct Arguments {
     /// Measure our own VMM on this machine's KVM beside QEMU's, the bare minimum and process containers, and nothing else.
     #[arg(long)]
     kvm: bool,
-    /// Of that only the process, jail and fork of a tiny guest beside the bare minimum, which any /dev/kvm can.
-    #[arg(long)]
-    kvm_minimum: bool,
+    /// Only one part of that.
+    #[arg(long, value_name = "PART")]
+    kvm_part: Option<kvm::Part>,
     /// Measure our shim beside runc's under a plain containerd, and nothing else.
     #[arg(long)]
     containerd: bool,
@@ -79,8 +80,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.only_lazy {
         return lazy::measure(&start("--standby-vms=0")?, arguments.rounds);
     }
-    if arguments.kvm_minimum {
-        return kvm::measure_minimum(arguments.rounds);
+    if let Some(part) = arguments.kvm_part {
+        return kvm::measure_part(part, arguments.rounds);
     }
     if arguments.kvm {
         return kvm::measure(arguments.rounds);

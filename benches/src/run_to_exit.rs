@@ -1,5 +1,6 @@
 //! `docker run --rm IMAGE true`, from the CLI's start to its exit.
 
+use std::io;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -9,11 +10,12 @@ use bulkhead_e2e::{IMAGE, TestHost};
 use crate::reference::Dockerd;
 use crate::series::{Series, print};
 use crate::standby::Standby;
+use crate::working_set::{ONE_BY_ONE, forget};
 
 /// How a side without a network is called, behind the name of the one with.
 const NO_NETWORK: &str = ", --network none";
 
-type Side<'a> = (Series, Box<dyn Fn() -> Command + 'a>);
+type Side<'a> = (Series, Box<dyn Fn() -> io::Result<Command> + 'a>);
 
 /// Runs every side once per round, in turn, after one round that does not count. Every timed run, also the peers', waits
 /// until `host` has a utility VM standing by and prepares none.
@@ -47,10 +49,15 @@ pub fn measure(
 /// Our own VMM's containers beside process containers; without a network, which the lab has not.
 pub fn measure_on_kvm(host: &TestHost, without_standby: &TestHost, rounds: usize) -> anyhow::Result<()> {
     let (process, hyperv) = (["--isolation=process", "--network=none"], ["--isolation=hyperv", "--network=none"]);
+    let unknowing = || {
+        forget(without_standby.template_store())?;
+        Ok(without_standby.docker_command(&words(&hyperv)))
+    };
     let mut sides: Vec<Side<'_>> = vec![
         ours(host, "process", &process),
         ours(host, "hyperv, a VM standing by", &hyperv),
         ours(without_standby, "hyperv, forked", &hyperv),
+        (Series::new(format!("hyperv, forked, {ONE_BY_ONE}")), Box::new(unknowing)),
     ];
     time(&mut sides, host, rounds)?;
     let series: Vec<Series> = sides.into_iter().map(|(series, _)| series).collect();
@@ -64,7 +71,7 @@ fn time(sides: &mut [Side<'_>], host: &TestHost, rounds: usize) -> anyhow::Resul
     let standby = Standby::new(host);
     for round in 0..=rounds {
         for (series, command) in sides.iter_mut() {
-            let mut command = command();
+            let mut command = command().with_context(|| format!("{} cannot be prepared", series.name))?;
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
             // Before the first round has ended, none is prepared.
             if round > 0 {
@@ -109,10 +116,10 @@ fn words<'a>(options: &[&'a str]) -> Vec<&'a str> {
 
 fn ours<'a>(host: &'a TestHost, name: &str, options: &[&'a str]) -> Side<'a> {
     let words = words(options);
-    (Series::new(name), Box::new(move || host.docker_command(&words)))
+    (Series::new(name), Box::new(move || Ok(host.docker_command(&words))))
 }
 
 fn theirs<'a>(dockerd: &'a Dockerd, name: String, options: &[&'a str]) -> Side<'a> {
     let words = words(options);
-    (Series::new(name), Box::new(move || dockerd.docker(&words)))
+    (Series::new(name), Box::new(move || Ok(dockerd.docker(&words))))
 }

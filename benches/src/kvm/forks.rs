@@ -11,12 +11,15 @@ use proto::gcs::wire::ContainerRequest;
 use uvm::{GuestError, StartRequest, UtilityVm};
 
 use crate::series::{Series, print};
+use crate::working_set::{ONE_BY_ONE, forget, recorded};
 
 /// A slow machine's guest may take this long.
 const PERSONALIZE_LIMIT_MS: u64 = 60_000;
 
 struct Side {
     backend: BackendChoice,
+    /// No fork knows which pages it will write.
+    unknown: bool,
     /// From the request to the answer.
     fork: Series,
     /// Processor time of the VMM's process, the guest's included, up to the answer.
@@ -41,16 +44,24 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
     for name in ["scratch", "layer"] {
         File::create(folder.path().join(name))?.set_len(1 << 20)?;
     }
-    let side = |backend, name: &str| Side {
+    let side = |backend, unknown, name: &str| Side {
         backend,
+        unknown,
         fork: Series::new(format!("{name}, to the answer")),
         work: Series::new(format!("{name}, processor time")),
         call: Series::new(format!("{name}, a call to the guest")),
     };
-    let mut sides = [side(BackendChoice::Kvm, "own vmm"), side(BackendChoice::QemuKvm, "qemu, accel=kvm")];
+    let mut sides = [
+        side(BackendChoice::Kvm, false, "own vmm"),
+        side(BackendChoice::Kvm, true, &format!("own vmm, {ONE_BY_ONE}")),
+        side(BackendChoice::QemuKvm, false, "qemu, accel=kvm"),
+    ];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     for round in 0..=rounds {
         for side in &mut sides {
+            if side.unknown {
+                forget(&folder.path().join("templates"))?;
+            }
             let Took { fork, work, call } = runtime.block_on(fork(folder.path(), side.backend, round))?;
             if round > 0 {
                 side.fork.push(fork);
@@ -59,10 +70,11 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
             }
         }
     }
-    let [own, qemu] = sides;
-    print(&[own.fork, qemu.fork.clone()], &[&qemu.fork]);
-    println!("\n(at most 0.7x is asked for)\n");
-    print(&[own.work, qemu.work.clone()], &[&qemu.work]);
+    let [own, single, qemu] = sides;
+    print(&[own.fork, single.fork, qemu.fork.clone()], &[&qemu.fork]);
+    let (runs, pages) = recorded(&folder.path().join("templates"))?;
+    println!("\n(at most 0.7x is asked for; {pages} pages in {runs} pieces are copied at once)\n");
+    print(&[own.work, single.work, qemu.work.clone()], &[&qemu.work]);
     println!("\n(the round trip by the console's port)\n");
     print(&[own.call, qemu.call.clone()], &[&qemu.call]);
     Ok(())
@@ -94,6 +106,7 @@ async fn fork(folder: &Path, backend: BackendChoice, round: usize) -> anyhow::Re
         pod: false,
     };
     let vm = UtilityVm::start(request).await.with_context(|| format!("cannot start a utility VM on {backend:?}"))?;
+    vm.record_working_set().await;
     let report = vm.report();
     let work = super::memory::processor_time(*report.vmm_pids.first().context("a VMM has a process")?)?;
     let fork = Duration::from_micros(report.fork_us);

@@ -72,7 +72,7 @@ impl Frozen {
     pub fn fork(&mut self, process: Process) -> anyhow::Result<Took> {
         self.state.rewind()?;
         let disks = (0..SLOTS).map(|_| None).collect();
-        let request = Request::Fork { disks, rates: DiskRates::default() };
+        let request = Request::Fork { disks, rates: DiskRates::default(), working_set: Vec::new() };
         let mut began = Instant::now();
         let vmm = Vmm::spawn(&self.spec)?;
         let mut before = Duration::ZERO;

@@ -77,6 +77,7 @@ impl HypervSystem {
             };
             // None of the container's processes runs before both are there.
             let ((), (shares, init)) = tokio::try_join!(connect(&worker.vm, plan.network.as_ref()), make)?;
+            worker.vm.record_working_set().await;
             let files = FilesRelay::start(bundle.path(), worker.vm.guest().clone());
             Ok((init, shares, files.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?))
         };

@@ -125,6 +125,8 @@ async fn rehearse(vm: &UtilityVm, plan: &Plan) -> Result<(), Status> {
         let message = format!("the rehearsal's process ended with {}", ended.exit_code.min(255));
         return Err(Status::new(ErrorKind::Internal, message));
     }
+    // The image's own program was all that ran.
+    vm.record_working_set().await;
     for output in outputs {
         let mut rest = Vec::new();
         let read = output.take(OUTPUT_BYTES).read_to_end(&mut rest).await;

@@ -17,6 +17,7 @@ use proto::ErrorKind;
 use proto::control::DiskRates;
 use proto::network::NetworkRates;
 use tokio::net::UnixStream;
+use vmm::protocol::PageRun;
 
 use crate::disk::{DiskBinding, DiskError};
 use crate::guest_image::GuestImage;
@@ -212,6 +213,8 @@ pub struct FrozenMachine {
     pub memory: File,
     /// Processors and devices, in the backend's own format.
     pub state: File,
+    /// Pages of the memory that a fork writes first of all; none where that is not known, or the backend has no use for it.
+    pub working_set: Vec<PageRun>,
 }
 
 /// Makes machines. When: all methods may be called from several tasks at once.
@@ -219,6 +222,11 @@ pub struct FrozenMachine {
 pub trait Hypervisor: Send + Sync {
     /// What goes into the template's key for this backend.
     fn identity(&self) -> &BackendIdentity;
+
+    /// True if its forks take a [`FrozenMachine::working_set`].
+    fn takes_working_sets(&self) -> bool {
+        false
+    }
 
     /// Makes a machine that will boot `image`, paused before its first instruction. Its slots exist with nothing behind
     /// them. Its memory is the file `memory`, shared, so that what the guest writes is there.

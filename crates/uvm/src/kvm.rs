@@ -62,6 +62,10 @@ impl Hypervisor for OwnVmm {
         &self.identity
     }
 
+    fn takes_working_sets(&self) -> bool {
+        true
+    }
+
     async fn boot(
         &self,
         image: &GuestImage,
@@ -99,7 +103,7 @@ impl Hypervisor for OwnVmm {
         let mut files: Vec<OwnedFd> = vec![frozen.memory.into(), frozen.state.into()];
         files.extend(disk_files);
         files.extend(taps(network)?);
-        let request = Request::Fork { disks, rates: disks::rates(bindings.rates) };
+        let request = Request::Fork { disks, rates: disks::rates(bindings.rates), working_set: frozen.working_set };
         let waiting = match self.take_waiting(run_dir) {
             Some(waiting) => waiting,
             None => Waiting::start(&self.installation, config, run_dir).await?,

@@ -46,6 +46,7 @@ mod store;
 mod sys;
 mod template;
 mod utility_vm;
+mod working_set;
 
 pub use cgroup::join_cgroup;
 pub use connection::{GuestConnection, GuestError, GuestStream};

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! STORE/<template id>/{memory,state,manifest.json,seal.json}   files 0400, put in place by one rename
+//!      /<template id>/working-set.json   what its forks write first, once that is known
 //!      /.lock-<template id>     flock: who builds or removes this template
 //!      /.build-<template id>    a template being built; a stale one is removed by the next builder
 //!      /.removed-<template id>  a template being removed

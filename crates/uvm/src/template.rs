@@ -6,19 +6,22 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proto::TemplateId;
 use proto::control::Accelerator;
 use serde::{Deserialize, Serialize};
+use vmm::protocol::PageRun;
 
 use crate::digest::{sha256_of_reader, sha256_of_sparse};
 use crate::hypervisor::FrozenMachine;
 use crate::record;
+use crate::working_set::{self, Recording};
 
 pub(crate) const MEMORY_FILE: &str = "memory";
 pub(crate) const STATE_FILE: &str = "state";
 const MANIFEST_FILE: &str = "manifest.json";
+const WORKING_SET_FILE: &str = "working-set.json";
 const SEAL_FILE: &str = "seal.json";
 const HOST_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -106,6 +109,7 @@ pub(crate) struct Template {
     pub(crate) manifest: Manifest,
     memory: File,
     state: File,
+    folder: PathBuf,
 }
 
 impl Template {
@@ -118,7 +122,7 @@ impl Template {
         if manifest.id != *id {
             return Err(Damage::Manifest(format!("it names template {}", manifest.id)));
         }
-        let template = Self { manifest, memory, state };
+        let template = Self { manifest, memory, state, folder: folder.to_owned() };
         let seal = Seal::of(&template.memory, &template.state)?;
         let sealed = record::read::<Seal>(&folder.join(SEAL_FILE));
         template.compare_sizes(&seal)?;
@@ -134,7 +138,16 @@ impl Template {
 
     /// Hands the files over to a fork. The state is read by sequence, so each fork has an open file of its own.
     pub(crate) fn into_frozen(self) -> FrozenMachine {
-        FrozenMachine { memory: self.memory, state: self.state }
+        FrozenMachine { memory: self.memory, state: self.state, working_set: Vec::new() }
+    }
+
+    /// What a fork writes first of all, or what records it, if nobody has.
+    pub(crate) fn working_set(&self) -> io::Result<(Vec<PageRun>, Option<Recording>)> {
+        let path = self.folder.join(WORKING_SET_FILE);
+        match working_set::read(&path, self.manifest.memory_bytes) {
+            Some(pages) => Ok((pages, None)),
+            None => Ok((Vec::new(), Some(Recording { memory: self.memory.try_clone()?, path }))),
+        }
     }
 
     fn compare_sizes(&self, seal: &Seal) -> Result<(), Damage> {

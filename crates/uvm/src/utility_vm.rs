@@ -20,13 +20,16 @@ use crate::cgroup::{HostCgroup, Limits};
 use crate::connection::{GuestConnection, GuestError};
 use crate::disk::DiskBinding;
 use crate::guest_image::{GuestImage, GuestImageError};
-use crate::hypervisor::{ExitReason, Hypervisor, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit};
+use crate::hypervisor::{
+    ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit,
+};
 use crate::key::TemplateKey;
 use crate::machine::{MachineConfig, MachineConfigError, POD_CONTAINER_SLOTS};
 use crate::network_slots::NetworkSlots;
 use crate::personalize::{Identity, PersonalizeError, Personalized, personalize};
 use crate::store::{TemplateError, TemplateStore};
 use crate::template::Template;
+use crate::working_set::Recording;
 
 /// The slot of the scratch disk.
 const SCRATCH_SLOT: u32 = 0;
@@ -164,6 +167,8 @@ pub struct UtilityVm {
     cgroup: Mutex<Option<JoinHandle<HostCgroup>>>,
     /// It is killed: its cgroup is of no use any more. To make all of it takes longer than many a container lives.
     given_up: Arc<AtomicBool>,
+    /// Nobody has recorded what forks of its template write first.
+    recording: Mutex<Option<Recording>>,
 }
 
 impl std::fmt::Debug for UtilityVm {
@@ -194,7 +199,12 @@ impl UtilityVm {
         let slots = request.slots();
         let network = NetworkSlots::open(request.namespace.clone()).await.map_err(HypervisorError::from)?;
         let id = template.manifest.id.clone();
-        let frozen = template.into_frozen();
+        let (working_set, recording) = if prepared.hypervisor.takes_working_sets() {
+            template.working_set().map_err(TemplateError::store("open", &request.vm.template_store))?
+        } else {
+            Default::default()
+        };
+        let frozen = FrozenMachine { working_set, ..template.into_frozen() };
         let machine = prepared.hypervisor.fork(frozen, &prepared.machine, &slots, &network, &request.run_dir).await?;
         let machine: Arc<dyn VirtualMachine> = Arc::from(machine);
         tracing::debug!(us = began.elapsed().as_micros(), "the fork is loaded");
@@ -216,7 +226,17 @@ impl UtilityVm {
         };
         tracing::info!(template = %report.template, fork_us = report.fork_us, "forked a utility VM");
         let (layers, rates) = (layer_devices(&slots), Mutex::default());
-        Ok(Self { machine, guest, report, layers, network, rates, cgroup: Mutex::new(cgroup), given_up })
+        let (cgroup, recording) = (Mutex::new(cgroup), Mutex::new(recording));
+        Ok(Self { machine, guest, report, layers, network, rates, cgroup, given_up, recording })
+    }
+
+    /// Records which pages it has written by now, if nobody has for its template, so that later forks have them copied at once. When: its
+    /// container is made, and nothing of it runs; some milliseconds, once for a template.
+    pub async fn record_working_set(&self) {
+        if let (Some(recording), Some(&pid)) = (self.recording.lock().await.take(), self.report.vmm_pids.first()) {
+            let recorded = tokio::task::spawn_blocking(move || recording.make(pid)).await;
+            recorded.unwrap_or_else(|error| tracing::warn!(%error, "cannot record a template's working set"));
+        }
     }
 
     /// Gives a utility VM that has rehearsed and was renewed to a container: other disks behind its slots, entropy, clock

@@ -170,6 +170,36 @@ in_lab!(forks_are_unique_and_leave_the_template_alone, lab, {
     assert!(before == lab.template_bytes(), "the template's bytes changed");
 });
 
+in_lab!(what_forks_write_first_is_recorded_once_and_theirs_at_once, lab, {
+    let store = lab.private_store();
+    let vm = lab.start_in(&store, "recorded").await.unwrap();
+    let path = store.join(vm.report().template.as_str()).join("working-set.json");
+    vm.record_working_set().await;
+    if !vm.report().backend.starts_with("bulkhead-vmm") {
+        assert!(!path.exists(), "QEMU has no use for it");
+        return;
+    }
+    let read = || serde_json::from_slice::<Vec<serde_json::Value>>(&fs::read(&path).unwrap()).unwrap();
+    let pages = |runs: &[serde_json::Value]| runs.iter().map(|run| run["count"].as_u64().unwrap()).sum::<u64>();
+    assert!((50..4096).contains(&pages(&read())), "{:?}", read());
+    drop(vm);
+    // A page that no guest writes by itself so early: the memory's last but one.
+    let last = UtilityVmRequest::NOMINAL_MEMORY_BYTES / 4096 - 2;
+    fs::write(&path, serde_json::to_vec(&[serde_json::json!({"first": last, "count": 1})]).unwrap()).unwrap();
+    let own = |vm: &UtilityVm| lab::own_pages(vm.report().vmm_pids[0], "/memory");
+    let vm = lab.start_in(&store, "told").await.unwrap();
+    vm.record_working_set().await;
+    assert!(own(&vm).contains(&last), "{:?}", own(&vm));
+    assert_eq!(pages(&read()), 1, "a record is made once");
+    drop(vm);
+    // One that is of no use is made again.
+    fs::write(&path, "?").unwrap();
+    let vm = lab.start_in(&store, "untold").await.unwrap();
+    vm.record_working_set().await;
+    assert!(!own(&vm).contains(&last));
+    assert!(pages(&read()) >= 50);
+});
+
 in_lab!(a_truncated_and_an_altered_template_are_made_again, lab, {
     let store = lab.private_store();
     let first = lab.start_in(&store, "first").await.unwrap();

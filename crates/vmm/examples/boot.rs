@@ -91,7 +91,7 @@ fn main() {
     println!("ended: {:?}, state has {} bytes", vmm.child.wait(), state.metadata().unwrap().len());
     for _ in 0..3 {
         let began = Instant::now();
-        let request = Request::Fork { disks: vec![None; 4], rates: DiskRates::default() };
+        let request = Request::Fork { disks: vec![None; 4], rates: DiskRates::default(), working_set: Vec::new() };
         let mut fork =
             Vmm::start(program, &machine, &request, &[&File::open(&path).unwrap(), &File::open(&state_path).unwrap()]);
         let loaded = began.elapsed();

@@ -31,7 +31,7 @@ use crate::processor::cpuid;
 use crate::processor::gate::Gate;
 use crate::processor::registers::{self, ProcessorError, ProcessorState};
 use crate::processor::thread::{Runner, SharedVcpu};
-use crate::protocol::{DiskRates, GuestEnd, MachineSpec, NetworkRates};
+use crate::protocol::{DiskRates, GuestEnd, MachineSpec, NetworkRates, PageRun};
 use crate::state::{self, MachineState, StateError};
 use crate::virtio::block::disk::{Disk, DiskError};
 
@@ -220,8 +220,15 @@ impl Machine {
     }
 
     /// Makes it a copy of a frozen machine, paused. What its guest writes is its own.
-    pub(crate) fn fork(self, frozen: Frozen, disks: Vec<Option<Disk>>, rates: DiskRates) -> Result<Self, MachineError> {
+    pub(crate) fn fork(
+        self,
+        frozen: Frozen,
+        disks: Vec<Option<Disk>>,
+        rates: DiskRates,
+        working_set: &[PageRun],
+    ) -> Result<Self, MachineError> {
         frozen.memory.fill(&self.memory, Writes::Private)?;
+        frozen.memory.own(&self.memory, working_set)?;
         self.bind(disks, rates)?;
         self.restore(frozen.state)?;
         Ok(self)

@@ -11,6 +11,7 @@ use vm_memory::{Address as _, GuestAddress, GuestMemoryBackend as _, GuestMemory
 use vm_memory::{GuestRegionCollectionError, GuestRegionMmap};
 
 use crate::layout::{HOLE_BEGIN, HOLE_END};
+use crate::protocol::PageRun;
 use crate::sys;
 
 /// What devices reach of the guest. Every access through it is checked against the memory that there is.
@@ -18,6 +19,8 @@ pub(crate) type GuestMemory = GuestMemoryMmap<()>;
 
 /// Memory is a multiple of this.
 pub(crate) const GRANULE: u64 = 1 << 20;
+/// Bytes of a page in a working set.
+const PAGE: u64 = 4096;
 
 /// Who sees what the guest writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +60,9 @@ pub enum MemoryError {
     /// Its parts do not fit together.
     #[error("cannot put the memory together")]
     Regions(#[source] GuestRegionCollectionError),
+    /// Pages that it does not have are to be copied.
+    #[error("the working set is another memory's")]
+    WorkingSet,
     /// KVM does not take it.
     #[error("kvm refuses the memory")]
     Slot(#[source] kvm_ioctls::Error),
@@ -122,6 +128,25 @@ impl Image {
         }
         Ok(())
     }
+
+    /// Copies these pages of a private memory at once, instead of each when the guest first writes to it. When: it is filled. A kernel
+    /// before 5.14 cannot, and the guest does as well without.
+    pub(crate) fn own(&self, memory: &GuestMemory, pages: &[PageRun]) -> Result<(), MemoryError> {
+        for run in pages {
+            let (begin, bytes) = (u64::from(run.first) * PAGE, u64::from(run.count) * PAGE);
+            let place = memory.iter().zip(parts(self.bytes)).find_map(|(region, (_, length, offset))| {
+                let at = begin.checked_sub(offset)?;
+                (at + bytes <= length).then_some((region, at))
+            });
+            let (region, at) = place.ok_or(MemoryError::WorkingSet)?;
+            match sys::own(region, at, bytes) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
+                Err(error) => return Err(MemoryError::Map(error)),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Memory that is there at once.
@@ -177,6 +202,40 @@ pub(crate) mod tests {
             file.read_exact_at(&mut byte, 5).unwrap();
             assert_eq!(byte, [seen], "{writes:?}");
         }
+    }
+
+    #[test]
+    fn a_working_set_is_the_forks_own_before_it_writes() {
+        let file = tempfile::tempfile().unwrap();
+        let bytes = HOLE_BEGIN + GRANULE;
+        file.set_len(bytes).unwrap();
+        let image = Image::check(file.try_clone().unwrap(), bytes).unwrap();
+        let memory = reserve(bytes).unwrap();
+        image.fill(&memory, Writes::Private).unwrap();
+        let last = u32::try_from(bytes / PAGE).unwrap() - 1;
+        let run = |first, count| PageRun { first, count };
+        image.own(&memory, &[run(3, 2), run(last, 1)]).unwrap();
+        let own: Vec<u64> =
+            [(0, 2), (0, 3), (0, 4), (0, 5), (HOLE_END, last - u32::try_from(HOLE_BEGIN / PAGE).unwrap())]
+                .into_iter()
+                .filter(|&(begin, page)| is_own(&memory, GuestAddress(begin + u64::from(page) * PAGE)))
+                .map(|(begin, page)| begin + u64::from(page) * PAGE)
+                .collect();
+        assert_eq!(own, [3 * PAGE, 4 * PAGE, HOLE_END + GRANULE - PAGE]);
+        // The hole is in no file, and nothing is behind its end.
+        let across = run(u32::try_from(HOLE_BEGIN / PAGE).unwrap() - 1, 2);
+        for unfit in [across, run(last, 2), run(last + 1, 1), run(u32::MAX, u32::MAX)] {
+            assert!(matches!(image.own(&memory, &[unfit]), Err(MemoryError::WorkingSet)), "{unfit:?}");
+        }
+    }
+
+    /// The page is there, and no page of the file. Source: Linux admin-guide/mm/pagemap.rst.
+    fn is_own(memory: &GuestMemory, address: GuestAddress) -> bool {
+        let place = memory.get_host_address(address).unwrap().addr() as u64;
+        let mut entry = [0; 8];
+        File::open("/proc/self/pagemap").unwrap().read_exact_at(&mut entry, place / PAGE * 8).unwrap();
+        let entry = u64::from_ne_bytes(entry);
+        entry >> 63 == 1 && entry & 1 << 61 == 0
     }
 
     #[test]

@@ -96,6 +96,18 @@ pub struct NetworkRates {
     pub send_frames: Option<NonZeroU64>,
 }
 
+/// Runs of pages in one working set: they fit into a message many times.
+pub const MOST_RUNS: usize = 4096;
+
+/// Pages of the memory's file, one after the other. Shape: 4 KiB each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRun {
+    /// Number of the first.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
 /// What `uvm` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -119,6 +131,8 @@ pub enum Request {
         disks: Vec<Option<DiskSpec>>,
         /// How fast they may be.
         rates: DiskRates,
+        /// Pages of the memory that it will write before long, and that are to be its own at once.
+        working_set: Vec<PageRun>,
     },
     /// Lets the processors run.
     Resume,

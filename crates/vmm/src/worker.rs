@@ -68,12 +68,12 @@ fn first_requests(control: impl AsFd) -> Result<Option<Machine>, WorkerError> {
             let mut images = Images { kernel: &mut kernel, initramfs: &mut initramfs, command_line: &command_line };
             Ok(Some(machine.boot(memory, &mut images)?))
         }
-        Request::Fork { disks, rates } => {
+        Request::Fork { disks, rates, working_set } => {
             let (memory, state) = (File::from(descriptors.next()?), File::from(descriptors.next()?));
             let frozen = Frozen::read(machine.spec(), memory, state)?;
             let disks = descriptors.disks(disks)?;
             machine.attach(descriptors.taps(machine.spec())?)?;
-            Ok(Some(machine.fork(frozen, disks, rates)?))
+            Ok(Some(machine.fork(frozen, disks, rates, &working_set)?))
         }
         _ => Err(WorkerError::Request("the machine has no memory yet")),
     }

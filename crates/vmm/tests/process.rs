@@ -189,7 +189,11 @@ fn it_is_frozen_forked_and_gets_other_disks() {
     disk.set_len(1 << 20).unwrap();
     let half = || DiskSpec { read_only: true, parts: vec![1 << 19; 2] };
     let whole = Some(DiskSpec { read_only: false, parts: vec![1 << 20] });
-    let request = Request::Fork { disks: vec![whole.clone(), None, None, Some(half())], rates: DiskRates::default() };
+    let request = Request::Fork {
+        disks: vec![whole.clone(), None, None, Some(half())],
+        rates: DiskRates::default(),
+        working_set: Vec::new(),
+    };
     for _ in 0..2 {
         state.rewind().unwrap();
         let fork = Vmm::start();

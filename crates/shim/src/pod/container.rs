@@ -110,7 +110,9 @@ async fn create(
         file_system: false,
         disks,
     };
-    Ok((GuestProcess::create(worker, id, plan, &seat, caller).await?, shares))
+    let process = GuestProcess::create(worker, id, plan, &seat, caller).await?;
+    worker.vm.record_working_set().await;
+    Ok((process, shares))
 }
 
 impl PodContainer {

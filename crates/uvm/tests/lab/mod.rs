@@ -6,6 +6,7 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "part of the tests; each test binary uses a part of it")]
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -197,4 +198,23 @@ pub async fn until(limit: Duration, holds: impl Fn() -> bool) {
         assert!(began.elapsed() < limit, "it did not hold within {limit:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Numbers of the pages of a file that a process has written for itself; the file's path ends so.
+pub fn own_pages(process: u32, path_end: &str) -> Vec<u64> {
+    let pagemap = File::open(format!("/proc/{process}/pagemap")).unwrap();
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+    let mut own = Vec::new();
+    for line in maps.lines().filter(|line| line.ends_with(path_end)) {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let number = |text: &str| u64::from_str_radix(text, 16).unwrap() / 4096;
+        let (begin, end) = fields[0].split_once('-').unwrap();
+        let (begin, end, offset) = (number(begin), number(end), number(fields[2]));
+        let mut entries = vec![0; usize::try_from((end - begin) * 8).unwrap()];
+        pagemap.read_exact_at(&mut entries, begin * 8).unwrap();
+        let entries = entries.chunks_exact(8).map(|entry| u64::from_ne_bytes(entry.try_into().unwrap()));
+        let is_own = |entry: u64| entry >> 63 == 1 && entry & 1 << 61 == 0;
+        own.extend((offset..).zip(entries).filter(|&(_, entry)| is_own(entry)).map(|(page, _)| page));
+    }
+    own
 }

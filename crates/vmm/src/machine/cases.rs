@@ -64,7 +64,7 @@ fn fork(asked: MachineSpec, memory: File, state: File, disks: usize) -> MachineE
     let kvm = sys::kvm(OwnedFd::from(File::open("/dev/null").unwrap()));
     let made = Frozen::read(&asked, memory, state).and_then(|frozen| {
         let disks = (0..disks).map(|_| None).collect();
-        Machine::new(kvm, asked, behind())?.fork(frozen, disks, DiskRates::default())
+        Machine::new(kvm, asked, behind())?.fork(frozen, disks, DiskRates::default(), &[])
     });
     match made {
         Err(error) => error,

@@ -78,7 +78,7 @@ fn boot(memory: &File, images: &mut Images<'_>) -> Option<Machine> {
 
 fn fork(spec: MachineSpec, memory: &File, state: File, disks: usize) -> Result<Machine, MachineError> {
     let frozen = Frozen::read(&spec, memory.try_clone().unwrap(), state)?;
-    machine(spec).unwrap().fork(frozen, (0..disks).map(|_| None).collect(), DiskRates::default())
+    machine(spec).unwrap().fork(frozen, (0..disks).map(|_| None).collect(), DiskRates::default(), &[])
 }
 
 fn counter(machine: &Machine) -> u32 {
