@@ -40,7 +40,7 @@ pub struct LabArgs {
     #[arg(long, requires = "test")]
     quick: bool,
     /// Measure our own VMM beside QEMU in it, in so many rounds
-    #[arg(long, value_name = "ROUNDS", num_args = 0..=1, default_missing_value = "5", conflicts_with_all = ["command", "test"])]
+    #[arg(long, value_name = "ROUNDS", num_args = 0..=1, default_missing_value = "5", conflicts_with = "test")]
     bench: Option<u32>,
     /// Only suites whose name holds this word
     #[arg(long, value_name = "WORD", requires = "test")]
@@ -54,7 +54,7 @@ pub struct LabArgs {
     /// How long it may take, seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     limit: u64,
-    /// A command to run in it instead of a shell
+    /// A command to run in it instead of a shell; with --bench, flags of the benchmark for a part of it
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -83,7 +83,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         limits.silence = Some(suites::silence(&chosen));
         suites::job(&environment, &builds, &chosen, args.matching.as_deref())?
     } else if let Some(rounds) = args.bench {
-        suites::bench(&environment, rounds)
+        suites::bench(&environment, rounds, &args.command)
     } else {
         suites::shell(&environment, &args.command)
     };

@@ -257,12 +257,17 @@ pub fn job(environment: &Environment, builds: &Builds, suites: &[Suite], matchin
     Ok(script)
 }
 
-/// The script that measures our own VMM, in so many rounds. Programs are loaded at the same addresses each time: an emulator finds
+/// The script that measures our own VMM, in so many rounds: all of it, or what these flags of the benchmark's choose. Programs are loaded at the same addresses each time: an emulator finds
 /// translated code again by its address, and would charge every new process for the translation of all it runs.
-pub fn bench(environment: &Environment, rounds: u32) -> String {
+pub fn bench(environment: &Environment, rounds: u32, flags: &[String]) -> String {
     let program = quoted(&environment.target.join(BENCH).display().to_string());
     let fixed = "echo 0 > /proc/sys/kernel/randomize_va_space\n";
-    format!("{}{fixed}exec {program} --kvm --rounds {rounds}\n", prologue(environment))
+    let flags = if flags.is_empty() {
+        "--kvm".to_owned()
+    } else {
+        flags.iter().map(|flag| quoted(flag)).collect::<Vec<_>>().join(" ")
+    };
+    format!("{}{fixed}exec {program} {flags} --rounds {rounds}\n", prologue(environment))
 }
 
 /// The script for a person, or for one command.
