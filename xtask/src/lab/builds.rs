@@ -10,11 +10,12 @@ use crate::suite::BINARIES;
 use crate::workspace;
 
 /// The packages whose tests run in the lab, and the names of their test programs.
-const TESTS: [(&str, &str); 5] = [
+const TESTS: [(&str, &str); 6] = [
     ("bulkhead-container", "container"),
     ("bulkhead-uvm", "contract"),
     ("bulkhead-uvm", "container"),
     ("bulkhead-shim", "process"),
+    ("bulkhead-shim", "containerd"),
     ("bulkhead-e2e", "e2e"),
 ];
 const GUEST_IMAGE: [&str; 3] = ["boot/vmlinux", "boot/initramfs.cpio", "boot/manifest.json"];

@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 
 use super::root;
 
+/// Folders of the target folder that are mounted on: what tests of this build share is written there.
+pub const WRITTEN: [&str; 3] = ["tmp", "e2e", "shim-test-templates"];
+
 /// What goes onto the disk.
 #[derive(Debug)]
 pub struct Payload<'a> {
@@ -27,8 +30,7 @@ impl Payload<'_> {
     /// When a file is missing or lies elsewhere, or a file operation fails.
     pub fn pack(&self, tree: &Path, image: &Path) -> Result<()> {
         let target = tree.join("target");
-        // Both are mounted on: what tests of this build share is written.
-        for folder in ["tmp", "e2e"] {
+        for folder in WRITTEN {
             fs::create_dir_all(target.join(folder)).context("cannot make the payload's folders")?;
         }
         for (name, text) in self.scripts {

@@ -13,9 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::workspace;
 
 /// What is large and that nobody misses in there.
-const LEFT_OUT: [&str; 13] = [
-    "usr/bin/containerd",
-    "usr/bin/ctr",
+const LEFT_OUT: [&str; 11] = [
     "usr/bin/dnet",
     "usr/lib/x86_64-linux-gnu/perl",
     "usr/lib/x86_64-linux-gnu/perl-base",

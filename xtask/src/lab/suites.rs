@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::builds::{BENCH, Builds};
+use super::payload::WRITTEN;
 
 /// One test program with some of its tests.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +27,7 @@ pub struct Suite {
 }
 
 /// The suites, cheapest first.
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     Suite {
         name: "container",
         package: "bulkhead-container",
@@ -82,6 +83,15 @@ const SUITES: [Suite; 9] = [
         limit_s: 300,
     },
     Suite {
+        name: "ctr",
+        package: "bulkhead-shim",
+        program: "containerd",
+        arguments: &["side_by_side::", "standby::a_container_gets_the_vm_that_stands_by"],
+        quick: Some(&["side_by_side::a_lack_of_memory_is_told_when_it_happens"]),
+        backend: "auto",
+        limit_s: 600,
+    },
+    Suite {
         name: "qemu-e2e",
         package: "bulkhead-e2e",
         program: "e2e",
@@ -113,9 +123,10 @@ const SUITES: [Suite; 9] = [
 const MANY_FORKS: &str = "many-forks";
 
 /// End-to-end tests about what differs here: cgroup version 2, and QEMU on KVM. The others do not see a difference.
-const E2E: [&str; 12] = [
+const E2E: [&str; 13] = [
     "crashes::",
     "defaults::",
+    "events::a_lack_of_memory",
     "exec::its_",
     "exec::it_ends",
     "exit_codes::",
@@ -128,9 +139,10 @@ const E2E: [&str; 12] = [
     "templates::",
 ];
 /// One of each kind.
-const E2E_QUICK: [&str; 13] = [
+const E2E_QUICK: [&str; 14] = [
     "crashes::the_shim_is_killed_and_its_container_is_dead::process",
     "crashes::the_vmm_is_killed_and_only_its_container_ends",
+    "events::a_lack_of_memory_is_told_while_the_container_goes_on::process",
     "exec::its_exit_code_streams_and_options_are_its_own",
     "exit_codes::the_commands_own_code_is_passed_on",
     "forks::forks_at_once_differ_too",
@@ -145,11 +157,12 @@ const E2E_QUICK: [&str; 13] = [
 ];
 
 /// End-to-end tests of what a utility VM has a part in: each of its devices, its limits, its neighbours, its end.
-const E2E_KVM: [&str; 35] = [
+const E2E_KVM: [&str; 36] = [
     "copy::changes_are_listed::hyperv",
     "crashes::the_engine_is_killed_and_knows_everything_again::hyperv",
     "crashes::the_shim_is_killed_and_its_container_is_dead::hyperv",
     "crashes::the_vmm_is_killed_and_only_its_container_ends",
+    "events::a_lack_of_memory_is_told_while_the_container_goes_on::hyperv",
     "exec::it_works_while_output_flows::hyperv",
     "exec::its_exit_code_streams_and_options_are_its_own::hyperv",
     "forks::a_forks_clock",
@@ -284,7 +297,7 @@ pub fn shell(environment: &Environment, command: &[String]) -> String {
     script
 }
 
-/// The target folder where it is outside; tests write into two folders of it. The crates' folders exist too, since paths go
+/// The target folder where it is outside; tests write into three folders of it. The crates' folders exist too, since paths go
 /// through them.
 fn prologue(environment: &Environment) -> String {
     let (root, target) = (environment.root.display().to_string(), environment.target.display().to_string());
@@ -293,12 +306,13 @@ fn prologue(environment: &Environment) -> String {
         "target={target}\n\
          mkdir -p {root}/crates/container {root}/crates/uvm {root}/crates/shim \"$target\" /tmp/skips\n\
          mount --bind /lab/target \"$target\" || exit 1\n\
-         for name in tmp e2e; do\n\
+         for name in {}; do\n\
          mkdir -p /run/scratch/target/$name && mount --bind /run/scratch/target/$name \"$target/$name\" || exit 1\n\
          done\n\
          export BULKHEAD_GUEST_IMAGE=\"$target/boot\" BULKHEAD_TEST_BACKEND=auto BULKHEAD_TEST_ACCELERATOR=kvm\n\
          export BULKHEAD_VMM=\"$target/release/bulkhead-vmm\"\n\
-         export BULKHEAD_TEST_PATIENCE=10 BULKHEAD_E2E_SKIPS=/tmp/skips RUST_BACKTRACE=1 RUST_TEST_THREADS=2\n"
+         export BULKHEAD_TEST_PATIENCE=10 BULKHEAD_E2E_SKIPS=/tmp/skips RUST_BACKTRACE=1 RUST_TEST_THREADS=2\n",
+        WRITTEN.join(" ")
     )
 }
 

@@ -90,6 +90,11 @@ impl Said {
     }
 }
 
+/// `BULKHEAD_TEST_PATIENCE=10`: ten times the deadlines, for a slow machine.
+pub fn slowness() -> u32 {
+    std::env::var("BULKHEAD_TEST_PATIENCE").map_or(1, |times| times.parse().unwrap())
+}
+
 /// A containerd; dropped, it is killed, and its containers' shims with it.
 pub struct Containerd {
     /// On a tmpfs, as `/run` on a host, where bundles are.
@@ -152,14 +157,14 @@ impl Containerd {
         fs::write(at("config.toml"), configuration).unwrap();
         let own_network = cri.is_some();
         let daemon = spawn(folder.path(), own_network);
-        let this = Self { folder, kept, daemon, namespace, own_network, times: 1 };
+        let this = Self { folder, kept, daemon, namespace, own_network, times: slowness() };
         this.await_answer();
         this
     }
 
     /// So many containers at once keep the machine busy: everything may take longer.
     pub fn crowded(mut self, containers: usize) -> Self {
-        self.times = 1 + u32::try_from(containers / 10).unwrap();
+        self.times *= 1 + u32::try_from(containers / 10).unwrap();
         self
     }
 
@@ -190,7 +195,7 @@ impl Containerd {
     pub fn await_answer(&self) {
         let begin = Instant::now();
         while self.ctr(&["version"]).code != 0 {
-            assert!(begin.elapsed() < PATIENCE, "containerd does not answer: {}", self.log());
+            assert!(begin.elapsed() < self.patience(PATIENCE), "containerd does not answer: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::daemon::{Containerd, IMAGE, can_run, write_options};
+use crate::daemon::{Containerd, IMAGE, can_run, slowness, write_options};
 use crate::support::{guest_image, text};
 
 const RUNC: &str = "io.containerd.runc.v2";
@@ -51,7 +51,7 @@ impl Events {
 
     /// Topic, container, exec and exit code of each event of containers whose name begins so.
     fn of(&self, prefix: &str, last: &str) -> Vec<String> {
-        for _ in 0..200 {
+        for _ in 0..200 * slowness() {
             if self.told(prefix).iter().any(|line| line == last) {
                 break;
             }
@@ -215,7 +215,7 @@ impl Side<'_> {
 /// The lines of a file that somebody may still write.
 fn sorted(file: &std::path::Path) -> String {
     let mut lines = Vec::new();
-    for _ in 0..100 {
+    for _ in 0..100 * slowness() {
         let content = std::fs::read_to_string(file).unwrap_or_default();
         lines = content.lines().map(str::to_owned).collect();
         if lines.len() >= 2 {
