@@ -327,8 +327,9 @@ impl<'a> Side<'a> {
         let id = self.start(pod, "hungry", wish);
         self.see("killed for want of memory", self.end(&id));
         self.of_id::<Nothing>("RemoveContainer", &id).unwrap();
-        // One of its processes: it goes on itself, and its reason for ending some day is known already.
-        let mut wish = Wish::script("dd if=/dev/zero of=/dev/null bs=64M; while :; do sleep 0.02; done");
+        // One of its processes: it goes on itself, and its reason for ending some day is known already. Again and again, since runc's shim
+        // does not hear of what happens before it listens.
+        let mut wish = Wish::script("while :; do dd if=/dev/zero of=/dev/null bs=64M; sleep 0.2; done");
         wish.resources.memory_limit_in_bytes = 8 << 20;
         let id = self.start(pod, "survives", wish);
         let told =
