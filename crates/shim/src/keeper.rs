@@ -29,7 +29,7 @@ use crate::shim::{Calling, Ready, Shim};
 use crate::spec::GuestNames;
 use crate::standby::Standby;
 use crate::unique::unique_name;
-use crate::{serve, shares, sys};
+use crate::{presence, serve, shares, sys};
 
 /// Bound of one preparation, which takes about two seconds under software emulation.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -269,7 +269,7 @@ async fn become_shim(order: Order, standby: Standby, bundle: Bundle, taken: Take
 /// Answers when containerd has been away for longer than a new version of it takes to come. Shape: where it takes events.
 async fn containerd_ends(events: Option<&str>) {
     let Some(address) = events else { return std::future::pending().await };
-    let path = address.strip_prefix("unix://").unwrap_or(address);
+    let path = presence::path(address);
     let mut lost = None;
     loop {
         if let Ok(mut stream) = UnixStream::connect(path).await {

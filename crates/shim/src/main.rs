@@ -32,6 +32,7 @@ mod notices;
 mod parts;
 mod plan;
 mod pod;
+mod presence;
 mod process;
 mod reserve;
 mod rest;

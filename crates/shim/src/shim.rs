@@ -16,6 +16,7 @@ use crate::events::{Event, Publisher};
 use crate::foreign::{self, Foreign, Options, Part, Prepared};
 use crate::hyperv::HypervSystem;
 use crate::pod::{PodContainer, PodVm, Sandbox};
+use crate::presence::Presence;
 use crate::process::ProcessSystem;
 use crate::reserve::{Caller, Order, Successor};
 use crate::rest::Rest;
@@ -43,6 +44,8 @@ pub struct Shim {
     is_group: bool,
     /// See [`Calling`].
     caller: Option<Caller>,
+    /// Whether that is there.
+    containerd: Presence,
     /// A utility VM for the next container.
     successor: Arc<Successor>,
     /// The VM of the pod that it serves, if that has one.
@@ -99,6 +102,7 @@ impl Shim {
             warm_helper: SyncMutex::new(ready.helper),
             standby: SyncMutex::new(ready.standby),
             isolation: calling.isolation,
+            containerd: Presence::of(calling.caller.as_ref().and_then(|caller| caller.events.as_deref())),
             is_engines: AtomicBool::new(false),
             is_group: calling.is_group,
             caller: calling.caller,
@@ -152,13 +156,21 @@ impl Shim {
     /// Creates the container. Answers its first process's id. Nothing of it stays when it fails.
     ///
     /// # Errors
-    /// `AlreadyExists` when the shim has a task, or has that one if it serves a group; `FailedPrecondition` when it is about to end;
+    /// `Unavailable` when containerd has ended meanwhile; `AlreadyExists` when the shim has a task, or has that one if it serves a group; `FailedPrecondition` when it is about to end;
     /// what the bundle, the streams or the compute system say.
     pub async fn create(&self, request: CreateTaskRequest) -> Result<u32, Status> {
         self.rest.disturb();
         let id = request.id.clone();
+        let asker = self.containerd.asker();
         self.reserve(&id).await?;
-        let created = self.create_task(request).await;
+        let created = if asker.is_gone() { Err(nobody_waits()) } else { self.create_task(request).await };
+        let created = match created {
+            Ok((task, _)) if asker.is_gone() => {
+                discard(&task).await;
+                Err(nobody_waits())
+            }
+            created => created,
+        };
         let mut tasks = self.tasks.lock().await;
         match created {
             Ok((task, pid)) => {
@@ -373,6 +385,10 @@ impl Shim {
     pub async fn ended(&self) {
         self.ended.cancelled().await;
     }
+}
+
+fn nobody_waits() -> Status {
+    Status::new(ErrorKind::Unavailable, "the containerd that asked for the container has ended")
 }
 
 async fn discard(task: &Arc<Task>) {

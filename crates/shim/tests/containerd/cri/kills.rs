@@ -137,4 +137,5 @@ fn a_pod_in_a_vm_whose_containerd_or_shim_or_vmm_is_killed_at_any_request() {
     }
     kubelet.case(1, "StartContainer", Vmm, 100);
     kubelet.case(2, "StopPodSandbox", Daemon, 5);
+    kubelet.case(3, "RunPodSandbox", Daemon, 100);
 }
