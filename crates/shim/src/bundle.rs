@@ -94,7 +94,18 @@ impl ProcessRecord {
         let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return false };
         start_time(&stat) == Some(self.start_time) && !matches!(state_letter(&stat), Some('Z' | 'X'))
     }
+
+    /// True while the very process is about to go: of its files some may still be open, though nobody answers there any more. Source:
+    /// proc(5), `/proc/pid/stat`, flags; Linux include/linux/sched.h, `PF_EXITING`.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return false };
+        start_time(&stat) == Some(self.start_time) && flags(&stat).is_some_and(|flags| flags & PF_EXITING != 0)
+    }
 }
+
+/// It ends.
+const PF_EXITING: u32 = 4;
 
 /// Everything behind the command's closing parenthesis, since a command may hold spaces and parentheses.
 fn fields_after_command(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
@@ -103,6 +114,10 @@ fn fields_after_command(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
 
 fn start_time(stat: &str) -> Option<u64> {
     fields_after_command(stat)?.nth(19)?.parse().ok()
+}
+
+fn flags(stat: &str) -> Option<u32> {
+    fields_after_command(stat)?.nth(6)?.parse().ok()
 }
 
 fn state_letter(stat: &str) -> Option<char> {
@@ -338,6 +353,19 @@ mod tests {
         let me = ProcessRecord::of(process::id()).unwrap();
         assert!(me.is_alive());
         assert!(!ProcessRecord { start_time: me.start_time + 1, ..me }.is_alive());
+        assert!(!me.is_ending());
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let record = ProcessRecord::of(child.id()).unwrap();
+        assert!(record.is_alive() && !record.is_ending());
+        child.kill().unwrap();
+        // Nobody has asked for its end yet.
+        let begin = std::time::Instant::now();
+        while !record.is_ending() {
+            assert!(begin.elapsed() < std::time::Duration::from_secs(10));
+        }
+        assert!(!ProcessRecord { start_time: record.start_time + 1, ..record }.is_ending());
+        child.wait().unwrap();
+        assert!(!record.is_ending());
         let folder = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(folder.path().to_owned());
         assert_eq!(bundle.shim(), None);

@@ -49,8 +49,11 @@ pub fn run(flags: &Flags) -> anyhow::Result<DeleteResponse> {
         note(Err(error));
         Vec::new()
     });
-    let lives_on = Group::of(&bundle, flags).is_some_and(|group| group::answers(&group.socket()));
-    let shim = bundle.shim().filter(|_| !lives_on);
+    let shim = bundle.shim();
+    let answers = || Group::of(&bundle, flags).is_some_and(|group| group::answers(&group.socket()));
+    // One that was killed may be heard to be gone before its socket is closed.
+    let lives_on = !shim.is_some_and(|shim| shim.is_ending()) && answers();
+    let shim = shim.filter(|_| !lives_on);
     for record in shim.into_iter().chain(records.iter().copied()) {
         note(kill(record));
     }

@@ -1,6 +1,8 @@
 //! kill -9 of containerd, of a pod's shim and of its VMM while CRI is asked for something: a kubelet that then stops and removes what is
 //! listed, as it does, finds nothing in its way and leaves nothing.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,8 +24,19 @@ const REQUESTS: [(&str, &[u64]); 4] = [
     ("StopPodSandbox", &[20, 5, 60, 150]),
 ];
 
+/// A shim that nobody ends ends by itself in 10 s.
+const SOCKETS_GONE: Duration = Duration::from_secs(20);
+
+/// Those that groups' shims listen on.
+fn sockets() -> BTreeSet<OsString> {
+    let entries = std::fs::read_dir("/run/bulkhead/s").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    entries.filter(|name| name.to_string_lossy().starts_with("group-")).collect()
+}
+
 struct Kubelet {
     containerd: Containerd,
+    /// What others have left.
+    sockets: BTreeSet<OsString>,
     handler: &'static str,
 }
 
@@ -104,6 +117,15 @@ impl Kubelet {
         });
         let left = self.containerd.await_nothing_but(&[]);
         assert!(left.is_empty(), "{what}: left behind: {left:#?}\n{}", self.containerd.log());
+        let (mut left, begin) = (BTreeSet::new(), Instant::now());
+        while begin.elapsed() < SOCKETS_GONE {
+            left = sockets().difference(&self.sockets).cloned().collect();
+            if left.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("{what}: sockets left behind: {left:?}\n{}", self.containerd.log());
     }
 
     fn all(&mut self, victims: &[Victim]) {
@@ -124,14 +146,16 @@ fn a_pod_whose_containerd_or_shim_is_killed_at_any_request() {
     if !can_run() {
         return;
     }
-    let mut kubelet = Kubelet { containerd: Containerd::with_cri(Path::new("/nosuch")), handler: "bulkhead" };
+    let containerd = Containerd::with_cri(Path::new("/nosuch"));
+    let mut kubelet = Kubelet { containerd, sockets: sockets(), handler: "bulkhead" };
     kubelet.all(if is_whole() { &[Daemon, Shim] } else { &[Shim] });
 }
 
 #[test]
 fn a_pod_in_a_vm_whose_containerd_or_shim_or_vmm_is_killed_at_any_request() {
     let (true, Some((_folder, options))) = (can_run(), options()) else { return };
-    let mut kubelet = Kubelet { containerd: Containerd::with_cri(&options), handler: "bulkhead-hyperv" };
+    let containerd = Containerd::with_cri(&options);
+    let mut kubelet = Kubelet { containerd, sockets: sockets(), handler: "bulkhead-hyperv" };
     if is_whole() {
         return kubelet.all(&[Daemon, Shim, Vmm]);
     }
