@@ -140,7 +140,7 @@ pub struct Flags {
     pub print: Option<Print>,
 
     /// How long a forked utility VM may take to personalize, in milliseconds: one that is slower is destroyed
-    #[arg(long, default_value_t = 2000, value_name = "MS")]
+    #[arg(long, default_value_t = 10_000, value_name = "MS")]
     pub personalize_timeout_ms: u64,
 }
 

@@ -81,7 +81,7 @@ impl Default for Options {
             scratch_mib: 20 << 10,
             pod_memory_mib: None,
             pod_cpus: None,
-            personalize_timeout_ms: 2000,
+            personalize_timeout_ms: 10_000,
             standby_vms: None,
             standby_unused_s: 5 * 60,
         }
