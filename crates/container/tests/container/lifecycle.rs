@@ -111,8 +111,8 @@ fn delete_kills_what_is_left() {
 }
 
 fn a_fork_bomb_is_removed() {
-    // The sign is given without a fork, for which there may be no room any more.
-    let mut fixture = Fixture::new("f() { f & f & }; f; : > /ready; f; f; exec sleep 100");
+    // A shell that has no room for a fork ends, so the first process makes only one, at first, when there is room.
+    let mut fixture = Fixture::new("f() { f & f & wait; }; f & : > /ready; exec sleep 100");
     fixture.set("/linux/resources/pids", json!({ "limit": 100 }));
     let (container, started) = fixture.start();
     fixture.await_file("ready");

@@ -87,7 +87,7 @@ fn devices_are_denied_by_a_program() {
 
 fn a_fork_bomb_is_killed_at_once() {
     // No pids controller here: the bomb is bounded as a user's processes are, since root's are not.
-    let mut fixture = Fixture::new("f() { f & f & }; f; touch /tmp/ready; f; f; exec sleep 100");
+    let mut fixture = Fixture::new("f() { f & f & wait; }; f & : > /tmp/ready; exec sleep 100");
     fs::set_permissions(fixture.rootfs().join("tmp"), fs::Permissions::from_mode(0o777)).unwrap();
     fixture.set("/annotations", json!({ "dev.bulkhead.user": "app" }));
     fixture.set("/process/rlimits", json!([{ "type": "RLIMIT_NPROC", "hard": 80, "soft": 80 }]));
