@@ -25,18 +25,28 @@ pub enum Part {
     Minimum,
     /// Forks of the true guest, to its answer.
     Forks,
+    /// Private memory of what idles.
+    Memory,
 }
 
 /// What the issue asks of each part is printed beside it.
 pub fn measure(rounds: usize) -> anyhow::Result<()> {
     let without = measure_runs(rounds)?;
-    println!("\n# Private memory of what idles\n");
-    memory::measure(&without)?;
+    measure_memory(&without)?;
     println!("\n# {} MiB out of an exec, over the guest connection behind the one wall\n", output::MIB);
     output::measure(&without, rounds)?;
     drop(without);
     measure_minimum(rounds)?;
     measure_forks(rounds)
+}
+
+/// Shape: `host` keeps nothing that stands by, and has a template.
+fn measure_memory(host: &TestHost) -> anyhow::Result<()> {
+    println!("\n# Private memory of what idles\n");
+    memory::measure(host)?;
+    println!("\n# The same of what waits for a container, and of one that got it\n");
+    memory::measure_waiting(&self::host(None)?);
+    Ok(())
 }
 
 /// Up to the guest's answer.
@@ -48,9 +58,10 @@ fn measure_forks(rounds: usize) -> anyhow::Result<()> {
 /// End to end; what is left is the engine without a VM that stands by.
 fn measure_runs(rounds: usize) -> anyhow::Result<TestHost> {
     println!("\n# From `docker run --rm` to its exit, real docker CLI, `--network none` ({rounds} rounds in turn)\n");
-    let standby = host(1)?;
-    let without = host(0)?;
-    run_to_exit::measure_on_kvm(&standby, &without, rounds)?;
+    let standby = host(Some(1))?;
+    let by_default = host(None)?;
+    let without = host(Some(0))?;
+    run_to_exit::measure_on_kvm(&standby, &by_default, &without, rounds)?;
     Ok(without)
 }
 
@@ -60,6 +71,7 @@ pub fn measure_part(part: Part, rounds: usize) -> anyhow::Result<()> {
         Part::Runs => measure_runs(rounds).map(drop),
         Part::Minimum => measure_minimum(rounds),
         Part::Forks => measure_forks(rounds),
+        Part::Memory => measure_memory(&host(Some(0))?),
     }
 }
 
@@ -69,9 +81,10 @@ fn measure_minimum(rounds: usize) -> anyhow::Result<()> {
     sizes::measure(rounds)
 }
 
-/// An engine of our own over our own VMM; both share one template.
-fn host(standby: u32) -> anyhow::Result<TestHost> {
-    let flags = vec!["--backend=kvm".to_owned(), format!("--standby-vms={standby}"), "--log-level=warn".to_owned()];
-    let options = HostOptions { flags, ..HostOptions::default() };
+/// An engine of our own over our own VMM; all share one template.
+fn host(standby: Option<u32>) -> anyhow::Result<TestHost> {
+    let mut flags = vec!["--backend=kvm".to_owned(), "--log-level=warn".to_owned()];
+    flags.extend(standby.map(|count| format!("--standby-vms={count}")));
+    let options = HostOptions { flags, default_standby: standby.is_none(), ..HostOptions::default() };
     TestHost::start_own_with(Wall::Hyperv, &options).context("this machine lacks what the line above names")
 }

@@ -38,7 +38,7 @@ pub fn measure(
         sides.push(theirs(dockerd, name.clone(), &[]));
         sides.push(theirs(dockerd, format!("{name}, --network none"), &["--network=none"]));
     }
-    time(&mut sides, host, rounds)?;
+    time(&mut sides, &[host], rounds)?;
     let series: Vec<Series> = sides.into_iter().map(|(series, _)| series).collect();
     let peers: Vec<&Series> = series[own..].iter().collect();
     print(&series, &peers);
@@ -47,7 +47,12 @@ pub fn measure(
 }
 
 /// Our own VMM's containers beside process containers; without a network, which the lab has not.
-pub fn measure_on_kvm(host: &TestHost, without_standby: &TestHost, rounds: usize) -> anyhow::Result<()> {
+pub fn measure_on_kvm(
+    host: &TestHost,
+    by_default: &TestHost,
+    without_standby: &TestHost,
+    rounds: usize,
+) -> anyhow::Result<()> {
     let (process, hyperv) = (["--isolation=process", "--network=none"], ["--isolation=hyperv", "--network=none"]);
     let unknowing = || {
         forget(without_standby.template_store())?;
@@ -56,10 +61,11 @@ pub fn measure_on_kvm(host: &TestHost, without_standby: &TestHost, rounds: usize
     let mut sides: Vec<Side<'_>> = vec![
         ours(host, "process", &process),
         ours(host, "hyperv, a VM standing by", &hyperv),
-        ours(without_standby, "hyperv, forked", &hyperv),
-        (Series::new(format!("hyperv, forked, {ONE_BY_ONE}")), Box::new(unknowing)),
+        ours(by_default, "hyperv, a process waiting", &hyperv),
+        ours(without_standby, "hyperv, nothing standing by", &hyperv),
+        (Series::new(format!("hyperv, nothing standing by, {ONE_BY_ONE}")), Box::new(unknowing)),
     ];
-    time(&mut sides, host, rounds)?;
+    time(&mut sides, &[host, by_default], rounds)?;
     let series: Vec<Series> = sides.into_iter().map(|(series, _)| series).collect();
     print(&series, &[&series[0]]);
     println!("\n(at most 2x of process is asked for)");
@@ -67,15 +73,15 @@ pub fn measure_on_kvm(host: &TestHost, without_standby: &TestHost, rounds: usize
 }
 
 /// Every side once per round, in turn, after one round that does not count.
-fn time(sides: &mut [Side<'_>], host: &TestHost, rounds: usize) -> anyhow::Result<()> {
-    let standby = Standby::new(host);
+fn time(sides: &mut [Side<'_>], hosts: &[&TestHost], rounds: usize) -> anyhow::Result<()> {
+    let standbys: Vec<Standby<'_>> = hosts.iter().map(|host| Standby::new(host)).collect();
     for round in 0..=rounds {
         for (series, command) in sides.iter_mut() {
             let mut command = command().with_context(|| format!("{} cannot be prepared", series.name))?;
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
             // Before the first round has ended, none is prepared.
             if round > 0 {
-                standby.wait();
+                standbys.iter().for_each(|standby| _ = standby.wait());
             }
             let began = Instant::now();
             let output = command.output().context("the docker CLI does not start")?;

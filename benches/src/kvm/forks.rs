@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use proto::control::{BackendChoice, UtilityVmRequest};
 use proto::gcs::wire::ContainerRequest;
-use uvm::{GuestError, StartRequest, UtilityVm};
+use uvm::{GuestError, StartRequest, UtilityVm, WaitingVmm};
 
 use crate::series::{Series, print};
 use crate::working_set::{ONE_BY_ONE, forget, recorded};
 
+/// More than a process takes to build its jail.
+const READY: Duration = Duration::from_millis(500);
 /// A slow machine's guest may take this long.
 const PERSONALIZE_LIMIT_MS: u64 = 60_000;
 
@@ -20,6 +22,8 @@ struct Side {
     backend: BackendChoice,
     /// No fork knows which pages it will write.
     unknown: bool,
+    /// A process waits for each fork, as it does for the engine's.
+    waiting: bool,
     /// From the request to the answer.
     fork: Series,
     /// Processor time of the VMM's process, the guest's included, up to the answer.
@@ -44,17 +48,19 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
     for name in ["scratch", "layer"] {
         File::create(folder.path().join(name))?.set_len(1 << 20)?;
     }
-    let side = |backend, unknown, name: &str| Side {
+    let side = |backend, name: &str| Side {
         backend,
-        unknown,
+        unknown: false,
+        waiting: false,
         fork: Series::new(format!("{name}, to the answer")),
         work: Series::new(format!("{name}, processor time")),
         call: Series::new(format!("{name}, a call to the guest")),
     };
     let mut sides = [
-        side(BackendChoice::Kvm, false, "own vmm"),
-        side(BackendChoice::Kvm, true, &format!("own vmm, {ONE_BY_ONE}")),
-        side(BackendChoice::QemuKvm, false, "qemu, accel=kvm"),
+        Side { waiting: true, ..side(BackendChoice::Kvm, "own vmm, a process waiting") },
+        side(BackendChoice::Kvm, "own vmm"),
+        Side { unknown: true, ..side(BackendChoice::Kvm, &format!("own vmm, {ONE_BY_ONE}")) },
+        side(BackendChoice::QemuKvm, "qemu, accel=kvm"),
     ];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     for round in 0..=rounds {
@@ -62,7 +68,8 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
             if side.unknown {
                 forget(&folder.path().join("templates"))?;
             }
-            let Took { fork, work, call } = runtime.block_on(fork(folder.path(), side.backend, round))?;
+            let forked = fork(folder.path(), side.backend, side.waiting, round);
+            let Took { fork, work, call } = runtime.block_on(forked)?;
             if round > 0 {
                 side.fork.push(fork);
                 side.work.push(work);
@@ -70,17 +77,17 @@ pub fn measure(rounds: usize) -> anyhow::Result<()> {
             }
         }
     }
-    let [own, single, qemu] = sides;
-    print(&[own.fork, single.fork, qemu.fork.clone()], &[&qemu.fork]);
+    let [waiting, own, single, qemu] = sides;
+    print(&[waiting.fork, own.fork, single.fork, qemu.fork.clone()], &[&qemu.fork]);
     let (runs, pages) = recorded(&folder.path().join("templates"))?;
     println!("\n(at most 0.7x is asked for; {pages} pages in {runs} pieces are copied at once)\n");
-    print(&[own.work, single.work, qemu.work.clone()], &[&qemu.work]);
+    print(&[waiting.work, own.work, single.work, qemu.work.clone()], &[&qemu.work]);
     println!("\n(the round trip by the console's port)\n");
     print(&[own.call, qemu.call.clone()], &[&qemu.call]);
     Ok(())
 }
 
-async fn fork(folder: &Path, backend: BackendChoice, round: usize) -> anyhow::Result<Took> {
+async fn fork(folder: &Path, backend: BackendChoice, waits: bool, round: usize) -> anyhow::Result<Took> {
     let vm = UtilityVmRequest {
         template_store: folder.join("templates"),
         guest_image: guest_image()?,
@@ -92,11 +99,15 @@ async fn fork(folder: &Path, backend: BackendChoice, round: usize) -> anyhow::Re
         personalize_timeout_ms: PERSONALIZE_LIMIT_MS,
         disk_rates: proto::control::DiskRates::default(),
     };
+    let run_dir = folder.join(format!("run{round}"));
+    let waiting = if waits { WaitingVmm::start(&vm, &run_dir).await? } else { None };
+    // It gets ready meanwhile.
+    tokio::time::sleep(if waits { READY } else { Duration::ZERO }).await;
     let request = StartRequest {
         vm: &vm,
         scratch: folder.join("scratch"),
         layers: vec![folder.join("layer")],
-        run_dir: folder.join(format!("run{round}")),
+        run_dir,
         hostname: "bench".to_owned(),
         domainname: String::new(),
         cgroup: None,
@@ -105,7 +116,9 @@ async fn fork(folder: &Path, backend: BackendChoice, round: usize) -> anyhow::Re
         network: proto::gcs::wire::Network::new(),
         pod: false,
     };
-    let vm = UtilityVm::start(request).await.with_context(|| format!("cannot start a utility VM on {backend:?}"))?;
+    let vm = UtilityVm::start_in(waiting, request)
+        .await
+        .with_context(|| format!("cannot start a utility VM on {backend:?}"))?;
     vm.record_working_set().await;
     let report = vm.report();
     let work = super::memory::processor_time(*report.vmm_pids.first().context("a VMM has a process")?)?;

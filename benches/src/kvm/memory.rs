@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bulkhead_e2e::TestHost;
+use bulkhead_e2e::{IMAGE, TestHost};
 
 use crate::footprint::IdleMemory;
 
@@ -29,6 +29,15 @@ pub fn measure(host: &TestHost) -> anyhow::Result<()> {
         mib(split.own_dirty_kib)
     );
     Ok(())
+}
+
+/// A process that waits with its shim. Shape: `host` keeps what an engine keeps by default.
+pub fn measure_waiting(host: &TestHost) {
+    // Before the first hyperv container nothing waits.
+    host.docker(&["run", "--rm", "--isolation=hyperv", "--network=none", IMAGE, "true"]).ok();
+    let mut memory = IdleMemory::new();
+    memory.of_standby(host);
+    memory.print();
 }
 
 /// Private memory of a VMM's process.

@@ -1,4 +1,4 @@
-//! The utility VM that stands by for the next hyperv container: when it is made, who gets it, when it goes.
+//! What stands by for the next hyperv container, a utility VM or a process to fork one in: when it is made, who gets it, when it goes.
 //!
 //! ```text
 //!          a hyperv container has started, QUIET without another          its shim serves
@@ -11,7 +11,7 @@
 //! Nothing is kept before the first hyperv container of the engine's run has started: then its template exists, and a
 //! host without such containers pays nothing. How a VM is made is the preparer's knowledge: this module knows no engine.
 
-mod vm;
+mod shim;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,15 +20,25 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-pub use vm::StandbyVm;
+pub use shim::StandbyShim;
 
 /// How long no hyperv container may have been starting before a VM is prepared, so that a burst of starts is not slowed
 /// by preparations that take its processors.
 pub const QUIET: Duration = Duration::from_millis(500);
-/// How long the VM is kept without any start of a hyperv container; it costs some 100 MiB.
+/// How long it is kept without any start of a hyperv container.
 pub const UNUSED: Duration = Duration::from_secs(5 * 60);
 /// Bound of one preparation, which takes about two seconds under software emulation.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What stands by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// A utility VM that has rehearsed: some 60 MiB.
+    #[default]
+    Vm,
+    /// A hypervisor's process that waits for a fork, where that is quick by itself: 2 to 5 MiB with its shim.
+    Process,
+}
 
 /// What can stand by.
 pub trait Vm {
@@ -41,7 +51,7 @@ pub trait Prepare {
     /// What it makes.
     type Vm: Vm;
     /// Begins to make one.
-    async fn begin(&self) -> Result<Self::Vm, String>;
+    async fn begin(&self, kind: Kind) -> Result<Self::Vm, String>;
     /// Waits until it is ready, without a bound.
     async fn ready(&self, vm: &Self::Vm) -> Result<(), String>;
     /// Takes it down; what is left of it goes too. `fault` is why, unless that is in order.
@@ -60,10 +70,12 @@ enum Slot<V> {
 struct Starts {
     under_way: u32,
     succeeded: u64,
+    /// What the last of these pays for.
+    wanted: Kind,
 }
 
 /// The place for the one VM that stands by.
-pub struct Standby<V = StandbyVm> {
+pub struct Standby<V = StandbyShim> {
     slot: Mutex<Slot<V>>,
     starts: watch::Sender<Starts>,
 }
@@ -74,9 +86,12 @@ pub struct Start<'a> {
 }
 
 impl Start<'_> {
-    /// The container runs: others may follow.
-    pub fn succeeded(self) {
-        self.starts.send_modify(|starts| starts.succeeded += 1);
+    /// The container runs: others may follow, for which this is to stand by.
+    pub fn succeeded(self, wanted: Kind) {
+        self.starts.send_modify(|starts| {
+            starts.succeeded += 1;
+            starts.wanted = wanted;
+        });
     }
 }
 
@@ -158,22 +173,22 @@ impl<V: Vm> Standby<V> {
             if stopping.run_until_cancelled(quiet(&mut starts)).await.is_none() {
                 break;
             }
-            let succeeded = starts.borrow().succeeded;
+            let Starts { succeeded, wanted, .. } = *starts.borrow();
             if succeeded > served {
                 served = succeeded;
-                self.fill(preparer, stopping).await;
+                self.fill(preparer, wanted, stopping).await;
             }
         }
         self.close(preparer).await;
     }
 
-    async fn fill<P: Prepare<Vm = V>>(&self, preparer: &P, stopping: &CancellationToken) {
+    async fn fill<P: Prepare<Vm = V>>(&self, preparer: &P, kind: Kind, stopping: &CancellationToken) {
         if matches!(&*self.slot(), Slot::Ready(vm) if vm.is_alive()) {
             return;
         }
         self.clear(preparer, Some("it ended by itself")).await;
         *self.slot() = Slot::Preparing;
-        let made = prepare(preparer, stopping).await;
+        let made = prepare(preparer, kind, stopping).await;
         *self.slot() = made.map_or(Slot::Empty, Slot::Ready);
     }
 
@@ -210,9 +225,9 @@ async fn quiet(starts: &mut watch::Receiver<Starts>) {
     }
 }
 
-async fn prepare<P: Prepare>(preparer: &P, stopping: &CancellationToken) -> Option<P::Vm> {
+async fn prepare<P: Prepare>(preparer: &P, kind: Kind, stopping: &CancellationToken) -> Option<P::Vm> {
     let deadline = Instant::now() + PATIENCE;
-    let vm = match preparer.begin().await {
+    let vm = match preparer.begin(kind).await {
         Ok(vm) => vm,
         Err(error) => {
             tracing::warn!(error, "cannot prepare a utility VM to stand by");

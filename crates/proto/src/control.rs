@@ -167,6 +167,9 @@ pub struct DiskRates {
 impl UtilityVmRequest {
     /// Memory of a utility VM of the nominal size, in bytes; larger sizes double it.
     pub const NOMINAL_MEMORY_BYTES: u64 = 1 << 30;
+    /// Name of the file in the folder of a shim that is to have no more stand by than a hypervisor's process: what is asked for most
+    /// likely. Without it there is a container's bundle to rehearse.
+    pub const WAITING_FILE_NAME: &'static str = "waiting.json";
 }
 
 /// Which hypervisor backend to use.

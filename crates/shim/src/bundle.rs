@@ -6,7 +6,7 @@ use std::{fs, process};
 
 use oci_spec::runtime::Spec;
 use proto::ErrorKind;
-use proto::control::{ContainerBundle, ExitReport, UtilityVmReport};
+use proto::control::{ContainerBundle, ExitReport, UtilityVmReport, UtilityVmRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::state::Exit;
@@ -187,6 +187,14 @@ impl Bundle {
     /// [`BundleError`] when it cannot be written.
     pub fn write_container(&self, container: &ContainerBundle) -> Result<(), BundleError> {
         self.write_json(ContainerBundle::FILE_NAME, container)
+    }
+
+    /// For what a hypervisor's process is to wait here, if one is to.
+    ///
+    /// # Errors
+    /// [`BundleError`] when it is there and malformed.
+    pub fn waiting(&self) -> Result<Option<UtilityVmRequest>, BundleError> {
+        self.read_json(UtilityVmRequest::WAITING_FILE_NAME)
     }
 
     /// How the container ended, if that was recorded.

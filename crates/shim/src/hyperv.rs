@@ -25,7 +25,7 @@ use crate::metrics::Usage;
 use crate::network;
 use crate::plan::{Plan, Seat};
 use crate::shares::Shares;
-use crate::standby::Standby;
+use crate::standby::{Rehearsed, Standby};
 use crate::stdio::Fifos;
 use guest_process::{Caller, GuestProcess};
 use worker::{Worker, connect};
@@ -158,14 +158,20 @@ impl HypervSystem {
 }
 
 async fn start_vm(bundle: &Bundle, plan: &Plan, standby: Option<Standby>) -> Result<Worker, Status> {
-    if let Some(vm) = adopt(bundle, plan, standby).await {
+    let (rehearsed, waiting) = match standby {
+        Some(Standby::Rehearsed(rehearsed)) => (Some(*rehearsed), None),
+        Some(Standby::Waiting(waiting)) => (None, Some(waiting)),
+        None => (None, None),
+    };
+    if let Some(vm) = adopt(bundle, plan, rehearsed).await {
         return Ok(Worker::of(vm, plan.cgroup.clone(), plan.foreign_namespace.clone()));
     }
-    worker::start(plan.start_request(bundle.vm_dir()), &plan.cgroup, plan.foreign_namespace.as_ref()).await
+    let request = plan.start_request(bundle.vm_dir());
+    worker::start(waiting, request, &plan.cgroup, plan.foreign_namespace.as_ref()).await
 }
 
 /// The VM that stands by, if there is one and it serves. Nothing of the container depends on it: without it one is forked.
-async fn adopt(bundle: &Bundle, plan: &Plan, standby: Option<Standby>) -> Option<UtilityVm> {
+async fn adopt(bundle: &Bundle, plan: &Plan, standby: Option<Rehearsed>) -> Option<UtilityVm> {
     let standby = standby?;
     if !standby.fits(&plan.vm) {
         tracing::info!("the utility VM that stood by is not what this container asks for");

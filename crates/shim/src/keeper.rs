@@ -27,7 +27,7 @@ use crate::plan::Plan;
 use crate::reserve::{self, Claim, Offer, Order, Place};
 use crate::shim::{Calling, Ready, Shim};
 use crate::spec::GuestNames;
-use crate::standby::Standby;
+use crate::standby::{Rehearsed, Standby};
 use crate::unique::unique_name;
 use crate::{presence, serve, shares, sys};
 
@@ -74,7 +74,7 @@ async fn keep(order: Order, place: &Place, listener: StdListener) -> anyhow::Res
 }
 
 /// Answers with the VM and who has taken it, or `None` when none is needed any more.
-async fn stand_by(order: &Order, place: &Place, listener: &UnixListener) -> anyhow::Result<Option<(Standby, Taken)>> {
+async fn stand_by(order: &Order, place: &Place, listener: &UnixListener) -> anyhow::Result<Option<(Rehearsed, Taken)>> {
     let gone = containerd_ends(order.caller.events.as_deref());
     tokio::pin!(gone);
     let prepared = tokio::select! {
@@ -119,7 +119,7 @@ async fn turn_away(listener: &UnixListener) -> io::Error {
 }
 
 /// Makes the VM, and opens the place.
-async fn prepare(order: &Order, place: &Place) -> anyhow::Result<Standby> {
+async fn prepare(order: &Order, place: &Place) -> anyhow::Result<Rehearsed> {
     while let Some(left) = reserve::quiet_in() {
         tokio::time::sleep(left).await;
     }
@@ -130,13 +130,13 @@ async fn prepare(order: &Order, place: &Place) -> anyhow::Result<Standby> {
     Ok(standby)
 }
 
-async fn rehearse(order: &Order) -> anyhow::Result<Standby> {
+async fn rehearse(order: &Order) -> anyhow::Result<Rehearsed> {
     let (options, namespace) = (order.options.clone(), order.caller.namespace.clone());
     let made = tokio::task::spawn_blocking(move || foreign::rehearsal(&options, &namespace)).await?;
     let (spec, prepared) = made.context("cannot make a rehearsal")?;
     let plan = Plan::of(spec, Some(prepared.container), &GuestNames::alone())?;
     // Its folder has another name when it is a container's.
-    let standby = Standby::prepare(&Bundle::at(PathBuf::from(".")), plan).await;
+    let standby = Rehearsed::prepare(&Bundle::at(PathBuf::from(".")), plan).await;
     // Until here the VM was to find them.
     drop(prepared.files);
     standby.context("cannot have a utility VM stand by")
@@ -177,7 +177,7 @@ struct Taken {
 }
 
 /// Makes the offer. Nothing has happened when it is not taken, but that later mounts of the host's are seen.
-async fn claimed(stream: UnixStream, standby: &Standby) -> io::Result<Taken> {
+async fn claimed(stream: UnixStream, standby: &Rehearsed) -> io::Result<Taken> {
     let start = stream.peer_cred()?.pid().ok_or_else(|| io::Error::other("it has no process id"))?;
     let mut brought = None;
     let socket = Path::new(SOCKETS).join(unique_name());
@@ -245,7 +245,7 @@ fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-async fn become_shim(order: Order, standby: Standby, bundle: Bundle, taken: Taken) -> anyhow::Result<()> {
+async fn become_shim(order: Order, standby: Rehearsed, bundle: Bundle, taken: Taken) -> anyhow::Result<()> {
     shares::keep_mounts(taken.mounts);
     let Order { caller, .. } = order;
     let flags = Flags {
@@ -260,7 +260,7 @@ async fn become_shim(order: Order, standby: Standby, bundle: Bundle, taken: Take
     if let Err(error) = sys::show_as(&[&[reserve::PROGRAM.to_owned()], &flags.serving()[..]].concat()) {
         tracing::debug!(%error, "this process is shown as one that stands by");
     }
-    let ready = Ready { helper: None, standby: Some(standby) };
+    let ready = Ready { helper: None, standby: Some(Standby::Rehearsed(Box::new(standby))) };
     let calling = Calling { isolation: caller.isolation, is_group: false, caller: Some(caller) };
     let shim = Shim::new(bundle, serve::publisher(&flags), ready, calling);
     serve::serve(&flags, &shim, taken.listener, serve::abandoned(&shim)).await

@@ -23,7 +23,6 @@ use ttrpc::asynchronous::Server;
 use crate::bundle::Bundle;
 use crate::events::Publisher;
 use crate::flags::Flags;
-use crate::plan::Plan;
 use crate::reserve::Caller;
 use crate::shim::{Calling, Ready, Shim};
 use crate::standby::Standby;
@@ -178,7 +177,7 @@ pub fn publisher(flags: &Flags) -> Publisher {
     Publisher::new(address.as_deref(), flags.namespace.as_deref().unwrap_or("default"))
 }
 
-/// Has a utility VM ready, and serves from then on; ends when the caller does before there is a container.
+/// Has what its folder asks for stand by, and serves from then on; ends when the caller does before there is a container.
 async fn serve_standby(
     flags: &Flags,
     bundle: Bundle,
@@ -186,12 +185,11 @@ async fn serve_standby(
     caller: Option<Pid>,
 ) -> anyhow::Result<()> {
     let caller = watch_process(caller).context("cannot watch the process that started this one")?;
-    let plan = Plan::read(&bundle, bundle.container()?)?;
     let standby = tokio::select! {
-        prepared = Standby::prepare(&bundle, plan) => prepared.context("cannot have a utility VM ready")?,
+        prepared = Standby::prepare(&bundle) => prepared.context("cannot have a utility VM ready")?,
         _ = caller.readable() => return Ok(()),
     };
-    let ready = Ready { helper: None, standby: Some(standby) };
+    let ready = Ready { helper: None, standby };
     let shim = Shim::new(bundle, publisher(flags), ready, Calling::default());
     serve(flags, &shim, listener, bereft(&shim, &caller)).await
 }

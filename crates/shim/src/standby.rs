@@ -1,4 +1,5 @@
-//! A utility VM that stands by: forked, rehearsed, blank again.
+//! What stands by for a hyperv container: a utility VM that was forked, has rehearsed, and is blank again; or no more than a
+//! hypervisor's process that waits in its jail, where a fork is quick by itself.
 //!
 //! An emulated processor translates every piece of code when it runs for the first time, and a fork has run none: most of
 //! a container's start is that. So a shim may be started before there is a container, with a bundle that is nobody's. It
@@ -15,9 +16,9 @@ use proto::control::UtilityVmRequest;
 use proto::gcs::{INIT_PROCESS, StreamHeader, StreamKind, wire};
 use proto::{ErrorKind, Status};
 use tokio::io::AsyncReadExt;
-use uvm::{GuestError, StartRequest, UtilityVm, UvmError, VmExit};
+use uvm::{GuestError, StartRequest, UtilityVm, UvmError, VmExit, WaitingVmm};
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, BundleError};
 use crate::network;
 use crate::plan::{Plan, Seat};
 
@@ -28,14 +29,42 @@ const REHEARSAL_LIMIT: Duration = Duration::from_secs(30);
 /// More output than the rehearsal's process could have.
 const OUTPUT_BYTES: u64 = 64 << 10;
 
+/// What stands by. Dropping it ends it.
+pub enum Standby {
+    /// A utility VM.
+    Rehearsed(Box<Rehearsed>),
+    /// A hypervisor's process.
+    Waiting(WaitingVmm),
+}
+
+impl Standby {
+    /// Makes what a bundle that is nobody's asks for; `None` where nothing of that can wait.
+    ///
+    /// # Errors
+    /// As [`Rehearsed::prepare`].
+    pub async fn prepare(bundle: &Bundle) -> Result<Option<Self>, Status> {
+        let of_bundle = |error: BundleError| Status::from_error(error.kind(), &error);
+        let Some(request) = bundle.waiting().map_err(of_bundle)? else {
+            let plan = Plan::read(bundle, bundle.container().map_err(of_bundle)?)?;
+            return Ok(Some(Self::Rehearsed(Box::new(Rehearsed::prepare(bundle, plan).await?))));
+        };
+        let waiting = WaitingVmm::start(&request, &bundle.vm_dir()).await;
+        let waiting = waiting.map_err(|error| Status::from_error(error.kind(), &error))?;
+        if let Some(waiting) = &waiting {
+            bundle.write_processes(waiting.process_ids()).map_err(of_bundle)?;
+        }
+        Ok(waiting.map(Self::Waiting))
+    }
+}
+
 /// A utility VM that has no container yet. Dropping it kills it.
-pub struct Standby {
+pub struct Rehearsed {
     vm: UtilityVm,
     /// What it was made for.
     request: UtilityVmRequest,
 }
 
-impl Standby {
+impl Rehearsed {
     /// Forks a VM for the plan and rehearses its container. Shape: the bundle takes what is written of the VM. Nothing of either is
     /// used afterwards.
     ///

@@ -243,12 +243,13 @@ pub trait Hypervisor: Send + Sync {
         run_dir: &Path,
     ) -> Result<Box<dyn VirtualMachine>, HypervisorError>;
 
-    /// Begins the next fork of a machine of this size in `run_dir`, as far as it needs no template, so that it goes on beside what its maker
-    /// does before [`Hypervisor::fork`]. When: once before a fork; one that never comes costs nothing once `self` is dropped.
+    /// Begins the next fork, as far as it needs no template, so that it goes on beside what its maker does before
+    /// [`Hypervisor::fork`]. Answers with the processes that it has made. When: once before a fork, of a machine of this size; one that
+    /// never comes costs nothing once `self` is dropped.
     ///
     /// # Errors
     /// [`HypervisorError`].
-    async fn prepare(&self, config: &MachineConfig, run_dir: &Path) -> Result<(), HypervisorError>;
+    async fn prepare(&self, config: &MachineConfig, run_dir: &Path) -> Result<Vec<u32>, HypervisorError>;
 
     /// Makes a copy of a frozen machine, paused, with other disks behind its slots, and taps behind its network slots. The
     /// frozen files are never written. What the guest dirties is the fork's own.

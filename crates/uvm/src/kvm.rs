@@ -7,7 +7,7 @@ mod machine;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -28,8 +28,8 @@ use machine::Waiting;
 pub(crate) struct OwnVmm {
     installation: VmmInstallation,
     identity: BackendIdentity,
-    /// The process for the next fork, and the folder with its log.
-    waiting: Mutex<Option<(PathBuf, Waiting)>>,
+    /// The process for the next fork, and of what size its machine is.
+    waiting: Mutex<Option<(MachineConfig, Waiting)>>,
 }
 
 impl OwnVmm {
@@ -49,10 +49,10 @@ impl OwnVmm {
 }
 
 impl OwnVmm {
-    /// The process that was prepared for this folder.
-    fn take_waiting(&self, run_dir: &Path) -> Option<Waiting> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.take_if(|(folder, _)| folder == run_dir).map(|(_, waiting)| waiting)
+    /// The process that was prepared for a machine of this size, if it still waits.
+    fn take_waiting(&self, config: &MachineConfig) -> Option<Waiting> {
+        let (size, waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        (size == *config && waiting.is_alive()).then_some(waiting)
     }
 }
 
@@ -85,10 +85,11 @@ impl Hypervisor for OwnVmm {
         Ok(Box::new(waiting.make("starting", &Request::Boot { command_line }, files).await?))
     }
 
-    async fn prepare(&self, config: &MachineConfig, run_dir: &Path) -> Result<(), HypervisorError> {
+    async fn prepare(&self, config: &MachineConfig, run_dir: &Path) -> Result<Vec<u32>, HypervisorError> {
         let started = Waiting::start(&self.installation, config, run_dir).await?;
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some((run_dir.to_owned(), started));
-        Ok(())
+        let processes = vec![started.process_id()];
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some((config.clone(), started));
+        Ok(processes)
     }
 
     async fn fork(
@@ -104,7 +105,7 @@ impl Hypervisor for OwnVmm {
         files.extend(disk_files);
         files.extend(taps(network)?);
         let request = Request::Fork { disks, rates: disks::rates(bindings.rates), working_set: frozen.working_set };
-        let waiting = match self.take_waiting(run_dir) {
+        let waiting = match self.take_waiting(config) {
             Some(waiting) => waiting,
             None => Waiting::start(&self.installation, config, run_dir).await?,
         };

@@ -25,6 +25,7 @@ mod console_text;
 mod counter;
 mod digest;
 mod disk;
+mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod guest_image;
@@ -35,6 +36,7 @@ mod kvm_probe;
 mod machine;
 mod network_slots;
 mod personalize;
+mod prepared;
 mod probe;
 mod process;
 mod qemu;
@@ -51,6 +53,7 @@ mod working_set;
 pub use cgroup::join_cgroup;
 pub use connection::{GuestConnection, GuestError, GuestStream};
 pub use disk::{DiskBinding, DiskError};
+pub use error::UvmError;
 pub use guest_image::{GuestImage, GuestImageError};
 pub use hypervisor::{
     ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit,
@@ -59,8 +62,9 @@ pub use key::{BackendIdentity, TemplateKey};
 pub use machine::{DISK_SLOTS, MachineConfig, MachineConfigError, NOMINAL_DISK_BYTES, POD_CONTAINERS};
 pub use network_slots::{NetworkSlots, NetworkSlotsError};
 pub use personalize::PersonalizeError;
+pub use prepared::WaitingVmm;
 pub use probe::probe;
 pub use qemu::Qemu;
 pub use qmp::QmpError;
 pub use store::{TemplateError, TemplateStore};
-pub use utility_vm::{PodDisks, StartRequest, UtilityVm, UvmError};
+pub use utility_vm::{PodDisks, StartRequest, UtilityVm};

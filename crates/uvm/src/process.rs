@@ -141,6 +141,11 @@ impl Running {
         self.process.kill();
     }
 
+    /// Its end was observed.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
     /// Waits for its end.
     pub(crate) async fn wait(&self) -> VmExit {
         let mut ended = self.ended.clone();

@@ -87,9 +87,9 @@ impl Hypervisor for Qemu {
         Ok(Box::new(machine))
     }
 
-    async fn prepare(&self, _config: &MachineConfig, _run_dir: &Path) -> Result<(), HypervisorError> {
+    async fn prepare(&self, _config: &MachineConfig, _run_dir: &Path) -> Result<Vec<u32>, HypervisorError> {
         // All that a QEMU is to have must be told when it is started.
-        Ok(())
+        Ok(Vec::new())
     }
 
     async fn fork(

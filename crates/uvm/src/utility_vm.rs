@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use proto::ErrorKind;
-use proto::control::{Accelerator, BackendChoice, TemplateSummary, UtilityVmReport, UtilityVmRequest};
+use proto::control::{BackendChoice, TemplateSummary, UtilityVmReport, UtilityVmRequest};
 use proto::gcs::wire::{self, LayerDevice};
 use proto::network::NetworkRates;
 use tokio::sync::Mutex;
@@ -17,80 +16,25 @@ use tokio::task::JoinHandle;
 use crate::backend;
 use crate::builder::Builder;
 use crate::cgroup::{HostCgroup, Limits};
-use crate::connection::{GuestConnection, GuestError};
+use crate::connection::GuestConnection;
 use crate::disk::DiskBinding;
-use crate::guest_image::{GuestImage, GuestImageError};
+use crate::error::UvmError;
+use crate::guest_image::GuestImage;
 use crate::hypervisor::{
     ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit,
 };
 use crate::key::TemplateKey;
-use crate::machine::{MachineConfig, MachineConfigError, POD_CONTAINER_SLOTS};
+use crate::machine::{MachineConfig, POD_CONTAINER_SLOTS};
 use crate::network_slots::NetworkSlots;
-use crate::personalize::{Identity, PersonalizeError, Personalized, personalize};
+use crate::personalize::{Identity, Personalized, personalize};
+use crate::prepared::{Prepared, WaitingVmm};
 use crate::store::{TemplateError, TemplateStore};
-use crate::template::Template;
 use crate::working_set::Recording;
 
 /// The slot of the scratch disk.
 const SCRATCH_SLOT: u32 = 0;
 /// The slot of the first layer, and of all layers when they are packed.
 const FIRST_LAYER_SLOT: u32 = 1;
-
-/// Why a utility VM did not start, or failed later. Nothing of it is left then.
-#[derive(Debug, thiserror::Error)]
-pub enum UvmError {
-    /// The guest image is missing or unfit.
-    #[error(transparent)]
-    Image(#[from] GuestImageError),
-    /// The request asks for a size that there is not.
-    #[error(transparent)]
-    Size(#[from] MachineConfigError),
-    /// The request itself is wrong.
-    #[error("{0}")]
-    Request(String),
-    /// A security boundary was asked for, and there is none to be had.
-    #[error(
-        "a security boundary is required, but utility VMs on this host have none (software emulation): \
-         use a host with hardware virtualization, or drop boundary=required"
-    )]
-    NoBoundary,
-    /// There is no template and none could be made.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// The hypervisor failed.
-    #[error(transparent)]
-    Hypervisor(#[from] HypervisorError),
-    /// The guest could not be spoken to.
-    #[error("the utility VM was destroyed")]
-    Guest(#[source] GuestError),
-    /// The guest did not become what it was told to be.
-    #[error(transparent)]
-    Personalize(#[from] PersonalizeError),
-    /// The machine ended while it was started.
-    #[error("the utility VM ended while it was started: {0}")]
-    Ended(String),
-    /// The utility VM that stands by is another one than asked for.
-    #[error("the utility VM that stands by is of another size or from another template")]
-    Unfit,
-}
-
-impl UvmError {
-    /// What a caller can act on.
-    #[must_use]
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Image(image) => image.kind(),
-            Self::Size(size) => size.kind(),
-            Self::Request(_) => ErrorKind::InvalidArgument,
-            Self::NoBoundary | Self::Unfit => ErrorKind::FailedPrecondition,
-            Self::Template(template) => template.kind(),
-            Self::Hypervisor(hypervisor) => hypervisor.kind(),
-            Self::Guest(guest) => guest.kind(),
-            Self::Personalize(personalize) => personalize.kind(),
-            Self::Ended(_) => ErrorKind::Unavailable,
-        }
-    }
-}
 
 /// What one utility VM is started with.
 #[derive(Debug, Clone)]
@@ -187,12 +131,20 @@ impl UtilityVm {
     /// # Errors
     /// [`UvmError`]. It fails closed: a guest that does not answer rightly and in time is destroyed.
     pub async fn start(request: StartRequest<'_>) -> Result<Self, UvmError> {
+        Self::start_in(None, request).await
+    }
+
+    /// As [`UtilityVm::start`], in a process that waits, if there is one and it is what the request needs.
+    ///
+    /// # Errors
+    /// As [`UtilityVm::start`].
+    pub async fn start_in(waiting: Option<WaitingVmm>, request: StartRequest<'_>) -> Result<Self, UvmError> {
         if request.layers.is_empty() && !request.pod {
             return Err(UvmError::Request("a hyperv container needs at least one layer".into()));
         }
-        let prepared = Prepared::new(request.vm, request.pod).await?;
+        let asked = Prepared::new(request.vm, request.pod).await?;
         let began = Instant::now();
-        prepared.hypervisor.prepare(&prepared.machine, &request.run_dir).await?;
+        let prepared = asked.begin(waiting, &request.run_dir).await?;
         let (template, built) = prepared.template().await?;
         // The template's boot is no part of the fork.
         let began = if built { Instant::now() } else { began };
@@ -392,38 +344,6 @@ impl UtilityVm {
     /// What the guest printed on its console last: hostile text, bounded, control characters removed.
     pub async fn console(&self) -> String {
         self.machine.console().await
-    }
-}
-
-/// Everything that is known before a template is looked for.
-struct Prepared {
-    store: TemplateStore,
-    image: GuestImage,
-    hypervisor: Arc<dyn Hypervisor>,
-    machine: MachineConfig,
-    key: TemplateKey,
-    cpus_milli: Option<u64>,
-}
-
-impl Prepared {
-    async fn new(vm: &UtilityVmRequest, pod: bool) -> Result<Self, UvmError> {
-        let image = GuestImage::open(&vm.guest_image)?;
-        let store = TemplateStore::open(&vm.template_store)?;
-        let hypervisor = backend::choose(vm.backend, &store).await?;
-        let accelerator = hypervisor.identity().accelerator;
-        if vm.boundary_required && accelerator == Accelerator::Tcg {
-            return Err(UvmError::NoBoundary);
-        }
-        let machine = MachineConfig::for_request(accelerator, vm.memory_bytes, vm.cpus_milli)?;
-        let machine = if pod { machine.for_pod() } else { machine };
-        let key = TemplateKey::new(&image, &machine, hypervisor.identity());
-        Ok(Self { store, image, hypervisor, machine, key, cpus_milli: vm.cpus_milli })
-    }
-
-    async fn template(&self) -> Result<(Template, bool), TemplateError> {
-        let builder =
-            Builder { store: &self.store, image: &self.image, hypervisor: self.hypervisor.as_ref(), key: &self.key };
-        builder.find_or_build().await
     }
 }
 

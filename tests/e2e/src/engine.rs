@@ -28,6 +28,8 @@ pub(crate) struct EngineSettings {
     pub path: Option<String>,
     /// How many descriptors it may have.
     pub descriptors: Option<u64>,
+    /// It is not told what is to stand by.
+    pub default_standby: bool,
     /// The network namespace to run in, unless it is the machine's.
     pub network: Option<PathBuf>,
     /// The point at which it kills itself, if it is to.
@@ -106,7 +108,7 @@ impl EngineSettings {
             command.arg("--personalize-timeout-ms=20000");
         }
         // One of its own for each engine of each test would take most of the machine; tests of it ask for it.
-        if !self.flags.iter().any(|flag| flag.starts_with("--standby-vms")) {
+        if !self.default_standby && !self.flags.iter().any(|flag| flag.starts_with("--standby-vms")) {
             command.arg("--standby-vms=0");
         }
         command

@@ -61,6 +61,8 @@ pub struct HostOptions {
     pub own_network: bool,
     /// Steps by which networks are made can be refused: [`TestHost::refuse_step`].
     pub network_faults: bool,
+    /// What stands by is what a user's engine would have, not nothing.
+    pub default_standby: bool,
 }
 
 /// One engine on a temporary root. Dropping it checks that nothing is left.
@@ -152,6 +154,7 @@ impl TestHost {
             flags: options.flags.clone(),
             path: options.path.clone(),
             descriptors: options.descriptors,
+            default_standby: options.default_standby,
             network: network.as_ref().map(HostNetwork::path),
             failpoint: None,
             network_faults: options.network_faults.then(|| root.join("fault")),

@@ -13,7 +13,7 @@ use crate::container::{Container, Running};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::log::LogWriter;
-use crate::standby::Start;
+use crate::standby::Kind;
 use crate::streams::{self, fifo};
 use crate::task::Task;
 use crate::volumes;
@@ -43,7 +43,7 @@ pub async fn launch(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
     let start = (container.isolation == Isolation::Hyperv).then(|| engine.standby.note_start());
     match try_launch(engine, container).await {
         Ok(run) => {
-            start.filter(|_| pays_to_stand_by(engine, container)).into_iter().for_each(Start::succeeded);
+            start.into_iter().for_each(|start| start.succeeded(pays_to_stand_by(engine, container)));
             supervise::watch(engine, container, run);
             networking::prepare_next(engine);
             Ok(())
@@ -154,13 +154,13 @@ async fn note_utility_vm(container: &Arc<Container>, bundle: &Bundle) {
     }
 }
 
-/// Whether a utility VM that stands by is worth its memory: with hardware virtualization a fork is quick by itself.
-fn pays_to_stand_by(engine: &Engine, container: &Container) -> bool {
+/// What is worth its memory for the next one: with hardware virtualization a fork is quick by itself, and a process suffices.
+fn pays_to_stand_by(engine: &Engine, container: &Container) -> Kind {
     let emulated = || {
         let record = container.record();
         record.utility_vm.as_ref().is_some_and(|report| report.accelerator == Accelerator::Tcg)
     };
-    engine.settings.standby_vms.is_some() || emulated()
+    if engine.settings.standby_vms.is_some() || emulated() { Kind::Vm } else { Kind::Process }
 }
 
 /// Says in the log, once, that utility VMs on this host keep nobody in. `info` and `inspect` say it too.

@@ -1,4 +1,4 @@
-//! Prepares the utility VM that stands by: a bundle that is nobody's, and a shim that rehearses with it.
+//! Prepares what stands by: a bundle that is nobody's, and a shim that rehearses with it; or a shim with a hypervisor's process that waits.
 //!
 //! When it goes where is decided in [`crate::standby`]; [`super::bundle`] gives it to a container.
 
@@ -22,7 +22,7 @@ use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::spec::{self, NetworkNamespace, SpecInput};
-use crate::standby::{PATIENCE, Prepare, StandbyVm, Vm};
+use crate::standby::{Kind, PATIENCE, Prepare, StandbyShim, Vm};
 use crate::task::Task;
 
 /// What the shim calls the container that there is none of.
@@ -50,7 +50,7 @@ pub async fn clear_standby(engine: &Arc<Engine>) {
     for folder in names(&engine.standby_dir()) {
         tracing::info!(folder = %folder.display(), "clearing away a utility VM that stood by");
         shim::delete(engine, ID, &folder).await;
-        shim::remove_files(folder.clone(), StandbyVm::socket(&folder)).await;
+        shim::remove_files(folder.clone(), StandbyShim::socket(&folder)).await;
     }
     remove_folder(&engine.rehearsals_dir()).await;
 }
@@ -67,7 +67,7 @@ async fn remove_folder(folder: &Path) {
 /// The utility VM that stands by, taken for a container that is about to have it.
 pub struct Reserved<'a> {
     engine: &'a Arc<Engine>,
-    vm: Option<StandbyVm>,
+    vm: Option<StandbyShim>,
 }
 
 impl<'a> Reserved<'a> {
@@ -75,7 +75,7 @@ impl<'a> Reserved<'a> {
     pub fn take(engine: &'a Arc<Engine>, container: &Container, host: &HostConfig) -> Self {
         let asked = bundle::utility_vm(engine, host, bundle::machine_id(&container.id));
         let wanted = container.isolation == Isolation::Hyperv;
-        Self { engine, vm: wanted.then(|| engine.standby.take(|vm: &StandbyVm| vm.fits(&asked))).flatten() }
+        Self { engine, vm: wanted.then(|| engine.standby.take(|vm: &StandbyShim| vm.fits(&asked))).flatten() }
     }
 
     /// Does what needs its namespace, which may be taken. When that fails, the VM stands by again, unless it lost it.
@@ -138,12 +138,12 @@ impl<'a> Reserved<'a> {
 }
 
 /// Takes down a standby that a container was to get and that is of no use, or has no place any more.
-fn discard_later(engine: &Arc<Engine>, vm: StandbyVm, fault: Option<String>) {
+fn discard_later(engine: &Arc<Engine>, vm: StandbyShim, fault: Option<String>) {
     let engine = Arc::clone(engine);
     tokio::spawn(async move { discard(&engine, vm, fault).await });
 }
 
-async fn discard(engine: &Arc<Engine>, vm: StandbyVm, fault: Option<String>) {
+async fn discard(engine: &Arc<Engine>, vm: StandbyShim, fault: Option<String>) {
     if let Some(fault) = fault {
         let log = shim::log_tail(&vm.folder);
         tracing::warn!("no utility VM stands by: {fault}; its shim's log ends with:\n{log}");
@@ -155,7 +155,7 @@ async fn discard(engine: &Arc<Engine>, vm: StandbyVm, fault: Option<String>) {
         Err(_) => tracing::warn!(pid = vm.shim_pid, "a standby's shim does not end"),
     }
     shim::delete(engine, ID, &vm.folder).await;
-    shim::remove_files(vm.folder.clone(), StandbyVm::socket(&vm.folder)).await;
+    shim::remove_files(vm.folder.clone(), StandbyShim::socket(&vm.folder)).await;
     remove_folder(&vm.rehearsal).await;
 }
 
@@ -182,6 +182,11 @@ impl ShimPreparer {
     }
 }
 
+fn make_folder(folder: &Path) -> ApiResult<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| ApiError::caused("cannot prepare its folder", &error))
+}
+
 /// Makes the layer of all rehearsals of an engine's run.
 fn make_layer(folder: &Path) -> anyhow::Result<LayerFile> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -191,24 +196,28 @@ fn make_layer(folder: &Path) -> anyhow::Result<LayerFile> {
 }
 
 impl Prepare for ShimPreparer {
-    type Vm = StandbyVm;
+    type Vm = StandbyShim;
 
-    async fn begin(&self) -> Result<StandbyVm, String> {
-        let layer = self.layer().await?;
+    async fn begin(&self, kind: Kind) -> Result<StandbyShim, String> {
         let number = self.made.fetch_add(1, Ordering::Relaxed).to_string();
         let engine = Arc::clone(&self.engine);
+        let layer = match kind {
+            Kind::Vm => Some(self.layer().await?),
+            Kind::Process => None,
+        };
         let made = tokio::task::spawn_blocking(move || {
-            let plan = Plan::new(&engine, &number, layer)?;
+            let plan = Plan::new(&engine, &number)?;
+            let Some(layer) = layer else { return plan.make_waiting(&engine).inspect_err(|_| plan.take_back()) };
             let sandbox = engine.networks.make_ready_for_guest();
-            let mut vm = plan.make(&engine, sandbox.as_ref()).inspect_err(|_| plan.take_back())?;
+            let mut vm = plan.make(&engine, layer, sandbox.as_ref()).inspect_err(|_| plan.take_back())?;
             vm.sandbox = sandbox;
             Ok::<_, ApiError>(vm)
         });
         made.await.map_err(|error| error.to_string())?.map_err(|error| error.message)
     }
 
-    async fn ready(&self, vm: &StandbyVm) -> Result<(), String> {
-        let task = Task::connect(&StandbyVm::socket(&vm.folder), ID).await.map_err(|error| error.message)?;
+    async fn ready(&self, vm: &StandbyShim) -> Result<(), String> {
+        let task = Task::connect(&StandbyShim::socket(&vm.folder), ID).await.map_err(|error| error.message)?;
         match task.pids_within(PATIENCE).await {
             // Any answer, even that there is no task, tells that the shim serves; it does once its VM is ready.
             Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::DeadlineExceeded) => {
@@ -217,11 +226,11 @@ impl Prepare for ShimPreparer {
             _ => {}
         }
         remove_folder(&vm.rehearsal).await;
-        tracing::debug!(pid = vm.shim_pid, "a utility VM stands by");
+        tracing::debug!(pid = vm.shim_pid, kind = ?vm.kind, "a shim stands by");
         Ok(())
     }
 
-    async fn discard(&self, vm: StandbyVm, fault: Option<String>) {
+    async fn discard(&self, vm: StandbyShim, fault: Option<String>) {
         discard(&self.engine, vm, fault).await;
     }
 }
@@ -231,35 +240,30 @@ struct Plan {
     folder: std::path::PathBuf,
     rehearsal: std::path::PathBuf,
     cgroup: String,
-    layer: LayerFile,
     request: UtilityVmRequest,
 }
 
 impl Plan {
-    fn new(engine: &Engine, number: &str, layer: LayerFile) -> ApiResult<Self> {
+    fn new(engine: &Engine, number: &str) -> ApiResult<Self> {
         let machine_id = hex::encode(names::random::<16>()?);
         Ok(Self {
             folder: engine.standby_dir().join(number),
             rehearsal: engine.rehearsals_dir().join(number),
             cgroup: format!("{}/{ID}-{number}", engine.settings.cgroup_parent),
-            layer,
             request: bundle::utility_vm(engine, &HostConfig::default(), machine_id),
         })
     }
 
     /// Writes the bundle and starts its shim, which reads it at once.
-    fn make(&self, engine: &Engine, sandbox: Option<&ReadySandbox>) -> ApiResult<StandbyVm> {
-        let failed = |error: &std::io::Error| ApiError::caused("cannot prepare its folder", error);
-        for folder in [&self.folder, &self.rehearsal] {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-            made.map_err(|error| failed(&error))?;
-        }
+    fn make(&self, engine: &Engine, layer: LayerFile, sandbox: Option<&ReadySandbox>) -> ApiResult<StandbyShim> {
+        make_folder(&self.folder)?;
+        make_folder(&self.rehearsal)?;
         let disk = kept(&self.rehearsal, create::SCRATCH);
         create::make_scratch(engine, &disk, &HostConfig::default())?;
         bundle::write_json(&self.folder.join(bundle::SPEC_FILE), &self.spec()?)?;
         let description = ContainerBundle {
             isolation: Isolation::Hyperv,
-            layers: vec![self.layer.clone()],
+            layers: vec![layer],
             writable: Writable::Scratch { disk },
             cgroup: self.cgroup.clone(),
             utility_vm: Some(self.request.clone()),
@@ -273,9 +277,20 @@ impl Plan {
             }),
         };
         bundle::write_json(&self.folder.join(ContainerBundle::FILE_NAME), &description)?;
-        let started = shim::spawn_standby(engine, ID, &self.folder, &StandbyVm::socket(&self.folder));
+        self.start_shim(engine, Kind::Vm)
+    }
+
+    /// Starts a shim with no more than a process that waits.
+    fn make_waiting(&self, engine: &Engine) -> ApiResult<StandbyShim> {
+        make_folder(&self.folder)?;
+        bundle::write_json(&self.folder.join(UtilityVmRequest::WAITING_FILE_NAME), &self.request)?;
+        self.start_shim(engine, Kind::Process)
+    }
+
+    fn start_shim(&self, engine: &Engine, kind: Kind) -> ApiResult<StandbyShim> {
+        let started = shim::spawn_standby(engine, ID, &self.folder, &StandbyShim::socket(&self.folder));
         let pid = started.map_err(|error| ApiError::caused("cannot start its shim", &error))?;
-        let vm = StandbyVm::new(self.folder.clone(), self.rehearsal.clone(), pid, self.request.clone());
+        let vm = StandbyShim::new(kind, self.folder.clone(), self.rehearsal.clone(), pid, self.request.clone());
         // Without its folder, which goes now, the shim ends by itself.
         vm.inspect_err(|_| shim::reap(pid)).map_err(|error| ApiError::caused("cannot watch its shim", &error))
     }
@@ -335,8 +350,8 @@ mod tests {
         Arc::new(Engine::open(flags.settings().unwrap()).unwrap())
     }
 
-    async fn begun(preparer: &ShimPreparer) -> Option<StandbyVm> {
-        match preparer.begin().await {
+    async fn begun(preparer: &ShimPreparer) -> Option<StandbyShim> {
+        match preparer.begin(Kind::Vm).await {
             Err(error) if error.contains("e2fsprogs") => {
                 eprintln!("SKIPPED: {error}");
                 None
@@ -363,6 +378,20 @@ mod tests {
         let (folder, disk) = (vm.folder.clone(), disk.clone());
         preparer.discard(vm, Some("it ended".to_owned())).await;
         assert!(!folder.exists() && !disk.exists());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_process_waits_for_what_is_asked_for_most_and_rehearses_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = engine(root.path(), "exec sleep 100");
+        let preparer = ShimPreparer::new(&engine);
+        let shim = preparer.begin(Kind::Process).await.unwrap();
+        let asked = std::fs::read(shim.folder.join(UtilityVmRequest::WAITING_FILE_NAME)).unwrap();
+        let asked: UtilityVmRequest = serde_json::from_slice(&asked).unwrap();
+        assert!(shim.is_alive() && shim.fits(&asked) && asked.memory_bytes.is_none());
+        assert!(!shim.folder.join(ContainerBundle::FILE_NAME).exists() && !engine.rehearsals_dir().exists());
+        preparer.discard(shim, None).await;
+        assert_eq!(std::fs::read_dir(engine.standby_dir()).unwrap().count(), 0);
     }
 
     #[tokio::test(flavor = "multi_thread")]

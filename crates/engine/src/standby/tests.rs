@@ -25,6 +25,8 @@ impl Vm for Fake {
 struct Seen {
     begun: AtomicUsize,
     discarded: Mutex<Vec<(usize, Option<String>)>>,
+    /// What was begun.
+    kinds: Mutex<Vec<Kind>>,
     /// Preparations fail from now on.
     failing: AtomicBool,
     /// Preparations do not end from now on.
@@ -38,7 +40,8 @@ struct FakePreparer(Arc<Seen>);
 impl Prepare for FakePreparer {
     type Vm = Fake;
 
-    async fn begin(&self) -> Result<Fake, String> {
+    async fn begin(&self, kind: Kind) -> Result<Fake, String> {
+        self.0.kinds.lock().unwrap().push(kind);
         let number = self.0.begun.fetch_add(1, Ordering::SeqCst);
         let alive = Arc::new(AtomicBool::new(true));
         *self.0.alive.lock().unwrap() = Arc::clone(&alive);
@@ -75,7 +78,7 @@ impl Kept {
     }
 
     fn start_container(&self) {
-        self.standby.note_start().succeeded();
+        self.standby.note_start().succeeded(Kind::Vm);
     }
 
     fn begun(&self) -> usize {
@@ -119,6 +122,17 @@ async fn nothing_is_kept_before_a_container_has_started() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_is_what_the_last_start_pays_for() {
+    let kept = Kept::new(true);
+    for kind in [Kind::Process, Kind::Vm] {
+        kept.standby.note_start().succeeded(kind);
+        after(QUIET + TAKES).await;
+        assert!(kept.take().is_some());
+    }
+    assert_eq!(*kept.seen.kinds.lock().unwrap(), [Kind::Process, Kind::Vm]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_burst_of_starts_is_not_disturbed() {
     let kept = Kept::new(true);
     for _ in 0..10 {
@@ -141,7 +155,7 @@ async fn one_container_gets_it_and_the_next_is_made_once_that_runs() {
     assert_eq!((kept.take(), kept.take()), (Some(0), None));
     after(UNUSED * 2).await;
     assert_eq!(kept.begun(), 1);
-    start.succeeded();
+    start.succeeded(Kind::Vm);
     after(QUIET + TAKES).await;
     assert_eq!((kept.standby.word(), kept.take()), ("ready", Some(1)));
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proto::gcs::INIT_PROCESS;
 use proto::network::SandboxNetwork;
 use proto::{ErrorKind, Status};
-use uvm::{StartRequest, UtilityVm};
+use uvm::{StartRequest, UtilityVm, WaitingVmm};
 
 use crate::network;
 
@@ -103,12 +103,17 @@ pub async fn connect(vm: &UtilityVm, network: Option<&SandboxNetwork>) -> Result
     }
 }
 
-/// Starts a utility VM. Nothing of it stays when that fails.
+/// Starts a utility VM, in the process that waits if that is what it needs. Nothing of it stays when that fails.
 ///
 /// # Errors
 /// What the VM says.
-pub async fn start(request: StartRequest<'_>, cgroup: &str, namespace: Option<&PathBuf>) -> Result<Worker, Status> {
-    match UtilityVm::start(request).await {
+pub async fn start(
+    waiting: Option<WaitingVmm>,
+    request: StartRequest<'_>,
+    cgroup: &str,
+    namespace: Option<&PathBuf>,
+) -> Result<Worker, Status> {
+    match UtilityVm::start_in(waiting, request).await {
         Ok(vm) => Ok(Worker::of(vm, cgroup.to_owned(), namespace.cloned())),
         Err(error) => {
             if let Err(left) = give_back(namespace.cloned()).await {

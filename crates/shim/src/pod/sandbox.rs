@@ -58,7 +58,7 @@ impl Sandbox {
             network: network.as_ref().map(SandboxNetwork::for_guest).unwrap_or_default(),
             pod: true,
         };
-        let worker = Arc::new(worker::start(request, &container.cgroup, namespace.as_ref()).await?);
+        let worker = Arc::new(worker::start(None, request, &container.cgroup, namespace.as_ref()).await?);
         let report = worker.vm.report();
         let recorded = bundle.write_utility_vm(report).and_then(|()| bundle.write_processes(&report.vmm_pids));
         let recorded = recorded.map_err(|error| Status::from_error(error.kind(), &error));

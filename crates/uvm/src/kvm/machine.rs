@@ -78,6 +78,16 @@ impl Waiting {
         Ok(Self(KvmMachine { running, control, port, files, disk_slots: config.disk_slots() }))
     }
 
+    /// The process's number.
+    pub(super) fn process_id(&self) -> u32 {
+        self.0.running.id()
+    }
+
+    /// It has not ended.
+    pub(super) fn is_alive(&self) -> bool {
+        !self.0.running.has_ended()
+    }
+
     /// Has it finish the machine.
     pub(super) async fn make(
         self,

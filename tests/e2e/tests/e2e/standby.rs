@@ -151,6 +151,39 @@ fn it_ends_with_the_engine_however_that_ends() {
 }
 
 #[test]
+fn by_default_it_is_a_vm_under_emulation_and_a_process_with_kvm() {
+    let options = HostOptions { default_standby: true, ..HostOptions::default() };
+    let Some(host) = TestHost::start_own_with(Wall::Hyperv, &options) else { return };
+    assert_eq!(host.run(&[], &["true"]).code, 0);
+    wait_ready(&host);
+    let stood_by = standby_vmm(&host);
+    let id = host.run_detached(&[], &["sleep", "1000"]);
+    let own = host.inspect(&id)["Bulkhead"].clone();
+    let is_emulated = own["Accelerator"] == "tcg";
+    assert_eq!((own["VmmPids"][0].as_i64(), was_adopted(&host, &id)), (Some(stood_by.into()), is_emulated), "{own}");
+    assert_eq!(host.docker(&["exec", &id, "echo", "reached"]).ok(), "reached");
+    wait_ready(&host);
+    if !is_emulated {
+        // A process has nothing yet that a limit would have to count, and no guest that would have to be of another size.
+        let stood_by = standby_vmm(&host);
+        let limited = host.run_detached(&["--memory", "64m", "--cpus", "0.5"], &["sleep", "1000"]);
+        assert_eq!(host.inspect(&limited)["Bulkhead"]["VmmPids"][0].as_i64(), Some(stood_by.into()));
+        wait_ready(&host);
+        // A machine that is larger is another one's.
+        let stood_by = standby_vmm(&host);
+        let large = host.run_detached(&["--memory", "1500m"], &["sleep", "1000"]);
+        assert_ne!(host.inspect(&large)["Bulkhead"]["VmmPids"][0].as_i64(), Some(stood_by.into()));
+        assert!(
+            eventually(Duration::from_secs(10), || !procfs::is_alive(stood_by)),
+            "the process that waited lives on"
+        );
+        wait_ready(&host);
+    }
+    procfs::kill(standby_vmm(&host), Signal::KILL);
+    assert_eq!(host.run(&[], &["echo", "not missed"]).ok(), "not missed");
+}
+
+#[test]
 fn it_can_be_switched_off() {
     let Some(host) = TestHost::start_own(Wall::Hyperv) else { return };
     assert_eq!(host.run(&[], &["true"]).code, 0);
