@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use proto::TemplateId;
+use proto::control::Accelerator;
 use proto::gcs::READY;
 use tokio::io::AsyncReadExt as _;
 
@@ -54,7 +55,14 @@ impl Builder<'_> {
             }
             Found::Missing => {}
         }
-        self.build(&id).await?;
+        match self.build(&id).await {
+            // QEMU's emulation miscalculates now and then on a busy host; once it found a module's signature to be wrong.
+            Err(TemplateError::Boot { detail }) if self.key.backend().accelerator == Accelerator::Tcg => {
+                tracing::warn!(%id, detail, "an emulated guest did not start: it is booted once more");
+                self.build(&id).await?;
+            }
+            built => built?,
+        }
         match self.look(&id).await? {
             Found::Sound(template) => Ok((template, true)),
             Found::Damaged(damage) => Err(TemplateError::Boot { detail: format!("the new template: {damage}") }),
@@ -209,19 +217,4 @@ fn processor_time(process_ids: &[u32]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processor_time_grows_with_work() {
-        let own = [std::process::id()];
-        let before = processor_time(&own);
-        let began = Instant::now();
-        let mut sum = 0_u64;
-        while began.elapsed() < Duration::from_millis(100) {
-            sum = std::hint::black_box(sum.wrapping_add(1));
-        }
-        assert!(processor_time(&own) > before);
-        assert_eq!(processor_time(&[u32::MAX]), 0);
-    }
-}
+mod tests;
