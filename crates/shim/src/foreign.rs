@@ -30,9 +30,9 @@ use layers::{CacheError, LayerCache};
 use roots::RootPart;
 use unnamed::Unnamed;
 
-pub use options::{Options, isolation_by_name};
+pub use options::{Options, StandbyKind, isolation_by_name};
 pub use pod::Part;
-pub use rehearsal::rehearsal;
+pub use rehearsal::{likely_vm, rehearsal};
 
 /// Below the state folder: converted layers and blank disks.
 const STATE: &str = "containerd";

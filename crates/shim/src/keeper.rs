@@ -1,4 +1,5 @@
-//! `standby`: makes a utility VM, has it stand by for a foreign containerd's containers, and becomes the shim of the one that gets it.
+//! `standby`: makes a utility VM, or a process to fork one in, has it stand by for a foreign containerd's containers, and becomes the
+//! shim of the one that gets it.
 //!
 //! ```text
 //!   take the place ─▶ quiet ─▶ fork, rehearse ═ stands by ═▶ claimed: the container's mounts, folder, log ─▶ serve
@@ -18,10 +19,11 @@ use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
+use uvm::WaitingVmm;
 
 use crate::bundle::{Bundle, ProcessRecord};
 use crate::flags::Flags;
-use crate::foreign;
+use crate::foreign::{self, StandbyKind};
 use crate::group::SOCKETS;
 use crate::plan::Plan;
 use crate::reserve::{self, Claim, Offer, Order, Place};
@@ -49,7 +51,7 @@ const SETTLING: Duration = Duration::from_secs(5);
 /// # Errors
 /// No order; no VM; the container that has come cannot be served. What went wrong before one came stays in the place's log.
 pub fn run() -> anyhow::Result<()> {
-    let order = Order::receive().context("no order on standard input")?;
+    let (order, kind) = Order::receive().context("no order on standard input")?;
     sys::close_from(3).context("cannot close inherited descriptors")?;
     let place = order.place()?;
     let taken = place.take().with_context(|| format!("cannot stand by at {}", place.folder().display()))?;
@@ -59,31 +61,36 @@ pub fn run() -> anyhow::Result<()> {
     serve::start_log(place.folder(), order.caller.debug)?;
     serve::private_mounts().context("cannot make a mount namespace")?;
     let runtime = serve::runtime(THREAD_KEEP_ALIVE)?;
-    let kept = runtime.block_on(keep(order, &place, listener));
+    let kept = runtime.block_on(keep(order, kind, &place, listener));
     runtime.shutdown_background();
     kept
 }
 
-async fn keep(order: Order, place: &Place, listener: StdListener) -> anyhow::Result<()> {
+async fn keep(order: Order, kind: StandbyKind, place: &Place, listener: StdListener) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let Some((standby, taken)) = stand_by(&order, place, &listener).await? else { return Ok(place.clear()?) };
+    let Some((standby, taken)) = stand_by(&order, kind, place, &listener).await? else { return Ok(place.clear()?) };
     let bundle = taken.furnish(place)?;
     drop(listener);
     become_shim(order, standby, bundle, taken).await
 }
 
-/// Answers with the VM and who has taken it, or `None` when none is needed any more.
-async fn stand_by(order: &Order, place: &Place, listener: &UnixListener) -> anyhow::Result<Option<(Rehearsed, Taken)>> {
+/// Answers with what stood by and who has taken it, or `None` when none is needed any more.
+async fn stand_by(
+    order: &Order,
+    kind: StandbyKind,
+    place: &Place,
+    listener: &UnixListener,
+) -> anyhow::Result<Option<(Standby, Taken)>> {
     let gone = containerd_ends(order.caller.events.as_deref());
     tokio::pin!(gone);
     let prepared = tokio::select! {
-        prepared = prepare(order, place) => prepared,
+        prepared = prepare(order, kind, place) => prepared,
         error = turn_away(listener) => Err(error.into()),
         () = &mut gone => return Ok(None),
     };
-    let standby = prepared.inspect_err(|_| close(place))?;
-    tracing::info!(pid = std::process::id(), "a utility VM stands by");
+    let Some(standby) = prepared.inspect_err(|_| close(place))? else { return Ok(None) };
+    tracing::info!(pid = std::process::id(), ?kind, "standing by");
     let unused = tokio::time::sleep(Duration::from_secs(order.options.standby_unused_s));
     tokio::pin!(unused);
     loop {
@@ -94,7 +101,7 @@ async fn stand_by(order: &Order, place: &Place, listener: &UnixListener) -> anyh
             },
             exit = standby.ended() => {
                 close(place);
-                bail!("the utility VM that stood by has ended: {}", exit.detail);
+                bail!("what stood by has ended: {}", exit.detail);
             }
             () = &mut gone => return Ok(None),
             () = &mut unused => return Ok(None),
@@ -118,16 +125,30 @@ async fn turn_away(listener: &UnixListener) -> io::Error {
     }
 }
 
-/// Makes the VM, and opens the place.
-async fn prepare(order: &Order, place: &Place) -> anyhow::Result<Rehearsed> {
+/// Makes it, and opens the place; `None` where nothing of that kind can wait.
+async fn prepare(order: &Order, kind: StandbyKind, place: &Place) -> anyhow::Result<Option<Standby>> {
     while let Some(left) = reserve::quiet_in() {
         tokio::time::sleep(left).await;
     }
-    let made = tokio::time::timeout(PATIENCE, rehearse(order)).await;
-    let standby = made.with_context(|| format!("not ready after {} s", PATIENCE.as_secs()))??;
+    let making = async {
+        match kind {
+            StandbyKind::Vm => rehearse(order).await.map(|vm| Some(Standby::Rehearsed(Box::new(vm)))),
+            StandbyKind::Process => wait(order).await.map(|process| process.map(Standby::Waiting)),
+        }
+    };
+    let made = tokio::time::timeout(PATIENCE, making).await;
+    let Some(standby) = made.with_context(|| format!("not ready after {} s", PATIENCE.as_secs()))?? else {
+        return Ok(None);
+    };
     settle().await?;
     place.open().context("cannot open the place")?;
-    Ok(standby)
+    Ok(Some(standby))
+}
+
+async fn wait(order: &Order) -> anyhow::Result<Option<WaitingVmm>> {
+    let request = foreign::likely_vm(&order.options, &order.caller.namespace)?;
+    let waiting = WaitingVmm::start(&request, &Bundle::at(PathBuf::from(".")).vm_dir()).await;
+    waiting.context("cannot have a process wait")
 }
 
 async fn rehearse(order: &Order) -> anyhow::Result<Rehearsed> {
@@ -177,7 +198,7 @@ struct Taken {
 }
 
 /// Makes the offer. Nothing has happened when it is not taken, but that later mounts of the host's are seen.
-async fn claimed(stream: UnixStream, standby: &Rehearsed) -> io::Result<Taken> {
+async fn claimed(stream: UnixStream, standby: &Standby) -> io::Result<Taken> {
     let start = stream.peer_cred()?.pid().ok_or_else(|| io::Error::other("it has no process id"))?;
     let mut brought = None;
     let socket = Path::new(SOCKETS).join(unique_name());
@@ -245,7 +266,7 @@ fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-async fn become_shim(order: Order, standby: Rehearsed, bundle: Bundle, taken: Taken) -> anyhow::Result<()> {
+async fn become_shim(order: Order, standby: Standby, bundle: Bundle, taken: Taken) -> anyhow::Result<()> {
     shares::keep_mounts(taken.mounts);
     let Order { caller, .. } = order;
     let flags = Flags {
@@ -260,7 +281,7 @@ async fn become_shim(order: Order, standby: Rehearsed, bundle: Bundle, taken: Ta
     if let Err(error) = sys::show_as(&[&[reserve::PROGRAM.to_owned()], &flags.serving()[..]].concat()) {
         tracing::debug!(%error, "this process is shown as one that stands by");
     }
-    let ready = Ready { helper: None, standby: Some(Standby::Rehearsed(Box::new(standby))) };
+    let ready = Ready { helper: None, standby: Some(standby) };
     let calling = Calling { isolation: caller.isolation, is_group: false, caller: Some(caller) };
     let shim = Shim::new(bundle, serve::publisher(&flags), ready, calling);
     serve::serve(&flags, &shim, taken.listener, serve::abandoned(&shim)).await

@@ -1,4 +1,4 @@
-//! Utility VMs that stand by for a foreign containerd: for whom, where, and how a container gets one.
+//! What stands by for a foreign containerd, utility VMs or processes to fork one in: for whom, where, and how a container gets it.
 //!
 //! ```text
 //!   a container's shim, after its start ── Order ──▶ `standby`, a process that stands by at its Place   (crate::keeper)
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::flags::Flags;
-use crate::foreign::Options;
+use crate::foreign::{Options, StandbyKind};
 use crate::shares::in_host_mounts;
 
 pub use claim::{Claim, Offer, claim, receive};
@@ -67,7 +67,7 @@ impl Caller {
     }
 }
 
-/// What is to stand by, and for whom: a VM serves who would order the same.
+/// For whom something is to stand by: it serves who would order the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// For whose containers.
@@ -89,12 +89,12 @@ impl Order {
         Ok(Place::of(&hex::encode(&key[..16])))
     }
 
-    /// Starts a process that makes it and stands by; it is to be reaped. Answers `None` where one does already. When: blocks for a
+    /// Starts a process that makes this and stands by; it is to be reaped. Answers `None` where one does already. When: blocks for a
     /// moment; the process waits until no start is under way.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn hand_out(&self) -> io::Result<Option<Child>> {
+    pub fn hand_out(&self, kind: StandbyKind) -> io::Result<Option<Child>> {
         if self.place()?.is_taken() {
             return Ok(None);
         }
@@ -102,7 +102,7 @@ impl Order {
         command.arg0(PROGRAM).args(["-namespace", &self.caller.namespace, "-id", COMMAND, COMMAND]);
         // Of this process, whose log is its container's, it has nothing but the log, and that for a moment only.
         command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null());
-        let text = serde_json::to_vec(self)?;
+        let text = serde_json::to_vec(&(self, kind))?;
         // Not among this process's mounts, which are to end with it.
         let mut child = in_host_mounts(|| command.spawn())?;
         // It is less than a pipe holds.
@@ -110,11 +110,11 @@ impl Order {
         told.map(|()| Some(child))
     }
 
-    /// The order that this process was started with.
+    /// The order that this process was started with, and what it is to be.
     ///
     /// # Errors
     /// Standard input has none.
-    pub fn receive() -> io::Result<Self> {
+    pub fn receive() -> io::Result<(Self, StandbyKind)> {
         let mut text = Vec::new();
         io::stdin().lock().take(MOST_BYTES).read_to_end(&mut text)?;
         Ok(serde_json::from_slice(&text)?)

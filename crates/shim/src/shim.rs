@@ -46,7 +46,7 @@ pub struct Shim {
     caller: Option<Caller>,
     /// Whether that is there.
     containerd: Presence,
-    /// A utility VM for the next container.
+    /// What stands by for the next container.
     successor: Arc<Successor>,
     /// The VM of the pod that it serves, if that has one.
     pod: SyncMutex<Option<Arc<PodVm>>>,
@@ -313,8 +313,10 @@ impl Shim {
             }
             _ => {
                 let system = HypervSystem::create(input).await?;
-                if let Some(order) = order.filter(|order| order.options.pays_to_stand_by(system.accelerator())) {
-                    self.successor.order(order);
+                if let Some(order) = order
+                    && let Some(kind) = order.options.pays_to_stand_by(system.accelerator())
+                {
+                    self.successor.order(order, kind);
                 }
                 Ok(Box::new(system))
             }

@@ -55,6 +55,23 @@ impl Standby {
         }
         Ok(waiting.map(Self::Waiting))
     }
+
+    /// Process ids of the VMM's processes.
+    #[must_use]
+    pub fn vmm_pids(&self) -> &[u32] {
+        match self {
+            Self::Rehearsed(vm) => vm.vmm_pids(),
+            Self::Waiting(process) => process.process_ids(),
+        }
+    }
+
+    /// Answers when it has ended by itself, and is of no use any more. A process that waits is replaced by whoever finds it dead.
+    pub async fn ended(&self) -> VmExit {
+        match self {
+            Self::Rehearsed(vm) => vm.ended().await,
+            Self::Waiting(_) => std::future::pending().await,
+        }
+    }
 }
 
 /// A utility VM that has no container yet. Dropping it kills it.

@@ -86,7 +86,7 @@ const SUITES: [Suite; 10] = [
         name: "ctr",
         package: "bulkhead-shim",
         program: "containerd",
-        arguments: &["side_by_side::", "standby::a_container_gets_the_vm_that_stands_by"],
+        arguments: &["side_by_side::", "standby::a_container_gets_the_vm_that_stands_by", "standby::by_default"],
         quick: Some(&["side_by_side::a_lack_of_memory_is_told_when_it_happens"]),
         backend: "auto",
         limit_s: 600,

@@ -63,10 +63,20 @@ pub struct Options {
     pub pod_cpus: Option<u64>,
     /// How long a guest may take to become a container's, milliseconds.
     pub personalize_timeout_ms: u64,
-    /// How many utility VMs stand by for each of containerd's namespaces, 0 or 1. Without: 1 where they are emulated.
+    /// How many utility VMs stand by for each of containerd's namespaces, 0 or 1. Without: 1 where they are emulated, otherwise a process to
+    /// fork one in.
     pub standby_vms: Option<u32>,
     /// How long one stands by without use, seconds.
     pub standby_unused_s: u64,
+}
+
+/// What stands by for a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StandbyKind {
+    /// A utility VM that has rehearsed.
+    Vm,
+    /// A hypervisor's process that waits for a fork.
+    Process,
 }
 
 impl Default for Options {
@@ -134,16 +144,17 @@ impl Options {
         Ok(options)
     }
 
-    /// A utility VM may stand by: nobody has switched it off, and templates are kept.
+    /// Something may stand by: nobody has switched it off, and templates are kept.
     #[must_use]
     pub fn may_stand_by(&self) -> bool {
         self.standby_vms != Some(0) && self.template != TemplateDomain::Private && image::rehearsal::AVAILABLE
     }
 
-    /// It pays that one does: a fork of an emulated one has all its code to translate.
+    /// What it pays to have stand by: a fork of an emulated VM has all its code to translate, others are quick in a process that is there.
     #[must_use]
-    pub fn pays_to_stand_by(&self, accelerator: Accelerator) -> bool {
-        self.may_stand_by() && (self.standby_vms.is_some() || accelerator == Accelerator::Tcg)
+    pub fn pays_to_stand_by(&self, accelerator: Accelerator) -> Option<StandbyKind> {
+        let vm = self.standby_vms.is_some() || accelerator == Accelerator::Tcg;
+        self.may_stand_by().then_some(if vm { StandbyKind::Vm } else { StandbyKind::Process })
     }
 
     /// The wall around a container. Shape: `by_name` is what the runtime's name says.
@@ -289,10 +300,10 @@ mod tests {
     fn a_utility_vm_stands_by_where_it_pays_or_where_it_is_said() {
         let said = |text: &str| Options::parse(text, "test").unwrap();
         let pays = |text: &str| [Accelerator::Tcg, Accelerator::Kvm].map(|on| said(text).pays_to_stand_by(on));
-        assert_eq!(pays(""), [true, false]);
-        assert_eq!(pays("standby-vms = 1"), [true, true]);
-        assert_eq!(pays("standby-vms = 0"), [false, false]);
-        assert_eq!(pays("standby-vms = 1\ntemplate = \"private\""), [false, false]);
+        assert_eq!(pays(""), [Some(StandbyKind::Vm), Some(StandbyKind::Process)]);
+        assert_eq!(pays("standby-vms = 1"), [Some(StandbyKind::Vm); 2]);
+        assert_eq!(pays("standby-vms = 0"), [None; 2]);
+        assert_eq!(pays("standby-vms = 1\ntemplate = \"private\""), [None; 2]);
         assert_eq!(Options::parse("standby-vms = 2", "test").unwrap_err().kind, ErrorKind::InvalidArgument);
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use image::{Scratch, rehearsal};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::Spec;
-use proto::control::{ContainerBundle, LayerFile, Writable};
+use proto::control::{ContainerBundle, LayerFile, UtilityVmRequest, Writable};
 use proto::{ErrorKind, Isolation, Status};
 
 use super::layers::{self, CacheError};
@@ -26,6 +26,14 @@ const CGROUP: &str = "/bulkhead/standby";
 /// It cannot be read, which does not happen.
 pub fn of_containerd() -> Result<Spec, OciSpecError> {
     Ok(serde_json::from_str(OF_CONTAINERD)?)
+}
+
+/// What containerd's default container asks of its utility VM.
+///
+/// # Errors
+/// As [`of_containerd`].
+pub fn likely_vm(options: &Options, namespace: &str) -> Result<UtilityVmRequest, OciSpecError> {
+    Ok(utility_vm(&of_containerd()?, options, namespace, Path::new("/")))
 }
 
 /// The container of a rehearsal. Shape: its files have no name. When: blocks; the first disk of a size is formatted.

@@ -1,9 +1,10 @@
-//! What a container's shim owes the next container: once it has started, another VM stands by.
+//! What a container's shim owes the next container: once it has started, something stands by for that.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Order, QUIET, note_start};
 use crate::child::Child;
+use crate::foreign::StandbyKind;
 
 /// ```text
 ///   Nothing ─ order ─▶ Ordered ─ started ─▶ Owed ─ QUIET, or the container is deleted ─▶ Nothing
@@ -13,8 +14,8 @@ enum State {
     #[default]
     Nothing,
     /// The container has not started: maybe none can.
-    Ordered(Order),
-    Owed(Order),
+    Ordered(Order, StandbyKind),
+    Owed(Order, StandbyKind),
 }
 
 /// One shim's.
@@ -23,8 +24,8 @@ pub struct Successor(Mutex<State>);
 
 impl Successor {
     /// The container is made; the next one is to have the same.
-    pub fn order(&self, order: Order) {
-        *self.state() = State::Ordered(order);
+    pub fn order(&self, order: Order, kind: StandbyKind) {
+        *self.state() = State::Ordered(order, kind);
     }
 
     /// The container runs. When: within the runtime; not for its further processes.
@@ -32,7 +33,7 @@ impl Successor {
         {
             let mut state = self.state();
             match std::mem::take(&mut *state) {
-                State::Ordered(order) => *state = State::Owed(order),
+                State::Ordered(order, kind) => *state = State::Owed(order, kind),
                 other => {
                     *state = other;
                     return;
@@ -40,7 +41,7 @@ impl Successor {
             }
         }
         if let Err(error) = note_start() {
-            tracing::warn!(%error, "who prepares the next utility VM does not know of this start");
+            tracing::warn!(%error, "who prepares what is to stand by does not know of this start");
         }
         let this = Arc::clone(self);
         tokio::spawn(async move {
@@ -50,13 +51,13 @@ impl Successor {
         });
     }
 
-    /// Has the next VM prepared, if that is owed; nothing waits for it. When: the last time before the shim ends.
+    /// Has the next one prepared, if that is owed; nothing waits for it. When: the last time before the shim ends.
     pub async fn hand_out(&self) {
-        let State::Owed(order) = std::mem::take(&mut *self.state()) else { return };
-        let child = tokio::task::spawn_blocking(move || order.hand_out()).await;
+        let State::Owed(order, kind) = std::mem::take(&mut *self.state()) else { return };
+        let child = tokio::task::spawn_blocking(move || order.hand_out(kind)).await;
         let child = match child.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
             Ok(child) => child,
-            Err(error) => return tracing::warn!(%error, "no utility VM will stand by"),
+            Err(error) => return tracing::warn!(%error, "nothing will stand by"),
         };
         let Some(child) = child else { return };
         match Child::adopt(child.id()) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use proto::control::UtilityVmReport;
+use proto::control::{Accelerator, UtilityVmReport};
 
 use crate::daemon::{Containerd, IMAGE, Said, can_run, slowness, write_whole_options};
 use crate::support::{guest_image, own_name, run, text};
@@ -56,7 +56,7 @@ fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A containerd for whose containers a VM stands by. Dropped, none does any more.
+/// A containerd for whose containers something stands by. Dropped, none does any more.
 struct Standing {
     containerd: Containerd,
     options: String,
@@ -204,6 +204,30 @@ fn a_container_gets_the_vm_that_stands_by_and_the_next_one_is_made() {
     assert!(!lives(first.pid) && !lives(vmm));
     let third = standing.await_ready();
     assert!(![first.pid, second.pid].contains(&third.pid));
+}
+
+#[test]
+fn by_default_it_is_a_vm_under_emulation_and_a_process_with_kvm() {
+    let (true, Some(image)) = (can_run(), guest_image()) else { return };
+    let standing = Standing::new(&image, "");
+    let keeper = standing.warm();
+    let vmm = keeper.vmm();
+    standing.detach(&[], "taker");
+    assert_eq!(standing.containerd.shim_pid("taker"), keeper.pid);
+    let report = standing.report("taker");
+    let is_emulated = report.accelerator == Accelerator::Tcg;
+    assert_eq!((&report.vmm_pids[..], report.standby_us.is_some()), (&[vmm.cast_unsigned()][..], is_emulated));
+    standing.containerd.ctr(&["task", "exec", "--exec-id", "1", "taker", "true"]).ok();
+    if !is_emulated {
+        // What waits has no guest that could have ended: a shim whose process has died starts another.
+        let next = standing.await_ready();
+        kill(Pid::from_raw(next.vmm()), Signal::SIGKILL).unwrap();
+        standing.detach(&[], "other");
+        assert_eq!(standing.containerd.shim_pid("other"), next.pid);
+        standing.delete("other");
+    }
+    standing.delete("taker");
+    assert!(!lives(keeper.pid) && !lives(vmm));
 }
 
 #[test]
