@@ -44,8 +44,6 @@ pub struct HypervSystem {
     shares: Mutex<Shares>,
     /// What it is on.
     network: tokio::sync::Mutex<Option<SandboxNetwork>>,
-    /// Its namespace is somebody else's, who may use it again at once.
-    foreign: bool,
     /// For operations on the container's files.
     _files: FilesRelay,
 }
@@ -85,7 +83,6 @@ impl HypervSystem {
             Ok((init, shares, files)) => Ok(Self {
                 shares: Mutex::new(shares),
                 network: tokio::sync::Mutex::new(plan.network),
-                foreign: plan.foreign_namespace.is_some(),
                 guest: worker.vm.guest().clone(),
                 worker,
                 init: Arc::new(init),
@@ -244,7 +241,7 @@ impl ComputeSystem for HypervSystem {
         }
         self.worker.destroy().await?;
         // A namespace of the engine's goes with its container; in another, the next VM's taps would have the same names.
-        if !self.foreign {
+        if !self.worker.is_on_foreign_network() {
             self.worker.vm.network_slots().close_later();
         }
         // Not before the guest has written back what it had.

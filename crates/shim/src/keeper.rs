@@ -19,7 +19,6 @@ use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
-use uvm::WaitingVmm;
 
 use crate::bundle::{Bundle, ProcessRecord};
 use crate::flags::Flags;
@@ -133,7 +132,7 @@ async fn prepare(order: &Order, kind: StandbyKind, place: &Place) -> anyhow::Res
     let making = async {
         match kind {
             StandbyKind::Vm => rehearse(order).await.map(|vm| Some(Standby::Rehearsed(Box::new(vm)))),
-            StandbyKind::Process => wait(order).await.map(|process| process.map(Standby::Waiting)),
+            StandbyKind::Process => wait(order).await,
         }
     };
     let made = tokio::time::timeout(PATIENCE, making).await;
@@ -145,10 +144,14 @@ async fn prepare(order: &Order, kind: StandbyKind, place: &Place) -> anyhow::Res
     Ok(Some(standby))
 }
 
-async fn wait(order: &Order) -> anyhow::Result<Option<WaitingVmm>> {
+async fn wait(order: &Order) -> anyhow::Result<Option<Standby>> {
     let request = foreign::likely_vm(&order.options, &order.caller.namespace)?;
-    let waiting = WaitingVmm::start(&request, &Bundle::at(PathBuf::from(".")).vm_dir()).await;
-    waiting.context("cannot have a process wait")
+    Standby::wait(&own_folder(), &request).await.context("cannot have a process wait")
+}
+
+/// The place's folder has another name when it is a container's.
+fn own_folder() -> Bundle {
+    Bundle::at(PathBuf::from("."))
 }
 
 async fn rehearse(order: &Order) -> anyhow::Result<Rehearsed> {
@@ -156,8 +159,7 @@ async fn rehearse(order: &Order) -> anyhow::Result<Rehearsed> {
     let made = tokio::task::spawn_blocking(move || foreign::rehearsal(&options, &namespace)).await?;
     let (spec, prepared) = made.context("cannot make a rehearsal")?;
     let plan = Plan::of(spec, Some(prepared.container), &GuestNames::alone())?;
-    // Its folder has another name when it is a container's.
-    let standby = Rehearsed::prepare(&Bundle::at(PathBuf::from(".")), plan).await;
+    let standby = Rehearsed::prepare(&own_folder(), plan).await;
     // Until here the VM was to find them.
     drop(prepared.files);
     standby.context("cannot have a utility VM stand by")
@@ -206,8 +208,9 @@ async fn claimed(stream: UnixStream, standby: &Standby) -> io::Result<Taken> {
         let mounts = enter_mounts(start)?;
         let listener = StdListener::bind(&socket)?;
         brought = Some((listener, mounts));
-        let processes: io::Result<Vec<_>> = standby.vmm_pids().iter().map(|&pid| ProcessRecord::of(pid)).collect();
-        Ok(Offer { socket: socket.clone(), shim: ProcessRecord::of(std::process::id())?, processes: processes? })
+        // One that has ended is nothing that could be left behind.
+        let processes = standby.vmm_pids().iter().filter_map(|&pid| ProcessRecord::of(pid).ok()).collect();
+        Ok(Offer { socket: socket.clone(), shim: ProcessRecord::of(std::process::id())?, processes })
     });
     match (claim.await, brought) {
         (Ok(claim), Some((listener, mounts))) => Ok(Taken { claim, listener, mounts }),

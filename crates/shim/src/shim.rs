@@ -16,7 +16,7 @@ use crate::events::{Event, Publisher};
 use crate::foreign::{self, Foreign, Options, Part, Prepared};
 use crate::hyperv::HypervSystem;
 use crate::pod::{PodContainer, PodVm, Sandbox};
-use crate::presence::Presence;
+use crate::presence::{Asker, Presence};
 use crate::process::ProcessSystem;
 use crate::reserve::{Caller, Order, Successor};
 use crate::rest::Rest;
@@ -163,14 +163,7 @@ impl Shim {
         let id = request.id.clone();
         let asker = self.containerd.asker();
         self.reserve(&id).await?;
-        let created = if asker.is_gone() { Err(nobody_waits()) } else { self.create_task(request).await };
-        let created = match created {
-            Ok((task, _)) if asker.is_gone() => {
-                discard(&task).await;
-                Err(nobody_waits())
-            }
-            created => created,
-        };
+        let created = self.create_task_for(&asker, request).await;
         let mut tasks = self.tasks.lock().await;
         match created {
             Ok((task, pid)) => {
@@ -203,6 +196,20 @@ impl Shim {
         }
         tasks.slots.insert(id.to_owned(), Slot::Reserved);
         Ok(())
+    }
+
+    /// Nobody would ever delete what is made for a containerd that has ended.
+    async fn create_task_for(&self, asker: &Asker, request: CreateTaskRequest) -> Result<(Arc<Task>, u32), Status> {
+        let gone = || Status::new(ErrorKind::Unavailable, "the containerd that asked for the container has ended");
+        if asker.is_gone() {
+            return Err(gone());
+        }
+        let (task, pid) = self.create_task(request).await?;
+        if asker.is_gone() {
+            discard(&task).await;
+            return Err(gone());
+        }
+        Ok((task, pid))
     }
 
     async fn create_task(&self, request: CreateTaskRequest) -> Result<(Arc<Task>, u32), Status> {
@@ -387,10 +394,6 @@ impl Shim {
     pub async fn ended(&self) {
         self.ended.cancelled().await;
     }
-}
-
-fn nobody_waits() -> Status {
-    Status::new(ErrorKind::Unavailable, "the containerd that asked for the container has ended")
 }
 
 async fn discard(task: &Arc<Task>) {

@@ -43,15 +43,22 @@ impl Standby {
     /// # Errors
     /// As [`Rehearsed::prepare`].
     pub async fn prepare(bundle: &Bundle) -> Result<Option<Self>, Status> {
-        let of_bundle = |error: BundleError| Status::from_error(error.kind(), &error);
-        let Some(request) = bundle.waiting().map_err(of_bundle)? else {
-            let plan = Plan::read(bundle, bundle.container().map_err(of_bundle)?)?;
-            return Ok(Some(Self::Rehearsed(Box::new(Rehearsed::prepare(bundle, plan).await?))));
-        };
-        let waiting = WaitingVmm::start(&request, &bundle.vm_dir()).await;
+        if let Some(request) = bundle.waiting().map_err(|error| of_bundle(&error))? {
+            return Self::wait(bundle, &request).await;
+        }
+        let plan = Plan::read(bundle, bundle.container().map_err(|error| of_bundle(&error))?)?;
+        Ok(Some(Self::Rehearsed(Box::new(Rehearsed::prepare(bundle, plan).await?))))
+    }
+
+    /// Has a process wait for what asks for this; `None` where it cannot. Shape: the bundle takes what is written of it.
+    ///
+    /// # Errors
+    /// What the bundle or the process say; no process stays.
+    pub async fn wait(bundle: &Bundle, request: &UtilityVmRequest) -> Result<Option<Self>, Status> {
+        let waiting = WaitingVmm::start(request, &bundle.vm_dir()).await;
         let waiting = waiting.map_err(|error| Status::from_error(error.kind(), &error))?;
         if let Some(waiting) = &waiting {
-            bundle.write_processes(waiting.process_ids()).map_err(of_bundle)?;
+            bundle.write_processes(waiting.process_ids()).map_err(|error| of_bundle(&error))?;
         }
         Ok(waiting.map(Self::Waiting))
     }
@@ -95,8 +102,7 @@ impl Rehearsed {
             ..plan.start_request(bundle.vm_dir())
         };
         let vm = UtilityVm::start(request).await.map_err(|error| Status::from_error(error.kind(), &error))?;
-        let recorded = bundle.write_processes(&vm.report().vmm_pids);
-        recorded.map_err(|error| Status::from_error(error.kind(), &error))?;
+        bundle.write_processes(&vm.report().vmm_pids).map_err(|error| of_bundle(&error))?;
         if let Some(network) = &plan.network {
             network::tie(network.namespace.clone()).await?;
         }
@@ -135,6 +141,10 @@ impl Rehearsed {
     pub async fn adopt(self, request: StartRequest<'_>) -> Result<UtilityVm, UvmError> {
         self.vm.adopt(request).await
     }
+}
+
+fn of_bundle(error: &BundleError) -> Status {
+    Status::from_error(error.kind(), error)
 }
 
 /// A network like most: what takes it on and off runs before a container needs it. Its tap is off all the while, and the

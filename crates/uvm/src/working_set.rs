@@ -84,7 +84,12 @@ fn record(process: u32, file: &File) -> io::Result<Vec<PageRun>> {
     let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
     let pagemap = File::open(format!("/proc/{process}/pagemap"))?;
     let mut own = Vec::new();
-    for mapping in mappings(&maps, file.metadata()?.ino()) {
+    let mappings = mappings(&maps, file.metadata()?.ino());
+    if mappings.is_empty() {
+        // Some file systems that lie over others show those's inodes. Nothing is known then, which is not that nothing was written.
+        return Err(io::Error::other("the memory's file is not among the process's mappings"));
+    }
+    for mapping in mappings {
         own_pages(&pagemap, mapping, &mut own)?;
     }
     own.sort_unstable();
@@ -184,7 +189,8 @@ mod tests {
         // What is only read stays the file's.
         let _: u8 = high.get_slice(20 * 4096, 4096).unwrap().read_obj(0).unwrap();
         assert_eq!(record(std::process::id(), &file).unwrap(), [run(5, 1), run(20, 1), run(33, 1)]);
-        assert_eq!(record(std::process::id(), &tempfile::tempfile().unwrap()).unwrap(), []);
+        // Nothing is known of a file that it has not mapped.
+        record(std::process::id(), &tempfile::tempfile().unwrap()).unwrap_err();
         record(u32::MAX, &file).unwrap_err();
     }
 
@@ -212,6 +218,12 @@ mod tests {
         let (memory, path) = (tempfile::tempfile().unwrap(), folder.path().join("record"));
         Recording { memory: memory.try_clone().unwrap(), path: path.clone() }.make(u32::MAX);
         assert!(!path.exists(), "there is no such process");
+        Recording { memory: memory.try_clone().unwrap(), path: path.clone() }.make(std::process::id());
+        assert!(!path.exists(), "it has not mapped the file");
+        memory.set_len(PAGE).unwrap();
+        let place = Some(FileOffset::new(memory.try_clone().unwrap(), 0));
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let _mapped = MmapRegion::<()>::build(place, 4096, access, libc::MAP_PRIVATE).unwrap();
         Recording { memory, path: path.clone() }.make(std::process::id());
         assert_eq!(read(&path, 0), Some(Vec::new()));
     }

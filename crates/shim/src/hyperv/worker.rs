@@ -40,6 +40,11 @@ impl Worker {
         self.vm.report().vmm_pids.first().copied().unwrap_or(0)
     }
 
+    /// Its namespace is somebody else's, who may use it again at once.
+    pub fn is_on_foreign_network(&self) -> bool {
+        self.namespace.is_some()
+    }
+
     /// True when nothing can be said to the guest any more.
     pub fn is_destroyed(&self) -> bool {
         self.destroyed.load(Ordering::SeqCst)

@@ -23,6 +23,9 @@ trap '' TERM
 { exec 5>&-; echo \"$CONTAINER_NAMESPACE $*\"; cat <&3 & cat <&4; wait; } >\"$(dirname \"$0\")/logged\"
 ";
 
+/// It goes on for a while: on a busy host runc's shim loses the last lines of what ends at once.
+const LOGGED: &[&str] = &["sh", "-c", "echo out; echo err >&2; sleep 0.5"];
+
 /// The events of tasks that containerd passes on.
 struct Events {
     ctr: Child,
@@ -185,7 +188,7 @@ impl Side<'_> {
     fn logs(&mut self) {
         let file = self.containerd.path(&format!("{}file", self.prefix));
         let uri = format!("file://{}", text(&file));
-        self.detach("a log file", &["--log-uri", &uri], "file", &["sh", "-c", "echo out; echo err >&2"]);
+        self.detach("a log file", &["--log-uri", &uri], "file", LOGGED);
         self.end("file");
         self.see("what the log file has", sorted(&file));
         let folder = self.containerd.path(&format!("{}logger", self.prefix));
@@ -194,7 +197,7 @@ impl Side<'_> {
         std::fs::write(&program, LOGGER).unwrap();
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
         let uri = format!("binary://{}?-k=v%20w", text(&program));
-        self.detach("a logging program", &["--log-uri", &uri], "logger", &["sh", "-c", "echo out; echo err >&2"]);
+        self.detach("a logging program", &["--log-uri", &uri], "logger", LOGGED);
         self.end("logger");
         self.see("what the logging program was given", sorted(&folder.join("logged")));
         let none = self.id("none");
