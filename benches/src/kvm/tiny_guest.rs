@@ -95,8 +95,8 @@ impl Frozen {
 struct Vmm {
     control: OwnedFd,
     child: Child,
-    /// The host's ends of port and file system.
-    _ends: [UnixStream; 2],
+    /// The host's ends of port, file system and socket device.
+    _ends: [OwnedFd; 3],
 }
 
 impl Vmm {
@@ -105,12 +105,13 @@ impl Vmm {
         let kind = SocketType::SEQPACKET;
         let (control, theirs) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         let program = std::env::var_os("BULKHEAD_VMM").map_or_else(beside, |named| Ok(named.into()))?;
+        let (host, device) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         let child = Command::new(&program).stdin(Stdio::from(theirs)).spawn();
         let child = child.with_context(|| format!("cannot start {}", program.display()))?;
-        let vmm = Self { control, child, _ends: [port, server] };
+        let vmm = Self { control, child, _ends: [port.into(), server.into(), host] };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").context("cannot open /dev/kvm")?;
         let prepare = Request::Prepare { machine: spec.clone() };
-        protocol::send(&vmm.control, &prepare, &[kvm.as_fd(), guest.as_fd(), files.as_fd()])?;
+        protocol::send(&vmm.control, &prepare, &[kvm.as_fd(), guest.as_fd(), files.as_fd(), device.as_fd()])?;
         Ok(vmm)
     }
 

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use bollard::models::{ContainerConfig, HostConfig};
 use oci_spec::runtime::{Linux, Mount, Root, Spec};
+use proto::vsock::{self, VSOCK_ANNOTATION};
 use proto::{ErrorKind, Isolation};
 
 use crate::container::mount_point::MountPoint;
@@ -198,7 +199,8 @@ pub fn build(input: &SpecInput<'_>) -> Result<Spec, SpecError> {
     let shared = namespaces::decide(config, host, input.isolation)?;
     let mounts = mounts::decide(input, shared)?;
     let mut linux = linux(input, shared, &mounts)?;
-    linux.set_seccomp(seccomp::decide(&options.filter, &granted, privileged)?);
+    let vsock = asks_for_vsock(host, input.isolation)?;
+    linux.set_seccomp(seccomp::decide(&options.filter, &granted, privileged, vsock)?);
 
     let mut root = Root::default();
     root.set_path(input.rootfs.to_owned()).set_readonly(Some(host.readonly_rootfs.unwrap_or_default()));
@@ -250,10 +252,25 @@ fn linux(input: &SpecInput<'_>, shared: namespaces::Shared, mounts: &[Mount]) ->
     Ok(linux)
 }
 
-/// The user's annotations and our own; nobody sets ours from outside.
+/// True if it is to have a vsock.
+///
+/// # Errors
+/// [`SpecError::Security`] when the annotation says something else, or the isolation has none.
+pub fn asks_for_vsock(host: &HostConfig, isolation: Isolation) -> Result<bool, SpecError> {
+    let annotation = host.annotations.as_ref().and_then(|all| all.get(VSOCK_ANNOTATION));
+    let asked = vsock::asks_for_vsock(annotation.map(String::as_str)).map_err(SpecError::Security)?;
+    if asked && isolation == Isolation::Process {
+        return Err(SpecError::Security(format!(
+            "annotation {VSOCK_ANNOTATION} needs --isolation=hyperv: to a process container a UNIX socket of the host can be mounted (-v)"
+        )));
+    }
+    Ok(asked)
+}
+
+/// The user's annotations and our own; nobody sets ours from outside, but that which asks for a vsock.
 fn annotations(input: &SpecInput<'_>) -> Result<HashMap<String, String>, SpecError> {
     let mut annotations = input.host_config.annotations.clone().unwrap_or_default();
-    annotations.retain(|name, _| !name.starts_with("dev.bulkhead."));
+    annotations.retain(|name, _| !name.starts_with("dev.bulkhead.") || name == VSOCK_ANNOTATION);
     let user = input.config.user.as_deref().filter(|user| !user.is_empty()).unwrap_or("0");
     annotations.insert(USER_ANNOTATION.to_owned(), user.to_owned());
     let named = |group: &&String| group.parse::<u32>().is_err();

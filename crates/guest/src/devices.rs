@@ -26,6 +26,7 @@ enum DeviceType {
     Block,
     Console,
     Balloon,
+    Socket,
     FileSystem,
 }
 
@@ -36,6 +37,7 @@ impl DeviceType {
             Self::Block => 2,
             Self::Console => 3,
             Self::Balloon => 5,
+            Self::Socket => 19,
             Self::FileSystem => 26,
         }
     }
@@ -46,6 +48,7 @@ impl DeviceType {
             Self::Block => "virtio_blk",
             Self::Console => "virtio_console",
             Self::Balloon => "virtio_balloon",
+            Self::Socket => "vmw_vsock_virtio_transport",
             Self::FileSystem => "virtiofs",
         }
     }
@@ -125,6 +128,13 @@ pub fn bind_file_system() -> Result<()> {
         bind(&device, DeviceType::FileSystem).with_context(|| format!("the driver refused {}", device.display()))?;
     }
     Ok(())
+}
+
+/// Binds the machine's socket device, which must be there.
+pub fn bind_socket() -> Result<()> {
+    let devices = devices_of(DeviceType::Socket).context("cannot list the virtio bus")?;
+    let [device] = devices.as_slice() else { bail!("{} virtio socket devices, expected one", devices.len()) };
+    bind(device, DeviceType::Socket).with_context(|| format!("the driver refused {}", device.display()))
 }
 
 /// The machine's balloons: one, or none.

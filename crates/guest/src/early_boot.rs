@@ -101,14 +101,26 @@ fn raise_limits() -> Result<()> {
 /// Loads the modules in their order. As soon as there is a virtio bus its automatic probing is switched off: every device
 /// is bound by name, and all but the port's only after the fork, when the host has put the container's disks behind them.
 fn load_modules(folder: &Path) -> Result<()> {
-    let order = fs::read_to_string(folder.join("order")).context("no list of modules")?;
     let mut manual = false;
-    for name in order.lines() {
-        load_module(&folder.join(format!("{name}.ko"))).with_context(|| format!("cannot load module {name}"))?;
+    load_in_order(folder, || {
         manual = manual || devices::switch_off_probing().context("cannot switch off the virtio bus's probing")?;
-    }
+        Ok(())
+    })?;
     // A kernel with virtio built in has probed before us.
     anyhow::ensure!(manual || devices::switch_off_probing()?, "the kernel has no virtio bus");
+    Ok(())
+}
+
+/// Loads a folder's modules in their order, and does something after each.
+///
+/// # Errors
+/// One is missing, or the kernel refuses it; what `then` says.
+pub fn load_in_order(folder: &Path, mut then: impl FnMut() -> Result<()>) -> Result<()> {
+    let order = fs::read_to_string(folder.join("order")).context("no list of modules")?;
+    for name in order.lines() {
+        load_module(&folder.join(format!("{name}.ko"))).with_context(|| format!("cannot load module {name}"))?;
+        then()?;
+    }
     Ok(())
 }
 

@@ -35,6 +35,7 @@ mod stream_thread;
 mod substreams;
 #[allow(unsafe_code)]
 mod sys;
+mod vsock;
 
 use std::process::ExitCode;
 

@@ -34,6 +34,7 @@ use crate::reaper::Reaper;
 use crate::shares::Shares;
 use crate::stream_thread::StreamThread;
 use crate::substreams::{self, Destinations, Substreams};
+use crate::vsock;
 
 const SIGKILL: i32 = 9;
 
@@ -134,6 +135,11 @@ impl GuestService {
         let life = Arc::clone(&self.life);
         // Refused before anything of it is made.
         self.aside(move || lock(&life).pod_for(number).map(drop)).await??;
+        if request.vsock {
+            let started = vsock::start();
+            started
+                .map_err(|error| Status::new(ErrorKind::Unavailable, format!("the guest has no vsock: {error:#}")))?;
+        }
         let mut streams = self.substreams.claim(request.process).await;
         if !request.stdin {
             streams.stdin = None;

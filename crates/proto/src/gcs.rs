@@ -24,7 +24,7 @@ use wire as gcs;
 pub use stream::{CONNECTED, InvalidHeader, LoopbackPort, StreamHeader, StreamKind};
 
 /// Version of the protocol; both sides must have the same one, since guest image and host are built together.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The number of the first process of a VM's one container; execs count from 1. A pod's containers have others.
 pub const INIT_PROCESS: u32 = 0;

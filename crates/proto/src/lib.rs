@@ -16,6 +16,7 @@ pub mod network;
 pub mod notices;
 mod process;
 mod status;
+pub mod vsock;
 
 pub use id::{ContainerId, Digest, ExecId, InvalidId, TemplateId};
 pub use isolation::{Isolation, UnknownIsolation};

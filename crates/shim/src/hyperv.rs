@@ -16,7 +16,7 @@ use proto::control::Accelerator;
 use proto::gcs::wire;
 use proto::network::{NetworkUpdate, SandboxNetwork};
 use proto::{ErrorKind, ProcessDetails, Status};
-use uvm::{GuestConnection, UtilityVm};
+use uvm::{GuestConnection, HostSockets, UtilityVm};
 
 use crate::bundle::Bundle;
 use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, Update};
@@ -46,6 +46,8 @@ pub struct HypervSystem {
     network: tokio::sync::Mutex<Option<SandboxNetwork>>,
     /// For operations on the container's files.
     _files: FilesRelay,
+    /// For programs of the host that speak to the container's, if it asks for that.
+    _sockets: Option<HostSockets>,
 }
 
 impl HypervSystem {
@@ -66,6 +68,8 @@ impl HypervSystem {
             let report = worker.vm.report();
             bundle.write_utility_vm(report).map_err(|error| Status::from_error(error.kind(), &error))?;
             bundle.write_processes(&report.vmm_pids).map_err(|error| Status::from_error(error.kind(), &error))?;
+            let sockets = plan.vsock.then(|| worker.vm.host_sockets(bundle.path())).transpose();
+            let sockets = sockets.map_err(|error| Status::from_error(error.kind(), &error))?;
             let make = async {
                 let shares = Shares::serve_alone(&worker.vm, &plan.shares, &plan.cgroup).await?;
                 let caller = Caller { stdio: &stdio, fifos };
@@ -77,10 +81,10 @@ impl HypervSystem {
             let ((), (shares, init)) = tokio::try_join!(connect(&worker.vm, plan.network.as_ref()), make)?;
             worker.vm.record_working_set().await;
             let files = FilesRelay::start(bundle.path(), worker.vm.guest().clone());
-            Ok((init, shares, files.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?))
+            Ok((init, shares, files.map_err(|error| Status::from_error(ErrorKind::Internal, &error))?, sockets))
         };
         match created.await {
-            Ok((init, shares, files)) => Ok(Self {
+            Ok((init, shares, files, sockets)) => Ok(Self {
                 shares: Mutex::new(shares),
                 network: tokio::sync::Mutex::new(plan.network),
                 guest: worker.vm.guest().clone(),
@@ -88,6 +92,7 @@ impl HypervSystem {
                 init: Arc::new(init),
                 vm_dir: bundle.vm_dir(),
                 _files: files,
+                _sockets: sockets,
             }),
             Err(status) => {
                 if let Err(left) = worker.destroy().await {

@@ -35,6 +35,8 @@ pub struct Plan {
     pub scratch: PathBuf,
     /// Its layers, lowest first.
     pub layers: Vec<PathBuf>,
+    /// It asks for a vsock.
+    pub vsock: bool,
     /// The spec's profile, compiled here: the guest would take many times as long.
     seccomp: Vec<u8>,
     /// What makes it of a process that the template has ready, if it is a plain container; with its limits.
@@ -94,6 +96,7 @@ impl Plan {
         let Writable::Scratch { disk } = container.writable else {
             return Err(invalid("hyperv isolation needs a scratch disk, not an upper folder"));
         };
+        let vsock = spec::asks_for_vsock(&spec)?;
         let namespace = spec::network_namespace(&spec);
         let shares = spec::for_guest(&mut spec, &container.parts, names)
             .map_err(|error| Status::from_error(error.kind(), &error))?;
@@ -111,7 +114,7 @@ impl Plan {
         let network = container.network;
         let foreign_namespace = namespace.filter(|_| network.is_none());
         let cgroup = container.cgroup;
-        Ok(Self { shares, network, foreign_namespace, spec, vm, cgroup, scratch: disk, layers, seccomp, plain })
+        Ok(Self { shares, network, foreign_namespace, spec, vm, cgroup, scratch: disk, layers, vsock, seccomp, plain })
     }
 
     /// What the utility VM is started with, its logs in the folder `run_dir`.
@@ -169,6 +172,7 @@ impl Plan {
         request.stdin = stdin;
         request.shares = u32::try_from(self.shares.len()).unwrap_or(u32::MAX);
         request.file_system = seat.file_system;
+        request.vsock = self.vsock;
         request.seccomp.clone_from(&self.seccomp);
         Ok(request)
     }

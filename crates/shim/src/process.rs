@@ -72,6 +72,7 @@ impl ProcessSystem {
         let (container, rootfs, started) = blocking(move || {
             let of_bundle = |error: BundleError| status!(error);
             let mut spec = bundle.spec().map_err(of_bundle)?;
+            spec::without_vsock(&spec)?;
             let rootfs = match container {
                 Some(container) => {
                     let Writable::Upper { upper, work, merged, disk } = container.writable else {

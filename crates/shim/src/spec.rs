@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Root, Spec};
 use proto::control::VolumePart;
+use proto::vsock::VSOCK_ANNOTATION;
 use proto::{ErrorKind, Status};
 
 use crate::shares::Share;
@@ -148,6 +149,30 @@ pub fn files(spec: &Spec) -> Result<BTreeMap<PathBuf, String>, SpecError> {
     annotation.map_or(Ok(BTreeMap::new()), |text| serde_json::from_str(text).map_err(SpecError::Annotation))
 }
 
+/// True if its annotation asks for a vsock.
+///
+/// # Errors
+/// `InvalidArgument` when the annotation says something else.
+pub fn asks_for_vsock(spec: &Spec) -> Result<bool, Status> {
+    let annotation = spec.annotations().as_ref().and_then(|all| all.get(VSOCK_ANNOTATION));
+    let asked = proto::vsock::asks_for_vsock(annotation.map(String::as_str));
+    asked.map_err(|what| Status::new(ErrorKind::InvalidArgument, what))
+}
+
+/// Refuses a specification that asks for a vsock, to be run with isolation process.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn without_vsock(spec: &Spec) -> Result<(), Status> {
+    if !asks_for_vsock(spec)? {
+        return Ok(());
+    }
+    let what = format!(
+        "annotation {VSOCK_ANNOTATION} needs isolation hyperv: to a process container a UNIX socket of the host can be mounted"
+    );
+    Err(Status::new(ErrorKind::InvalidArgument, what))
+}
+
 fn is_host_bind(mount: &Mount) -> bool {
     let by_option = || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
     let is_bind = mount.typ().as_deref() == Some("bind") || by_option();
@@ -237,6 +262,24 @@ mod tests {
         assert_eq!(network_namespace(&spec), None);
         let linux = spec.linux().clone().unwrap();
         assert!(linux.namespaces().iter().flatten().all(|ns| ns.path().is_none()));
+    }
+
+    #[test]
+    fn a_vsock_is_asked_for_by_annotation_and_not_with_isolation_process() {
+        let asking = |value: &str| {
+            let mut spec = Spec::default();
+            spec.set_annotations(Some([(VSOCK_ANNOTATION.to_owned(), value.to_owned())].into()));
+            spec
+        };
+        assert!(!asks_for_vsock(&Spec::default()).unwrap());
+        assert!(asks_for_vsock(&asking("true")).unwrap());
+        without_vsock(&asking("false")).unwrap();
+        let refused = without_vsock(&asking("true")).unwrap_err();
+        assert!(
+            refused.kind == ErrorKind::InvalidArgument && refused.message.contains("isolation hyperv"),
+            "{refused:?}"
+        );
+        assert!(without_vsock(&asking("/run/x.sock")).is_err());
     }
 
     #[test]

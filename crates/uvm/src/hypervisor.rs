@@ -21,6 +21,7 @@ use vmm::protocol::PageRun;
 
 use crate::disk::{DiskBinding, DiskError};
 use crate::guest_image::GuestImage;
+use crate::host_sockets::HostSockets;
 use crate::key::BackendIdentity;
 use crate::machine::MachineConfig;
 use crate::network_slots::{NetworkSlots, NetworkSlotsError};
@@ -124,6 +125,13 @@ pub enum HypervisorError {
     /// This backend cannot limit a network.
     #[error("rates of networks need our own VMM (backend kvm): QEMU has none")]
     NoNetworkRates,
+    /// This machine has no socket device.
+    #[error(
+        "a vsock needs a utility VM of our own VMM (backend kvm) with one container in it: QEMU's have none, nor have pods'; \
+         leave annotation {} out",
+        proto::vsock::VSOCK_ANNOTATION
+    )]
+    NoVsock,
 }
 
 impl HypervisorError {
@@ -135,7 +143,7 @@ impl HypervisorError {
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::Disk(disk) => disk.kind(),
             Self::PortTaken => ErrorKind::Conflict,
-            Self::NoNetworkRates => ErrorKind::NotImplemented,
+            Self::NoNetworkRates | Self::NoVsock => ErrorKind::NotImplemented,
             Self::UnknownVersion { .. }
             | Self::Spawn { .. }
             | Self::Ended { .. }
@@ -282,6 +290,15 @@ pub trait VirtualMachine: Send + Sync {
     /// answered in order. Nothing where the backend has no such device. When: once; nothing afterwards.
     fn file_server(&self) -> Option<OwnedFd> {
         None
+    }
+
+    /// Brings the host's side of the machine's socket device into use: sockets in `folder`, for root alone. When: once, within the
+    /// runtime.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoVsock`] where the machine has no such device, or it is in use; [`HypervisorError::Io`].
+    fn host_sockets(&self, _folder: &Path) -> Result<HostSockets, HypervisorError> {
+        Err(HypervisorError::NoVsock)
     }
 
     /// Lets the processors run. When: paused; running already is no error.

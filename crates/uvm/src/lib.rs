@@ -29,6 +29,7 @@ mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod guest_image;
+mod host_sockets;
 mod hypervisor;
 mod key;
 mod kvm;
@@ -55,6 +56,7 @@ pub use connection::{GuestConnection, GuestError, GuestStream};
 pub use disk::{DiskBinding, DiskError};
 pub use error::UvmError;
 pub use guest_image::{GuestImage, GuestImageError};
+pub use host_sockets::HostSockets;
 pub use hypervisor::{
     ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit,
 };

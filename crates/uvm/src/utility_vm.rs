@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use crate::connection::GuestConnection;
 use crate::disk::DiskBinding;
 use crate::error::UvmError;
 use crate::guest_image::GuestImage;
+use crate::host_sockets::HostSockets;
 use crate::hypervisor::{
     ExitReason, FrozenMachine, Hypervisor, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit,
 };
@@ -299,6 +300,14 @@ impl UtilityVm {
     #[must_use]
     pub fn file_server(&self) -> Option<OwnedFd> {
         self.machine.file_server()
+    }
+
+    /// The host's side of its socket device, once, with sockets in `folder`: see [`VirtualMachine::host_sockets`].
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoVsock`] where it has none.
+    pub fn host_sockets(&self, folder: &Path) -> Result<HostSockets, UvmError> {
+        Ok(self.machine.host_sockets(folder)?)
     }
 
     /// The connection to the guest compute service.

@@ -26,9 +26,10 @@ impl Vmm {
         let child = Command::new(program).stdin(Stdio::from(theirs)).spawn().unwrap();
         let (port, guest) = UnixStream::pair().unwrap();
         let (_, server) = UnixStream::pair().unwrap();
+        let (_, host) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
         let prepare = Request::Prepare { machine: machine.clone() };
-        protocol::send(&control, &prepare, &[kvm.as_fd(), guest.as_fd(), server.as_fd()]).unwrap();
+        protocol::send(&control, &prepare, &[kvm.as_fd(), guest.as_fd(), server.as_fd(), host.as_fd()]).unwrap();
         let descriptors: Vec<BorrowedFd> = files.iter().map(|file| file.as_fd()).collect();
         protocol::send(&control, request, &descriptors).unwrap();
         let vmm = Self { control, child, port };

@@ -5,7 +5,7 @@
 
 pub use crate::boot::fuzzing::loader;
 pub use crate::machine::fuzzing::{bus, state};
-pub use crate::virtio::fuzzing::{balloon, block, console, entropy, file_system, network};
+pub use crate::virtio::fuzzing::{balloon, block, console, entropy, file_system, network, socket};
 
 use crate::protocol::{Reply, Request};
 
@@ -32,9 +32,10 @@ mod tests {
 
     #[test]
     fn whatever_is_said_comes_to_an_end() {
-        let targets: [Target; 10] = [
+        let targets: [Target; 11] = [
             ("balloon", balloon, 60),
             ("file_system", file_system, 60),
+            ("socket", socket, 60),
             ("block", block, 60),
             ("console", console, 60),
             ("entropy", entropy, 60),

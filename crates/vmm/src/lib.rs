@@ -7,7 +7,7 @@
 //!  protocol ── worker ─┬─ machine: memory slots, then interrupt controllers, then processors (the order matters, see there)
 //!                      │    ├─ processor, one thread each ── bus ─┬─ ports: serial, reset, power
 //!                      │    │                                     └─ virtio transports, one page each
-//!                      │    └─ virtio devices: console, block, entropy, network, balloon; their threads do the work
+//!                      │    └─ virtio devices: console, block, entropy, network, balloon, file system, socket; their threads do the work
 //!                      └─ state: the frozen machine without its memory
 //! ```
 //!

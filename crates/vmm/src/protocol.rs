@@ -9,6 +9,8 @@
 //!     ◀── Ended ──                                    at any time, once: the guest's own doing
 //! ```
 
+pub mod socket;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::num::NonZeroU64;
@@ -57,6 +59,12 @@ impl MachineSpec {
     #[must_use]
     pub fn has_file_system(&self) -> bool {
         self.disk_slots <= self.slots_per_container
+    }
+
+    /// True for the machine of one container, too: whoever is connected with is to be that one.
+    #[must_use]
+    pub fn has_socket(&self) -> bool {
+        self.has_file_system()
     }
 }
 
@@ -114,7 +122,8 @@ pub enum Request {
     /// Takes descriptors for the next request. Not answered.
     Descriptors,
     /// Makes a machine, as far as that needs neither its memory nor what is behind its slots, beside what its maker does meanwhile. Not
-    /// answered; what fails is the answer to the next request. Descriptors: `/dev/kvm`, the port's socket, the file system's.
+    /// answered; what fails is the answer to the next request. Descriptors: `/dev/kvm`, the port's socket, the file system's, the socket
+    /// device's, which is of type SEQPACKET ([`socket`]).
     Prepare {
         /// The machine.
         machine: MachineSpec,

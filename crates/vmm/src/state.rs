@@ -16,7 +16,7 @@ use crate::virtio::transport::TransportState;
 
 const MAGIC: [u8; 8] = *b"bulkvmm\0";
 /// Counts up with every change of what follows.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 pub(crate) const HEADER_BYTES: usize = 8 + 4 + 4;
 /// Many times what 64 processors need.
 const MOST_BYTES: u32 = 8 << 20;
@@ -69,6 +69,7 @@ pub(crate) struct DevicesState {
     pub(crate) entropy: TransportState<()>,
     pub(crate) balloon: TransportState<()>,
     pub(crate) files: Vec<TransportState<()>>,
+    pub(crate) sockets: Vec<TransportState<()>>,
     pub(crate) blocks: Vec<TransportState<()>>,
     pub(crate) networks: Vec<TransportState<()>>,
 }
@@ -162,8 +163,8 @@ mod tests {
             }
         }
         let mut newer = bytes;
-        newer[8] = 4;
-        assert!(matches!(read::<Sample>(file(&newer)), Err(StateError::Version(4))));
+        newer[8] = 5;
+        assert!(matches!(read::<Sample>(file(&newer)), Err(StateError::Version(5))));
     }
 
     #[test]

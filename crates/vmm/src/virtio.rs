@@ -18,6 +18,7 @@ pub(crate) mod network;
 pub(crate) mod phase;
 pub(crate) mod queue;
 mod rate;
+pub(crate) mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod transport;

@@ -153,8 +153,8 @@ impl Descriptors {
     }
 
     fn machine(&mut self, spec: MachineSpec) -> Result<Machine, WorkerError> {
-        let (kvm, port, files) = (sys::kvm(self.next()?), self.next()?, self.next()?);
-        Ok(Machine::new(kvm, spec, Behind { port, files })?)
+        let (kvm, port, files, host) = (sys::kvm(self.next()?), self.next()?, self.next()?, self.next()?);
+        Ok(Machine::new(kvm, spec, Behind { port, files, host })?)
     }
 
     /// All that is left: a tap for each network slot, or none at all.

@@ -71,7 +71,9 @@ impl Vmm {
         let kvm = kvm.inspect_err(|error| eprintln!("SKIPPED: /dev/kvm: {error}")).ok()?;
         let (port, server) = UnixStream::pair().unwrap();
         let prepare = Request::Prepare { machine: machine() };
-        protocol::send(&self.control, &prepare, &[kvm.as_fd(), port.as_fd(), server.as_fd()]).unwrap();
+        let (host, _) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let ends = [kvm.as_fd(), port.as_fd(), server.as_fd(), host.as_fd()];
+        protocol::send(&self.control, &prepare, &ends).unwrap();
         let descriptors: Vec<BorrowedFd> = files.iter().map(|file| file.as_fd()).collect();
         Some(self.ask(request, &descriptors))
     }

@@ -13,10 +13,10 @@ use cpio::newc::{self, Builder, ModeFileType};
 use super::modules::Module;
 
 /// Folders of the archive, parents first.
-const FOLDERS: [&str; 8] = ["dev", "etc", "modules", "proc", "root", "run", "sys", "tmp"];
+const FOLDERS: [&str; 9] = ["dev", "etc", "later", "modules", "proc", "root", "run", "sys", "tmp"];
 
 /// The archive. Shape: folders, `/dev/console`, `/init`, `/modules/<name>.ko` and `/modules/order` (one name a line, in
-/// load order), `/bin/<name>` for each of `tools`; owner 0, time 0, numbered as they come, so that the same content gives
+/// load order), the same in `/later` for what is loaded later, `/bin/<name>` for each of `tools`; owner 0, time 0, numbered as they come, so that the same content gives
 /// the same bytes.
 ///
 /// # Errors
@@ -33,12 +33,14 @@ pub fn build(program: &[u8], modules: &[Module], tools: &[(&str, &[u8])]) -> Res
         &[],
     )?;
     archive.add_file("init", 0o755, program)?;
-    let order: String = modules.iter().flat_map(|module| [module.name.as_str(), "\n"]).collect();
-    archive.add_file("modules/order", 0o444, order.as_bytes())?;
-    let mut sorted: Vec<&Module> = modules.iter().collect();
-    sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    for module in sorted {
-        archive.add_file(&format!("modules/{}.ko", module.name), 0o444, &module.bytes)?;
+    for (folder, later) in [("later", true), ("modules", false)] {
+        let mut these: Vec<&Module> = modules.iter().filter(|module| module.later == later).collect();
+        let order: String = these.iter().flat_map(|module| [module.name.as_str(), "\n"]).collect();
+        archive.add_file(&format!("{folder}/order"), 0o444, order.as_bytes())?;
+        these.sort_by(|a, b| a.name.cmp(&b.name));
+        for module in these {
+            archive.add_file(&format!("{folder}/{}.ko", module.name), 0o444, &module.bytes)?;
+        }
     }
     if !tools.is_empty() {
         archive.add("bin", |entry| entry.mode(0o755).set_mode_file_type(ModeFileType::Directory).nlink(2), &[])?;
@@ -81,7 +83,10 @@ mod tests {
     use super::*;
 
     fn modules(names: &[&str]) -> Vec<Module> {
-        names.iter().map(|name| Module { name: (*name).to_owned(), bytes: name.as_bytes().to_vec() }).collect()
+        names
+            .iter()
+            .map(|name| Module { name: (*name).to_owned(), bytes: name.as_bytes().to_vec(), later: *name == "vsock" })
+            .collect()
     }
 
     fn entries(archive: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
@@ -109,9 +114,11 @@ mod tests {
 
     #[test]
     fn everything_is_in_it_and_nothing_else() {
-        let found = entries(&build(b"program", &modules(&["virtio", "erofs"]), &[]).unwrap());
+        let found = entries(&build(b"program", &modules(&["virtio", "erofs", "vsock"]), &[]).unwrap());
         let files: Vec<&str> = found.iter().map(|(name, ..)| name.as_str()).skip(FOLDERS.len()).collect();
-        assert_eq!(files, ["dev/console", "init", "modules/order", "modules/erofs.ko", "modules/virtio.ko"]);
+        let modules = ["later/order", "later/vsock.ko", "modules/order", "modules/erofs.ko", "modules/virtio.ko"];
+        assert_eq!(files[..2], ["dev/console", "init"]);
+        assert_eq!(files[2..], modules);
         let content = |name: &str| found.iter().find(|entry| entry.0 == name).map(|entry| (entry.1, entry.2.clone()));
         assert_eq!(content("modules/order"), Some((0o100_444, b"virtio\nerofs\n".to_vec())));
         assert_eq!(content("init"), Some((0o100_755, b"program".to_vec())));

@@ -89,7 +89,11 @@ impl Inputs<'_> {
         let own_code = [include_str!("initramfs.rs"), include_str!("vmlinux.rs"), include_str!("manifest.rs")];
         let mut parts: Vec<&[u8]> = own_code.iter().map(|code| code.as_bytes()).collect();
         parts.extend([self.kernel.version.as_bytes(), &kernel, self.program]);
-        parts.extend(self.modules.iter().flat_map(|module| [module.name.as_bytes(), &module.bytes]));
+        parts.extend(
+            self.modules
+                .iter()
+                .flat_map(|module| [module.name.as_bytes(), &module.bytes, if module.later { b"later" } else { b"" }]),
+        );
         Ok(sha256(&parts))
     }
 

@@ -16,6 +16,8 @@ pub struct Module {
     pub name: String,
     /// The ELF file.
     pub bytes: Vec<u8>,
+    /// Loaded only in a guest that needs it.
+    pub later: bool,
 }
 
 /// A name in the list of wanted modules.
@@ -24,14 +26,20 @@ pub struct Wanted {
     name: String,
     /// Not every kernel has it.
     optional: bool,
+    /// Loaded only in a guest that needs it.
+    later: bool,
 }
 
-/// Reads the list: one name a line, `?` behind one that a kernel may lack, `#` begins a comment.
+/// Reads the list: one name a line, `?` behind one that a kernel may lack, `!` behind one that is loaded later, `#` begins a comment.
 pub fn parse_list(text: &str) -> Vec<Wanted> {
     let names = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     names
         .filter(|name| !name.is_empty())
-        .map(|name| Wanted { name: canonical(name.trim_end_matches('?')), optional: name.ends_with('?') })
+        .map(|name| Wanted {
+            name: canonical(name.trim_end_matches(['?', '!'])),
+            optional: name.contains('?'),
+            later: name.ends_with('!'),
+        })
         .collect()
 }
 
@@ -40,13 +48,20 @@ pub fn parse_list(text: &str) -> Vec<Wanted> {
 /// # Errors
 /// When a wanted module that is not optional, or a dependency, is neither there nor built in; when dependencies are a ring.
 pub fn resolve(folder: &Path, wanted: &[Wanted]) -> Result<Vec<Module>> {
-    let mut resolver =
-        Resolver { files: index(folder)?, built_in: built_in(folder)?, loaded: BTreeSet::new(), order: Vec::new() };
+    let mut resolver = Resolver {
+        files: index(folder)?,
+        built_in: built_in(folder)?,
+        loaded: BTreeSet::new(),
+        order: Vec::new(),
+        later: false,
+    };
     for module in wanted {
         let missing = !resolver.files.contains_key(&module.name) && !resolver.built_in.contains(&module.name);
         if missing && module.optional {
             continue;
         }
+        ensure!(module.later || !resolver.later, "module {} comes behind one that is loaded later", module.name);
+        resolver.later = module.later;
         resolver.visit(&module.name, &mut Vec::new())?;
     }
     Ok(resolver.order)
@@ -57,6 +72,8 @@ struct Resolver {
     built_in: BTreeSet<String>,
     loaded: BTreeSet<String>,
     order: Vec<Module>,
+    /// What is found now is loaded later.
+    later: bool,
 }
 
 impl Resolver {
@@ -86,7 +103,7 @@ impl Resolver {
         }
         path_here.pop();
         self.loaded.insert(name.to_owned());
-        self.order.push(Module { name: name.to_owned(), bytes });
+        self.order.push(Module { name: name.to_owned(), bytes, later: self.later });
         Ok(())
     }
 }
@@ -249,6 +266,16 @@ mod tests {
             "kernel/lib/crc.ko\n",
         );
         assert_eq!(order(&folder, "a_net # first\n\nb\nd\n").unwrap(), ["d", "c", "b", "a_net"]);
+    }
+
+    #[test]
+    fn what_is_loaded_later_takes_only_what_nothing_else_needs_along() {
+        let folder =
+            kernel(&[("a.ko", "depends=b\0"), ("b.ko", "depends=\0"), ("v.ko", "depends=b,w\0"), ("w.ko", "")], "");
+        let modules = resolve(folder.path(), &parse_list("a\nnone?!\nv?!\n")).unwrap();
+        let order: Vec<(&str, bool)> = modules.iter().map(|module| (module.name.as_str(), module.later)).collect();
+        assert_eq!(order, [("b", false), ("a", false), ("w", true), ("v", true)]);
+        assert!(resolve(folder.path(), &parse_list("v!\na\n")).is_err());
     }
 
     #[test]

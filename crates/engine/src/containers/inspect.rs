@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use proto::vsock::VSOCK_SOCKET;
 use serde_json::{Value, json};
 
 use super::{links, network_view, size, usage, view};
@@ -12,6 +13,7 @@ use crate::container::{Container, kept};
 use crate::engine::Engine;
 use crate::error::ApiResult;
 use crate::query::Query;
+use crate::spec;
 
 /// Shows a container.
 ///
@@ -96,7 +98,15 @@ fn ours(engine: &Engine, container: &Container) -> Value {
         "ClockErrorMicroseconds": vm.map(|vm| vm.clock_error_us),
         "VmmPids": vm.filter(|_| record.phase.is_running()).map(|vm| &vm.vmm_pids),
         "ShimPid": container.running().ok().map(|running| running.shim_pid),
+        "VsockSocket": vsock_socket(engine, container),
         "ShimLog": usage::shim_log(engine, container),
         "HostMemoryBytes": usage::host_memory_bytes(container),
     })
+}
+
+/// Where the host's programs find a container's vsock, while it runs and if it has one.
+fn vsock_socket(engine: &Engine, container: &Container) -> Option<String> {
+    let asks = spec::asks_for_vsock(&container.host().ok()?, container.isolation).ok()?;
+    let is_there = asks && container.record().phase.is_running();
+    is_there.then(|| engine.bundle(&container.id).join(VSOCK_SOCKET).display().to_string())
 }

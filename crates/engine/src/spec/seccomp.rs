@@ -30,21 +30,25 @@ const SOCKET_DOMAINS: [(u64, u64); 7] = [
     (0xffff_fffc, 44),
 ];
 
+/// AF_VSOCK: of a container that asks for a vsock. In all others it would be a way past the network that the container was given.
+const AF_VSOCK: u64 = 40;
+
 /// The filter for a container with these capabilities; none where it is privileged or unconfined.
 pub(super) fn decide(
     filter: &Filter,
     capabilities: &Capabilities,
     privileged: bool,
+    vsock: bool,
 ) -> Result<Option<LinuxSeccomp>, SpecError> {
     match filter {
         Filter::Profile(json) => from_json(json, capabilities).map(Some),
         Filter::Unconfined => Ok(None),
         Filter::Default if privileged => Ok(None),
-        Filter::Default => Ok(Some(default_profile(capabilities))),
+        Filter::Default => Ok(Some(default_profile(capabilities, vsock))),
     }
 }
 
-fn default_profile(capabilities: &Capabilities) -> LinuxSeccomp {
+fn default_profile(capabilities: &Capabilities, vsock: bool) -> LinuxSeccomp {
     let allow = LinuxSeccompAction::ScmpActAllow;
     let mut rules = vec![rule(syscalls::ALWAYS.iter().flat_map(|names| names.split_whitespace()), allow, Vec::new())];
     for (capability, names) in syscalls::WITH_CAPABILITY {
@@ -54,6 +58,9 @@ fn default_profile(capabilities: &Capabilities) -> LinuxSeccomp {
     }
     let masked = |mask, value| argument(LinuxSeccompOperator::ScmpCmpMaskedEq, mask, Some(value));
     rules.extend(SOCKET_DOMAINS.map(|(mask, value)| rule(["socket"], allow, vec![masked(mask, value)])));
+    if vsock {
+        rules.push(rule(["socket"], allow, vec![masked(0xffff_ffff, AF_VSOCK)]));
+    }
     rules.extend(
         PERSONALITIES.map(|persona| {
             rule(["personality"], allow, vec![argument(LinuxSeccompOperator::ScmpCmpEq, persona, None)])
@@ -241,7 +248,7 @@ mod tests {
     }
 
     fn default_for(extra: &[Capability]) -> LinuxSeccomp {
-        default_profile(&DEFAULT.into_iter().chain(extra.iter().copied()).collect())
+        default_profile(&DEFAULT.into_iter().chain(extra.iter().copied()).collect(), false)
     }
 
     const ALLOW: LinuxSeccompAction = LinuxSeccompAction::ScmpActAllow;
@@ -298,6 +305,12 @@ mod tests {
     }
 
     #[test]
+    fn a_container_with_a_vsock_can_make_its_sockets() {
+        let profile = default_profile(&DEFAULT.into_iter().collect(), true);
+        assert_eq!([38, 40].map(|domain| answer(&profile, "socket", domain)), [ERRNO, ALLOW]);
+    }
+
+    #[test]
     fn personality_cannot_switch_off_randomization() {
         let profile = default_for(&[]);
         assert_eq!(answer(&profile, "personality", 0xffff_ffff), ALLOW);
@@ -315,9 +328,9 @@ mod tests {
     #[test]
     fn privileged_and_unconfined_have_no_filter() {
         let capabilities = DEFAULT.into_iter().collect();
-        assert!(decide(&Filter::Default, &capabilities, true).unwrap().is_none());
-        assert!(decide(&Filter::Unconfined, &capabilities, false).unwrap().is_none());
-        assert!(decide(&Filter::Default, &capabilities, false).unwrap().is_some());
+        assert!(decide(&Filter::Default, &capabilities, true, false).unwrap().is_none());
+        assert!(decide(&Filter::Unconfined, &capabilities, false, false).unwrap().is_none());
+        assert!(decide(&Filter::Default, &capabilities, false, false).unwrap().is_some());
     }
 
     #[test]

@@ -98,6 +98,24 @@ fn our_annotations_cannot_be_forged() {
 }
 
 #[test]
+fn a_vsock_is_for_hyperv_containers_that_ask_for_it() {
+    let asking = |value: &str| HostConfig {
+        annotations: Some([(VSOCK_ANNOTATION.to_owned(), value.to_owned())].into()),
+        ..Default::default()
+    };
+    let spec = built(&asking("true"), Isolation::Hyperv);
+    assert_eq!(spec.annotations().as_ref().unwrap()[VSOCK_ANNOTATION], "true");
+    for (value, isolation, why) in [
+        ("true", Isolation::Process, "needs --isolation=hyperv"),
+        ("/run/host.sock", Isolation::Hyperv, "neither true nor false"),
+    ] {
+        let refused = try_built(&shell(), &asking(value), isolation).unwrap_err();
+        assert!(refused.kind() == ErrorKind::InvalidArgument && refused.to_string().contains(why), "{refused}");
+    }
+    built(&asking("false"), Isolation::Process);
+}
+
+#[test]
 fn privileged_opens_the_kernel_it_runs_on_and_no_more() {
     let host = HostConfig { privileged: Some(true), ..Default::default() };
     let spec = built(&host, Isolation::Hyperv);

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use proto::gcs::wire::{self, ContainerRequest};
 use proto::{ErrorKind, ProcessDetails, Status};
 use tokio::sync::Mutex;
+use uvm::HypervisorError;
 
 use super::{Berth, PodVm};
 use crate::compute::{Changes, ComputeSystem, CreateInput, ExecRequest, Process, Update};
@@ -47,6 +48,10 @@ impl PodContainer {
         let number = pod.next_container();
         let (mut plan, mut berth) = pod.take(|first_share| {
             let plan = Plan::read_as(&bundle, container, &GuestNames::member(number, first_share))?;
+            if plan.vsock {
+                // Whoever is connected with is to be one container.
+                return Err(Status::from_error(HypervisorError::NoVsock.kind(), &HypervisorError::NoVsock));
+            }
             let shares = plan.shares.len();
             Ok((plan, shares))
         })?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use proto::network::{NETWORK_SLOTS, NetworkRates};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::net::UnixStream;
 use vmm::protocol::{self, GuestEnd, MachineSpec, Reply, Request};
 
@@ -17,6 +18,7 @@ use super::control::{Control, ControlError};
 use super::disks;
 use super::installation::VmmInstallation;
 use crate::console_text::{panic_text, printable};
+use crate::host_sockets::HostSockets;
 use crate::hypervisor::{ExitReason, HypervisorError, SlotBinding, SlotBindings, VirtualMachine, VmExit};
 use crate::machine::{MachineConfig, NOMINAL_DISK_BYTES};
 use crate::process::{Log, Running, Watched};
@@ -40,6 +42,8 @@ pub(super) struct KvmMachine {
     disk_slots: u32,
     /// The server's end of the file system.
     files: Mutex<Option<OwnedFd>>,
+    /// The host's end of the socket device, where there is one.
+    host: Mutex<Option<OwnedFd>>,
 }
 
 /// A process that was started: it builds its jail meanwhile, and a machine that has no memory yet. Dropping it kills it.
@@ -57,6 +61,8 @@ impl Waiting {
         let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(io_error("open /dev/kvm"))?;
         let (port, guest_port) = StdUnixStream::pair().map_err(io_error("make the port's sockets"))?;
         let (files, guest_files) = StdUnixStream::pair().map_err(io_error("make the file system's sockets"))?;
+        let (host, device) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|error| io_error("make the socket device's sockets")(error.into()))?;
         let (control, theirs) = Control::new().map_err(io_error("make the control socket"))?;
         let (log, messages) = Log::make(run_dir, "vmm.log").map_err(io_error("open the hypervisor's log"))?;
         let mut command = Command::new(installation.program());
@@ -72,10 +78,13 @@ impl Waiting {
         let watcher = Watcher { watched, control: Arc::clone(&control) };
         let running = Running::watched_by(process, watcher.run());
         let (port, files) = (Mutex::new(Some(port)), Mutex::new(Some(files.into())));
-        let prepare = Request::Prepare { machine: spec(config) };
-        let told = control.tell(&prepare, &[kvm.into(), guest_port.into(), guest_files.into()]).await;
+        let machine = spec(config);
+        let host = Mutex::new(machine.has_socket().then_some(host));
+        let prepare = Request::Prepare { machine };
+        let ends = [kvm.into(), guest_port.into(), guest_files.into(), device];
+        let told = control.tell(&prepare, &ends).await;
         told.map_err(io_error("speak to the hypervisor"))?;
-        Ok(Self(KvmMachine { running, control, port, files, disk_slots: config.disk_slots() }))
+        Ok(Self(KvmMachine { running, control, port, files, host, disk_slots: config.disk_slots() }))
     }
 
     /// The process's number.
@@ -149,6 +158,12 @@ impl VirtualMachine for KvmMachine {
 
     fn file_server(&self) -> Option<OwnedFd> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn host_sockets(&self, folder: &Path) -> Result<HostSockets, HypervisorError> {
+        let host = self.host.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or(HypervisorError::NoVsock)?;
+        let served = HostSockets::serve(host, folder);
+        served.map_err(|source| HypervisorError::Io { action: "make the sockets for a container's vsock", source })
     }
 
     async fn resume(&self) -> Result<(), HypervisorError> {

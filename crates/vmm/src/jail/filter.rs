@@ -10,7 +10,7 @@ pub enum Role {
     Control,
     /// Runs a processor.
     Processor,
-    /// Serves the console and other devices that touch no file.
+    /// Serves the console and other devices that touch no file. Streams come to the socket device as descriptors, and are watched.
     Devices,
     /// Reads and writes a disk's files.
     Disk,
@@ -55,7 +55,10 @@ impl Role {
         match self {
             Self::Control => vec![libc::SYS_poll, libc::SYS_ppoll, libc::SYS_recvmsg, libc::SYS_sendmsg],
             Self::Processor => Vec::new(),
-            Self::Devices => [WAIT, &[libc::SYS_recvfrom, libc::SYS_sendto]].concat(),
+            Self::Devices => {
+                let sockets = [libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_recvmsg, libc::SYS_sendmsg];
+                [WAIT, &sockets, &[libc::SYS_epoll_ctl, libc::SYS_shutdown]].concat()
+            }
             Self::Disk => {
                 let files = [libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_fallocate, libc::SYS_fdatasync];
                 [WAIT, &files].concat()

@@ -12,6 +12,7 @@ use crate::memory::GRANULE;
 use crate::ports::PortsState;
 use crate::processor::registers::ProcessorState;
 use crate::sys;
+use crate::virtio::fuzzing::seqpacket;
 use crate::virtio::testing::Random;
 
 const MEMORY: u64 = 4 * GRANULE;
@@ -28,8 +29,8 @@ fn spec() -> MachineSpec {
 }
 
 fn behind() -> Behind {
-    let (port, files) = UnixStream::pair().unwrap();
-    Behind { port: port.into(), files: files.into() }
+    let ((port, files), (_, host)) = (UnixStream::pair().unwrap(), seqpacket());
+    Behind { port: port.into(), files: files.into(), host }
 }
 
 fn devices(spec: &MachineSpec) -> Devices {

@@ -1,5 +1,5 @@
 //! The machine's virtio devices. Their numbers, pages and interrupts follow from the machine's size: the console, the disk
-//! slots in order, the network slots in order, entropy, the balloon, the file system.
+//! slots in order, the network slots in order, entropy, the balloon, the file system, the socket.
 
 use std::fs::File;
 use std::io;
@@ -26,6 +26,7 @@ use crate::virtio::entropy::Entropy;
 use crate::virtio::event_loop::EventLoop;
 use crate::virtio::file_system::FileSystem;
 use crate::virtio::network::Network;
+use crate::virtio::socket::Socket;
 use crate::virtio::transport::{QUEUE_NOTIFY, Transport, UnfitState};
 
 /// Devices that are no slots and that every machine has: console, entropy, balloon.
@@ -38,34 +39,40 @@ pub(crate) struct Behind {
     pub(crate) port: OwnedFd,
     /// The way to the file system's server.
     pub(crate) files: OwnedFd,
+    /// The way to the host's programs that speak to the guest's.
+    pub(crate) host: OwnedFd,
 }
 
 /// All of a machine's devices.
 pub(super) struct Devices {
     console: Arc<Transport<Console>>,
-    /// Those of console and file system, watched by their thread.
-    sockets: [OwnedFd; 2],
+    /// The sockets of console and file system, watched by their thread.
+    ends: [OwnedFd; 2],
     blocks: Vec<Arc<Transport<Block>>>,
     networks: Vec<Arc<Transport<Network>>>,
     entropy: Arc<Transport<Entropy>>,
     balloon: Arc<Transport<Balloon>>,
     /// One or none.
     files: Vec<Arc<Transport<FileSystem>>>,
+    /// One or none.
+    sockets: Vec<Arc<Transport<Socket>>>,
     spec: MachineSpec,
 }
 
 impl Devices {
-    /// New devices with nothing behind them but both sockets.
+    /// New devices with nothing behind them but their sockets.
     pub(super) fn new(spec: &MachineSpec, memory: &Arc<GuestMemory>, behind: Behind) -> Result<Self, MachineError> {
-        let Behind { port, files } = behind;
-        let others = OTHERS + u32::from(spec.has_file_system());
+        let Behind { port, files, host } = behind;
+        let others = OTHERS + u32::from(spec.has_file_system()) + u32::from(spec.has_socket());
         let count = spec.disk_slots.saturating_add(spec.network_slots).saturating_add(others);
         if usize::try_from(count - 1).ok().and_then(virtio_gsi).is_none() {
             return Err(MachineError::Size { what: "devices", count });
         }
         let failed = system("make a device");
-        rustix::io::ioctl_fionbio(&port, true).map_err(|error| failed(error.into()))?;
-        let sockets = [port.try_clone().map_err(&failed)?, files.try_clone().map_err(&failed)?];
+        for socket in [&port, &host] {
+            rustix::io::ioctl_fionbio(socket, true).map_err(|error| failed(error.into()))?;
+        }
+        let ends = [port.try_clone().map_err(&failed)?, files.try_clone().map_err(&failed)?];
         let blocks =
             (0..spec.disk_slots).map(|slot| device(Block::new(slot, !spec.is_writable(slot), spec.disk_bytes), memory));
         let blocks = blocks.collect::<Result<_, _>>()?;
@@ -76,12 +83,16 @@ impl Devices {
         let balloon = device(Balloon, memory)?;
         let files = spec.has_file_system().then(|| device(FileSystem::new(files), memory));
         let files = files.transpose()?.into_iter().collect();
-        Ok(Self { console, sockets, blocks, networks, entropy, balloon, files, spec: spec.clone() })
+        let mut sockets = Vec::new();
+        if spec.has_socket() {
+            sockets.push(device(Socket::new(host).map_err(&failed)?, memory)?);
+        }
+        Ok(Self { console, ends, blocks, networks, entropy, balloon, files, sockets, spec: spec.clone() })
     }
 
     /// Number of devices.
     pub(super) fn count(&self) -> usize {
-        self.blocks.len() + self.networks.len() + OTHERS as usize + self.files.len()
+        self.blocks.len() + self.networks.len() + OTHERS as usize + self.files.len() + self.sockets.len()
     }
 
     /// Their registers, page by page.
@@ -92,6 +103,7 @@ impl Devices {
         pages.push(Arc::clone(&self.entropy) as _);
         pages.push(Arc::clone(&self.balloon) as _);
         pages.extend(self.files.iter().map(|files| Arc::clone(files) as _));
+        pages.extend(self.sockets.iter().map(|socket| Arc::clone(socket) as _));
         pages
     }
 
@@ -104,7 +116,8 @@ impl Devices {
         self.networks.iter().try_for_each(|network| connect(vm, next(), network))?;
         connect(vm, next(), &self.entropy)?;
         connect(vm, next(), &self.balloon)?;
-        self.files.iter().try_for_each(|files| connect(vm, next(), files))
+        self.files.iter().try_for_each(|files| connect(vm, next(), files))?;
+        self.sockets.iter().try_for_each(|socket| connect(vm, next(), socket))
     }
 
     /// Few threads, since each costs every fork a stack and a filter: one for the disks that are written, one for those that are only
@@ -117,12 +130,18 @@ impl Devices {
         let console = Arc::clone(&self.console);
         // Edges suffice: whoever meets a socket's end looks again when there is something new on either side.
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        let [port, server] = &self.sockets;
+        let [port, server] = &self.ends;
         quick.watch(port.as_fd(), flags, move || console.turn(Console::socket_ready))?;
         for files in &self.files {
             quick.serve(files)?;
             let files = Arc::clone(files);
             quick.watch(server.as_fd(), flags, move || files.turn(FileSystem::socket_ready))?;
+        }
+        for socket in &self.sockets {
+            quick.serve(socket)?;
+            let (served, watch) = (Arc::clone(socket), socket.change(|socket| socket.watch().try_clone_to_owned())?);
+            quick.watch(watch.as_fd(), EventFlags::IN | EventFlags::ET, move || served.turn(Socket::go_on))?;
+            quick.keep(watch.into());
         }
         quick.spawn("devices", Role::Devices)?;
         // A flush of the disk that is written may take long: what only reads does not wait for it.
@@ -172,6 +191,7 @@ impl Devices {
         self.entropy.set_running(running);
         self.balloon.set_running(running);
         self.files.iter().for_each(|files| files.set_running(running));
+        self.sockets.iter().for_each(|socket| socket.set_running(running));
     }
 
     /// Has every device look into its queues, as its thread would.
@@ -189,6 +209,9 @@ impl Devices {
             self.balloon.serve(queue);
             for files in &self.files {
                 files.serve(queue);
+            }
+            for socket in &self.sockets {
+                socket.serve(queue);
             }
         }
     }
@@ -254,7 +277,8 @@ impl Devices {
             ("balloon".into(), self.balloon.standing()),
         ];
         let files = self.files.iter().map(|files| ("file system".to_owned(), files.standing()));
-        let all = others.into_iter().chain(blocks).chain(networks).chain(files);
+        let sockets = self.sockets.iter().map(|socket| ("socket".to_owned(), socket.standing()));
+        let all = others.into_iter().chain(blocks).chain(networks).chain(files).chain(sockets);
         all.filter_map(|(name, standing)| Some(format!("{name}: {}", standing?)))
     }
 
@@ -265,6 +289,7 @@ impl Devices {
             entropy: self.entropy.save(),
             balloon: self.balloon.save(),
             files: self.files.iter().map(|files| files.save()).collect(),
+            sockets: self.sockets.iter().map(|socket| socket.save()).collect(),
             blocks: self.blocks.iter().map(|block| block.save()).collect(),
             networks: self.networks.iter().map(|network| network.save()).collect(),
         }
@@ -272,9 +297,9 @@ impl Devices {
 
     /// Becomes what was frozen.
     pub(super) fn restore(&self, state: DevicesState) -> Result<(), MachineError> {
-        let DevicesState { console, entropy, balloon, files, blocks, networks } = state;
-        let counts = [blocks.len(), networks.len(), files.len()];
-        if counts != [self.blocks.len(), self.networks.len(), self.files.len()] {
+        let DevicesState { console, entropy, balloon, files, sockets, blocks, networks } = state;
+        let counts = [blocks.len(), networks.len(), files.len(), sockets.len()];
+        if counts != [self.blocks.len(), self.networks.len(), self.files.len(), self.sockets.len()] {
             return Err(StateError::OtherMachine("the number of devices").into());
         }
         let unfit = |error: UnfitState| MachineError::State(StateError::Device(error.to_string()));
@@ -282,6 +307,9 @@ impl Devices {
         self.entropy.restore(entropy).map_err(unfit)?;
         self.balloon.restore(balloon).map_err(unfit)?;
         for (own, state) in self.files.iter().zip(files) {
+            own.restore(state).map_err(unfit)?;
+        }
+        for (own, state) in self.sockets.iter().zip(sockets) {
             own.restore(state).map_err(unfit)?;
         }
         for (block, state) in self.blocks.iter().zip(blocks) {

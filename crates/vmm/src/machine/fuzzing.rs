@@ -15,7 +15,7 @@ use crate::ports::Ports;
 use crate::processor::registers::ProcessorState;
 use crate::protocol::MachineSpec;
 use crate::state::{self, MachineState};
-use crate::virtio::fuzzing::memory;
+use crate::virtio::fuzzing::{memory, seqpacket};
 
 const MEMORY: u64 = 2 * GRANULE;
 /// Accesses of one run.
@@ -33,8 +33,8 @@ fn spec() -> MachineSpec {
 }
 
 fn devices() -> Devices {
-    let (port, files) = UnixStream::pair().expect("two sockets");
-    let behind = Behind { port: port.into(), files: files.into() };
+    let ((port, files), (_, host)) = (UnixStream::pair().expect("two sockets"), seqpacket());
+    let behind = Behind { port: port.into(), files: files.into(), host };
     Devices::new(&spec(), &memory(MEMORY), behind).expect("devices that there can be")
 }
 

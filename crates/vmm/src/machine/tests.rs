@@ -9,6 +9,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
 use crate::memory::GRANULE;
+use crate::virtio::fuzzing::seqpacket;
 
 const COUNTER: u64 = 0x20_0000;
 const FLAG: u64 = 0x30_0000;
@@ -67,8 +68,8 @@ fn spec() -> MachineSpec {
 /// A machine without memory; nothing where there is no KVM.
 fn machine(spec: MachineSpec) -> Option<Machine> {
     let kvm = Kvm::new().inspect_err(|error| eprintln!("SKIPPED: /dev/kvm: {error}")).ok()?;
-    let (port, files) = UnixStream::pair().unwrap();
-    Some(Machine::new(kvm, spec, Behind { port: port.into(), files: files.into() }).unwrap())
+    let ((port, files), (_, host)) = (UnixStream::pair().unwrap(), seqpacket());
+    Some(Machine::new(kvm, spec, Behind { port: port.into(), files: files.into(), host }).unwrap())
 }
 
 /// A machine that boots in this memory.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -20,10 +20,12 @@ use super::entropy::Entropy;
 use super::file_system::FileSystem;
 use super::network::Network;
 use super::queue::QueueError;
+use super::socket::Socket;
 use super::transport::{Transport, TransportState};
 use crate::fuzz_input::Input;
 use crate::memory::{self, GRANULE, GuestMemory, Writes};
-use crate::protocol::NetworkRates;
+use crate::protocol::socket::{FromDevice, ToDevice};
+use crate::protocol::{self, NetworkRates};
 
 /// Bytes of the guest's memory.
 const MEMORY: u64 = 2 * GRANULE;
@@ -46,6 +48,12 @@ pub(crate) fn file(bytes: u64) -> File {
 /// Memory of one run.
 pub(crate) fn memory(bytes: u64) -> Arc<GuestMemory> {
     memory::map(file(bytes), bytes, Writes::Private).expect("a file in memory is mapped")
+}
+
+/// Two sockets of type SEQPACKET that do not block.
+pub(crate) fn seqpacket() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("two sockets")
 }
 
 /// A disk slot with a disk that can be written.
@@ -92,9 +100,7 @@ pub fn entropy(data: &[u8]) {
 
 /// A network slot with a tap through which anything comes, at one of some rates.
 pub fn network(data: &[u8]) {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let (host, guest): (OwnedFd, OwnedFd) =
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("two sockets");
+    let (host, guest) = seqpacket();
     let mut host = File::from(host);
     let talk = move |bytes: &[u8]| {
         let _ = host.write(bytes);
@@ -105,6 +111,42 @@ pub fn network(data: &[u8]) {
     let rate = |shift: u8| NonZeroU64::new(u64::from(data.first().copied().unwrap_or(0) >> shift & 3) * 1000);
     network.limit(NetworkRates { receive_frames: rate(0), send_bytes: rate(2), ..NetworkRates::default() });
     run(network, data, Network::receive, talk);
+}
+
+/// The socket device, a host that connects, accepts and refuses, and programs of the host that say anything and hang up.
+pub fn socket(data: &[u8]) {
+    let (host, device) = seqpacket();
+    let mut programs: Vec<UnixStream> = Vec::new();
+    let mut asked = 0;
+    let talk = move |bytes: &[u8]| {
+        while let Ok(Some((FromDevice::Wanted { number, .. }, _))) = protocol::receive(&host) {
+            asked = number;
+        }
+        let Some((&kind, rest)) = bytes.split_first() else { return };
+        let port = u32::from(rest.first().copied().unwrap_or(0) % 4);
+        let (ours, theirs) = UnixStream::pair().expect("two sockets");
+        ours.set_nonblocking(true).expect("a socket that does not block");
+        // What the device does not take is not said.
+        let _ = match kind % 8 {
+            0 | 1 => protocol::send(&host, &ToDevice::Connect { port }, &[theirs.as_fd()]),
+            2 => protocol::send(&host, &ToDevice::Answer { number: asked }, &[theirs.as_fd()]),
+            3 => protocol::send(&host, &ToDevice::Answer { number: port }, &[]),
+            4 => rustix::io::write(&host, rest).map(drop).map_err(Into::into),
+            5 => {
+                drop(programs.pop());
+                Ok(())
+            }
+            _ => programs.iter_mut().try_for_each(|program| {
+                let _ = program.read(&mut [0; 4096]);
+                program.write(rest).map(drop)
+            }),
+        };
+        if kind % 8 < 3 && programs.len() < 8 {
+            programs.push(ours);
+        }
+    };
+    let Ok(socket) = Socket::new(device) else { return };
+    run(socket, data, Socket::go_on, talk);
 }
 
 fn run<D: VirtioDevice>(

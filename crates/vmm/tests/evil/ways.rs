@@ -126,6 +126,13 @@ pub const WAYS: &[(&str, Try)] = &[
         let address = m.content(&[1, 0, 0, b'/', b't', b'm', b'p']);
         call(libc::SYS_sendto, [m.disk, address, 1, 0, address, 7])
     }),
+    ("send a message to another address", |m| {
+        let address = m.content(&[1, 0, b'/', b't', b'm', b'p', 0]);
+        // Source: struct msghdr; behind the address, since the kernel takes as much of that as it is told.
+        let header = [address, 7, 0, 0, 0, 0, 0].map(u64::to_ne_bytes).concat();
+        let header = m.content(&[&[1, 0, b'/', b't', b'm', b'p', 0, 0][..], &header].concat()) + 8;
+        call(libc::SYS_sendmsg, [m.disk, header, 0, 0, 0, 0])
+    }),
     ("a socket's option", |m| call(libc::SYS_setsockopt, [m.control, 1, 36, m.buffer(), 4, 0])),
     // Processes.
     ("execve", |m| call(libc::SYS_execve, [m.program(), 0, 0, 0, 0, 0])),
