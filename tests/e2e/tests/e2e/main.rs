@@ -79,4 +79,5 @@ mod store;
 mod templates;
 mod terminal;
 mod volumes;
+mod vsock;
 mod zygotes;
