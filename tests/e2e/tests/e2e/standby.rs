@@ -8,7 +8,8 @@ use rustix::process::Signal;
 
 use crate::forks::IDENTITY;
 
-fn host_with_standby() -> Option<TestHost> {
+/// A host whose engine keeps a utility VM that stands by.
+pub fn host_with_standby() -> Option<TestHost> {
     let options = HostOptions { flags: vec!["--standby-vms=1".into()], ..HostOptions::default() };
     TestHost::start_own_with(Wall::Hyperv, &options)
 }
@@ -17,7 +18,8 @@ fn standby(host: &TestHost) -> String {
     host.get_json("/info")["Bulkhead"]["Standby"].as_str().unwrap_or_default().to_owned()
 }
 
-fn wait_ready(host: &TestHost) {
+/// Waits until one does.
+pub fn wait_ready(host: &TestHost) {
     let ready = eventually(Duration::from_secs(60), || standby(host) == "ready");
     assert!(ready, "no standby: {}\n{}", standby(host), host.log());
 }
@@ -32,7 +34,8 @@ fn standby_vmm(host: &TestHost) -> i32 {
     record[0]["pid"].as_i64().unwrap().try_into().unwrap()
 }
 
-fn was_adopted(host: &TestHost, id: &str) -> bool {
+/// True for a container that got it.
+pub fn was_adopted(host: &TestHost, id: &str) -> bool {
     host.inspect(id)["Bulkhead"]["StandbyMicroseconds"].is_u64()
 }
 

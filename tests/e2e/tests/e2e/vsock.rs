@@ -5,15 +5,20 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
 use bulkhead_e2e::archive::Tar;
 use bulkhead_e2e::{TestHost, Wall};
 use sha2::{Digest as _, Sha256};
 
+use crate::standby::{host_with_standby, wait_ready, was_adopted};
+
 /// What the container runs: `vsock_peer.c`.
 const PEER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vsock-peer"));
 const ASKING: [&str; 4] = ["--network", "none", "--annotation", "dev.bulkhead.vsock=true"];
 const BYTES: usize = 1 << 20;
+/// For one read or write.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Makes a container with the program in it, and starts it.
 fn start(host: &TestHost, options: &[&str], command: &[&str]) -> String {
@@ -52,6 +57,9 @@ impl Folder {
     fn connect(&self, port: u32) -> (String, UnixStream) {
         let mut stream = UnixStream::connect(self.path("vsock.sock")).unwrap();
         writeln!(stream, "CONNECT {port}").unwrap();
+        for end in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+            end(&stream, Some(PATIENCE)).unwrap();
+        }
         let mut line = String::new();
         // Nothing follows before something was sent.
         BufReader::new(&stream).read_line(&mut line).unwrap();
@@ -105,8 +113,10 @@ fn host_and_container_connect_with_each_other_without_a_network() {
             std::io::copy(&mut stream, &mut sending).unwrap();
         });
         let script = "/peer connect 52 | sha256sum";
-        let said = host.docker_input(&["exec", "-i", &id, "sh", "-c", script], &all).ok();
-        assert_eq!(said.split(' ').next(), Some(digest(&all).as_str()));
+        let said = host.docker_input(&["exec", "-i", &id, "sh", "-c", script], &all);
+        // Whatever came of it, nobody waits for a connection any more.
+        drop(UnixStream::connect(folder.path("vsock.sock_52")));
+        assert_eq!(said.ok().split(' ').next(), Some(digest(&all).as_str()), "{said}");
     });
     host.docker(&["exec", &id, "/peer", "connect", "53"]).fails_saying(1, &["connect: connection reset"]);
     // There is no other way: neither network nor the host's other numbers.
@@ -114,6 +124,32 @@ fn host_and_container_connect_with_each_other_without_a_network() {
 
     host.docker(&["rm", "-f", &id]).ok();
     assert!(!Path::new(&socket).exists(), "{socket}");
+}
+
+#[test]
+fn a_utility_vm_that_stood_by_has_it_for_a_container_that_asks() {
+    let Some(host) = host_with_standby() else { return };
+    if !host.docker(&["info", "--format", "{{.Labels}}"]).ok().contains("hypervisor=bulkhead-vmm ") {
+        return;
+    }
+    assert_eq!(host.run(&[], &["true"]).code, 0);
+    wait_ready(&host);
+    let id = start(&host, &ASKING, &["/peer", "listen", "5000"]);
+    assert!(was_adopted(&host, &id));
+    host.wait_log(&id, "listening");
+    let folder = Folder::of(host.inspect(&id)["Bulkhead"]["VsockSocket"].as_str().unwrap());
+    let (line, mut stream) = folder.connect(5000);
+    assert!(line.starts_with("OK "), "{line:?}");
+    stream.write_all(b"here and back").unwrap();
+    let mut bytes = [0; 13];
+    stream.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"here and back");
+    // A stream that is open when the machine is held goes on with it.
+    host.docker(&["pause", &id]).ok();
+    stream.write_all(b"meanwhile").unwrap();
+    host.docker(&["unpause", &id]).ok();
+    stream.read_exact(&mut bytes[..9]).unwrap();
+    assert_eq!(&bytes[..9], b"meanwhile");
 }
 
 #[test]
