@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <linux/vm_sockets.h>
@@ -47,6 +48,7 @@ int main(int argc, char **argv)
 {
 	const char *act = argc > 1 ? argv[1] : "";
 	struct sockaddr_vm address = { .svm_family = AF_VSOCK, .svm_port = argc > 2 ? atoi(argv[2]) : 0 };
+	struct timeval patience = { .tv_sec = 60 };
 	int vsock = socket(AF_VSOCK, SOCK_STREAM, 0);
 
 	must("socket", vsock);
@@ -66,6 +68,8 @@ int main(int argc, char **argv)
 	}
 	if (!strcmp(act, "connect")) {
 		address.svm_cid = VMADDR_CID_HOST;
+		/* The kernel's own limit of two seconds is for quicker machines. */
+		must("setsockopt", setsockopt(vsock, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience, sizeof(patience)));
 		must("connect", connect(vsock, (struct sockaddr *)&address, sizeof(address)));
 		pid_t sender = fork();
 
