@@ -23,8 +23,9 @@ pub fn measure(host: &TestHost) -> anyhow::Result<()> {
     host.docker(&["rm", "-f", &id]).ok();
     let mib = |kib: u64| format!("{}.{} MiB", kib / 1024, kib % 1024 * 10 / 1024);
     println!(
-        "\nthe VMM of one idle container: {} of the guest, {} of its own (at most 3 MiB is asked for), of it {} dirty",
+        "\nthe VMM of one idle container: {} of the guest, of it {} written; {} of its own (at most 3 MiB is asked for), of it {} dirty",
         mib(split.guest_kib),
+        mib(split.guest_dirty_kib),
         mib(split.own_kib),
         mib(split.own_dirty_kib)
     );
@@ -43,6 +44,7 @@ pub fn measure_waiting(host: &TestHost) {
 /// Private memory of a VMM's process.
 struct Split {
     guest_kib: u64,
+    guest_dirty_kib: u64,
     own_kib: u64,
     own_dirty_kib: u64,
 }
@@ -50,7 +52,7 @@ struct Split {
 /// Source: proc_pid_smaps(5): a line without a colon behind its first word begins a mapping.
 fn split(pid: u32) -> anyhow::Result<Split> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps")).context("cannot read the VMM's mappings")?;
-    let mut found = Split { guest_kib: 0, own_kib: 0, own_dirty_kib: 0 };
+    let mut found = Split { guest_kib: 0, guest_dirty_kib: 0, own_kib: 0, own_dirty_kib: 0 };
     let mut size = 0;
     for line in text.lines() {
         let mut words = line.split_whitespace();
@@ -59,7 +61,11 @@ fn split(pid: u32) -> anyhow::Result<Split> {
         };
         match name {
             "Size:" => size = kib,
-            "Private_Clean:" | "Private_Dirty:" if size >= LEAST_GUEST_KIB => found.guest_kib += kib,
+            "Private_Clean:" if size >= LEAST_GUEST_KIB => found.guest_kib += kib,
+            "Private_Dirty:" if size >= LEAST_GUEST_KIB => {
+                found.guest_kib += kib;
+                found.guest_dirty_kib += kib;
+            }
             "Private_Clean:" => found.own_kib += kib,
             "Private_Dirty:" => {
                 found.own_kib += kib;

@@ -70,7 +70,7 @@ pub struct Flags {
 
     /// Utility VMs that stand by once a hyperv container has started, 0 or 1: costs about 60 MiB of memory, and the next
     /// hyperv container starts several times quicker under software emulation [default: 1 under software emulation; with KVM a
-    /// process without a guest in which the next one is forked, 2 to 5 MiB with its shim]
+    /// process without a guest in which the next one is forked, 1.5 to 3 MiB with its shim]
     #[arg(long, value_name = "N", value_parser = standby_vms)]
     pub standby_vms: Option<u32>,
 

@@ -36,7 +36,7 @@ pub enum Kind {
     /// A utility VM that has rehearsed: some 60 MiB.
     #[default]
     Vm,
-    /// A hypervisor's process that waits for a fork, where that is quick by itself: 2 to 5 MiB with its shim.
+    /// A hypervisor's process that waits for a fork, where that is quick by itself: 1.5 to 3 MiB with its shim.
     Process,
 }
 
